@@ -1,0 +1,30 @@
+"""residual_bilstm on FER2013, sized for two CPU cores.
+
+Data     FER2013 (`python -m fer_jax data build --dataset=fer2013 --source=...`).
+Command  python -m fer_jax train \
+           --config=configs/fer2013_residual_bilstm_cpu.py \
+           --workdir=runs/fer2013_cpu
+"""
+
+from fer_jax import config as base
+
+
+def get_config():
+  config = base.get_base(model='residual_bilstm', dataset='fer2013')
+  config.data.protocol = 'fer2013_dev'
+  config.model.stem_filters = 32
+  config.model.filters = (32, 64, 128)
+  config.model.units = 128
+  config.optim.name = 'adamw'
+  config.optim.learning_rate = 3e-3
+  config.optim.weight_decay = 2e-2
+  config.optim.clip_norm = 1.0
+  config.optim.schedule = 'cosine'
+  config.optim.warmup_epochs = 1.0
+  config.augment.rotation = 15.0
+  config.augment.crop = 0.85
+  config.train.batch_size = 64
+  config.train.epochs = 40
+  config.train.label_smoothing = 0.1
+  config.train.ema_decay = 0.999
+  return config

@@ -1,0 +1,97 @@
+"""The command line: `python -m fer_jax VERB [flags]`."""
+
+import importlib
+import logging
+import os
+import pathlib
+import pkgutil
+import sys
+
+from absl import flags
+
+from fer_jax import commands
+from fer_jax.errors import UserError
+
+USAGE_ERROR = 2
+
+
+def verbs() -> list[str]:
+  """The verbs there are, one module each in `fer_jax.commands`."""
+  return sorted(m.name for m in pkgutil.iter_modules(commands.__path__))
+
+
+def _list_verbs() -> str:
+  lines = ['usage: python -m fer_jax VERB [flags]; VERB --help tells its flags']
+  for verb in verbs():
+    module = importlib.import_module(f'fer_jax.commands.{verb}')
+    lines.append(f'  {verb:<10} {module.SUMMARY}')
+  return '\n'.join(lines)
+
+
+def _complain(message: str) -> int:
+  """One line on stderr, whatever the message holds."""
+  print(f'fer_jax: {" ".join(str(message).split())}', file=sys.stderr)
+  return USAGE_ERROR
+
+
+def _json_config(argument: str) -> str:
+  """Lets --config=FILE.json stand where a Python config file is expected."""
+  name, equals, path = argument.partition('=')
+  if name.lstrip('-') == 'config' and equals and path.endswith('.json'):
+    loader = pathlib.Path(__file__).with_name('config_json.py')
+    return f'--config={loader}:{path}'
+  return argument
+
+
+def _use_compilation_cache() -> None:
+  """Keeps compiled programs between processes unless the user chose a place."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
+      pathlib.Path(cache) / 'fer_jax' / 'xla'
+    )
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+
+
+def main(argv: list[str]) -> int:
+  """Runs a verb.
+
+  Args:
+    argv: the program's name, the verb, its flags and arguments.
+
+  Returns:
+    The exit status: 0, or 2 with one line on stderr for a user's mistake.
+  """
+  if len(argv) < 2 or argv[1] in ('-h', '--help', 'help'):
+    print(_list_verbs())
+    return 0
+  verb = argv[1]
+  if verb not in verbs():
+    return _complain(f'unknown verb {verb!r}; expected {", ".join(verbs())}')
+  logging.basicConfig(level=logging.WARNING, format='%(message)s')
+  _use_compilation_cache()
+  module = importlib.import_module(f'fer_jax.commands.{verb}')
+  module.define_flags()
+  arguments = [f'fer_jax {verb}', *map(_json_config, argv[2:])]
+  if any(a in ('-h', '--help') for a in arguments):
+    print(f'{module.SUMMARY}\n\nusage: python -m fer_jax {verb} [flags]\n')
+    print(flags.FLAGS.module_help(module.__name__))
+    return 0
+  # config_flags reads the overrides from sys.argv.
+  sys.argv = arguments
+  try:
+    remaining = flags.FLAGS(arguments)
+    return module.main([verb, *remaining[1:]]) or 0
+  except (UserError, flags.Error) as error:
+    return _complain(str(error))
+  except KeyboardInterrupt:
+    return _complain('interrupted')
+
+
+def run() -> None:
+  """The console script."""
+  sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,1 @@
+"""Timing on this machine, against peers measured in the same run."""

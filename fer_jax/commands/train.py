@@ -1,0 +1,56 @@
+"""`train`: trains a run, or goes on with an interrupted one."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from fer_jax.errors import UserError
+
+SUMMARY = 'Train a run from a config, or resume the one in --workdir.'
+
+
+def define_flags() -> None:
+  """Defines the verb's flags."""
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Config file (Python, or the config.json of a run); single fields are '
+    'set with --config.SECTION.FIELD=VALUE.',
+  )
+  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  flags.DEFINE_float(
+    'max_seconds',
+    0.0,
+    'Leave in good order after the epoch that passes this; 0 is no limit.',
+    lower_bound=0.0,
+  )
+  flags.DEFINE_bool('fields', False, 'List the fields of a config and leave.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the verb."""
+  from fer_jax import config as config_lib
+  from fer_jax.training import loop
+
+  values = flags.FLAGS
+  if values.fields:
+    print(config_lib.describe_fields())
+    return 0
+  if len(argv) > 1:
+    raise UserError(f'train takes no argument {argv[1]!r}; see train --help')
+  if values.config is None:
+    raise UserError(
+      '--config is missing; expected a config file such as '
+      'configs/quickstart.py'
+    )
+  if not values.workdir:
+    raise UserError('--workdir is missing; expected a folder for the run')
+  outcome = loop.train(
+    values.config, values.workdir, max_seconds=values.max_seconds
+  )
+  ended = ' (stopped early)' if outcome.stopped_early else ''
+  print(
+    f'done{ended}: epoch {outcome.epoch}, step {outcome.step}; best '
+    f'validation {values.config.train.select} {abs(outcome.best_metric):.4f} '
+    f'at step {outcome.best_step}; run in {values.workdir}'
+  )
+  return 0

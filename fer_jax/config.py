@@ -1,0 +1,491 @@
+"""The base config: every field, what it means and what it may be.
+
+`FIELDS` is the one list of fields. It makes the base config, documents it
+(`python -m fer_jax train --fields`) and validates a user's config before
+anything compiles. The sections `model` and `data.options` take their fields
+from the model's preset and the data set's builder.
+
+A config file is Python:
+
+    from fer_jax import config as base
+
+    def get_config():
+      config = base.get_base(model='residual_bilstm', dataset='fer2013')
+      config.optim.learning_rate = 3e-3
+      return config
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_collections
+
+from fer_jax import datasets, metrics, models
+from fer_jax.data import augment, protocol
+from fer_jax.errors import UserError
+
+OPTIMIZERS = ('adam', 'adamw', 'sgd')
+SCHEDULES = ('constant', 'cosine', 'step', 'plateau')
+SELECTION_METRICS = ('accuracy', 'loss')
+
+Check = Callable[[Any], str | None]
+"""Takes a value, returns what is allowed where the value is not, else None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One field of the config: default, meaning, and what is allowed."""
+
+  default: Any
+  meaning: str
+  check: Check
+
+
+def _number(
+  low: float = -math.inf,
+  high: float = math.inf,
+  *,
+  above: bool = False,
+  below: bool = False,
+) -> Check:
+  """A finite number in [low, high]; `above` and `below` exclude the ends."""
+  left = f'{"above" if above else "at least"} {low:g}' if low > -math.inf else ''
+  right = f'{"below" if below else "at most"} {high:g}' if high < math.inf else ''
+  allowed = ' and '.join(filter(None, ['a number', left, right])).replace(
+    'a number and', 'a number'
+  )
+
+  def check(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      return allowed
+    low_ok = value > low if above else value >= low
+    high_ok = value < high if below else value <= high
+    return None if math.isfinite(value) and low_ok and high_ok else allowed
+
+  return check
+
+
+def _whole(low: int, high: int | None = None) -> Check:
+  """A whole number in [low, high]."""
+  upper = f' and at most {high}' if high is not None else ''
+  allowed = f'a whole number of at least {low}{upper}'
+
+  def check(value):
+    if isinstance(value, bool) or not isinstance(value, int):
+      return allowed
+    return None if value >= low and (high is None or value <= high) else allowed
+
+  return check
+
+
+def _one_of(*names: Any) -> Check:
+  allowed = 'one of ' + ', '.join(str(n) for n in names)
+
+  def check(value):
+    known = any(value == n and type(value) is type(n) for n in names)
+    return None if known else allowed
+
+  return check
+
+
+def _text(value: Any) -> str | None:
+  return None if isinstance(value, str) else 'a text'
+
+
+def _flag(value: Any) -> str | None:
+  return None if isinstance(value, bool) else 'True or False'
+
+
+def _epochs(value: Any) -> str | None:
+  fine = isinstance(value, tuple) and all(
+    _number(0, above=True)(v) is None for v in value
+  )
+  return None if fine else 'epochs above 0, as (60, 120)'
+
+
+FIELDS: dict[str, Field] = {
+  'seed': Field(0, 'seeds every random stream of the run', _whole(0)),
+  # What is learnt from.
+  'data.name': Field(
+    'synthetic_faces', 'the data set', lambda v: _one_of(*datasets.names())(v)
+  ),
+  'data.data_dir': Field(
+    '', "where data sets are built; '' is $FER_JAX_DATA or the default", _text
+  ),
+  'data.protocol': Field(
+    'official',
+    'who trains, who selects, who is reported',
+    lambda v: _one_of(*protocol.names())(v),
+  ),
+  'data.protocol_seed': Field(
+    0, 'seeds the protocol, apart from the run', _whole(0)
+  ),
+  'data.image_size': Field(
+    48, 'side in pixels that images are resized to', _whole(8, 512)
+  ),
+  'data.channels': Field(1, '1 grey, 3 RGB', _one_of(1, 3)),
+  'data.residence': Field(
+    'auto',
+    "'device' keeps the set in device memory, 'stream' reads it through "
+    "Grain, 'auto' streams what exceeds data.resident_gib",
+    _one_of('auto', 'device', 'stream'),
+  ),
+  'data.resident_gib': Field(
+    8.0, 'the largest set kept on the device, GiB', _number(0)
+  ),
+  'data.workers': Field(
+    0, "Grain's reading processes when streaming; 0 reads in this one", _whole(0)
+  ),
+  # Augmentation, on the device. Amplitudes are multiplied by strength.
+  'augment.enabled': Field(True, 'whether training images are changed', _flag),
+  'augment.strength': Field(
+    1.0, 'scales all amplitudes; 0 is identity', _number(0, 2)
+  ),
+  'augment.rotation': Field(
+    30.0, 'largest rotation either way, degrees', _number(0, 180)
+  ),
+  'augment.flip': Field(
+    0.5, 'probability of a horizontal flip', _number(0, 1)
+  ),
+  'augment.crop': Field(
+    0.8,
+    'smallest side of a random crop that is resized back, as a fraction',
+    _number(0, 1, above=True),
+  ),
+  'augment.shift': Field(
+    0.0, 'largest shift, as a fraction of the side', _number(0, 1)
+  ),
+  'augment.zoom': Field(
+    0.0, 'largest zoom in or out, as a fraction', _number(0, 1, below=True)
+  ),
+  'augment.brightness': Field(
+    0.2, 'largest change, as a fraction of the full scale', _number(0, 1)
+  ),
+  'augment.contrast': Field(
+    0.2, 'largest relative change', _number(0, 1)
+  ),
+  'augment.saturation': Field(
+    0.2, 'largest relative change; RGB only', _number(0, 1)
+  ),
+  'augment.hue': Field(
+    0.05, 'largest turn of the colour circle; RGB only', _number(0, 0.5)
+  ),
+  'augment.erasing': Field(
+    0.0, 'probability of random erasing', _number(0, 1)
+  ),
+  'augment.mixup': Field(0.0, "mixup's alpha, 0 is off", _number(0)),
+  'augment.cutmix': Field(0.0, "cutmix's alpha, 0 is off", _number(0)),
+  # The optimiser.
+  'optim.name': Field('adam', 'the optimiser', _one_of(*OPTIMIZERS)),
+  'optim.learning_rate': Field(
+    1e-3, 'at its peak', _number(0, above=True)
+  ),
+  'optim.momentum': Field(
+    0.9, "SGD's momentum, Adam's first moment", _number(0, 1, below=True)
+  ),
+  'optim.beta2': Field(
+    0.999, "Adam's second moment", _number(0, 1, below=True)
+  ),
+  'optim.eps': Field(1e-7, "Adam's epsilon", _number(0, above=True)),
+  'optim.weight_decay': Field(
+    0.0, 'decoupled, on kernels; needs adamw or sgd', _number(0)
+  ),
+  'optim.l2': Field(
+    0.0, "penalty on the kernels' squares, added to the loss", _number(0)
+  ),
+  'optim.clip_norm': Field(
+    0.0, 'largest global gradient norm, 0 is off', _number(0)
+  ),
+  'optim.schedule': Field(
+    'constant', 'of the learning rate', _one_of(*SCHEDULES)
+  ),
+  'optim.warmup_epochs': Field(0.0, 'epochs of linear warm-up', _number(0)),
+  'optim.final_fraction': Field(
+    0.0, 'cosine ends at this fraction', _number(0, 1)
+  ),
+  'optim.step_epochs': Field(
+    (), 'epochs at which the step schedule multiplies', _epochs
+  ),
+  'optim.step_factor': Field(
+    0.1, 'what the step schedule multiplies by', _number(0, 1, above=True)
+  ),
+  'optim.plateau_patience': Field(
+    10, 'validations without improvement before a reduction', _whole(1)
+  ),
+  'optim.plateau_factor': Field(
+    0.5, 'what the plateau schedule multiplies by', _number(0, 1, above=True)
+  ),
+  # Training.
+  'train.batch_size': Field(64, 'images a step', _whole(1)),
+  'train.epochs': Field(100, 'passes over the training list', _whole(1)),
+  'train.block_steps': Field(
+    100, 'steps a dispatch; changes no result', _whole(1)
+  ),
+  'train.loss': Field(
+    'cross_entropy', 'the loss', lambda v: _one_of(*metrics.LOSSES)(v)
+  ),
+  'train.label_smoothing': Field(
+    0.0, 'share of the target spread over all classes', _number(0, 1)
+  ),
+  'train.class_weights': Field(
+    'none',
+    "'balanced' weighs examples by the inverse frequency of their class",
+    _one_of('none', 'balanced'),
+  ),
+  'train.ema_decay': Field(
+    0.0,
+    'decay of the moving averages that evaluation then uses, 0 is off',
+    _number(0, 1, below=True),
+  ),
+  'train.select': Field(
+    'accuracy',
+    'the validation metric that names the best checkpoint',
+    _one_of(*SELECTION_METRICS),
+  ),
+  'train.patience': Field(
+    0, 'validations without improvement before stopping, 0 never', _whole(0)
+  ),
+  'train.validate_every': Field(1, 'epochs between validations', _whole(1)),
+}
+
+DERIVED_MODEL_FIELDS = frozenset({'input_shape'})
+"""Model fields that follow from the data section and are not set twice."""
+
+FREE_ON_RESUME = frozenset(
+  {'data.data_dir', 'data.workers', 'data.resident_gib', 'train.block_steps'}
+)
+"""Fields that change no result, so a resumed run may change them."""
+
+
+def get_base(
+  *, model: str = 'residual_bilstm', dataset: str = 'synthetic_faces'
+) -> ml_collections.ConfigDict:
+  """The base config for a model and a data set, locked against new fields.
+
+  Args:
+    model: a name of `models.available()`; its fields make `config.model`.
+    dataset: a name of `datasets.names()`; its options make
+      `config.data.options`.
+  """
+  config = ml_collections.ConfigDict()
+  for name, field in FIELDS.items():
+    _set(config, name, field.default)
+  config.data.name = dataset
+  config.data.options = ml_collections.ConfigDict(
+    datasets.resolve_options(dataset, {})
+  )
+  config.model = ml_collections.ConfigDict({'name': model})
+  for name, default in models.fields(model).items():
+    if name not in DERIVED_MODEL_FIELDS:
+      config.model[name] = default
+  return config.lock()
+
+
+def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+  *sections, leaf = name.split('.')
+  for section in sections:
+    if section not in config:
+      config[section] = ml_collections.ConfigDict()
+    config = config[section]
+  config[leaf] = value
+
+
+def flatten(
+  config: ml_collections.ConfigDict, prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """Yields (dotted name, value) of every leaf."""
+  for name in config:
+    value = config[name]
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from flatten(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', value
+
+
+def nearest(name: str, known) -> str:
+  """' (did you mean X?)' for the nearest known name, '' where none is near."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+  return f' (did you mean {close[0]}?)' if close else ''
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks every field before anything compiles.
+
+  Raises:
+    UserError: naming the field, its value and what is allowed.
+  """
+  values = dict(flatten(config))
+  name = values.get('model.name')
+  if name not in models.available():
+    raise UserError(
+      f'model.name is {name!r}; allowed is one of '
+      f'{", ".join(models.available())}{nearest(str(name), models.available())}'
+    )
+  dataset = values.get('data.name')
+  if dataset not in datasets.names():
+    raise UserError(
+      f'data.name is {dataset!r}; allowed is one of '
+      f'{", ".join(datasets.names())}{nearest(str(dataset), datasets.names())}'
+    )
+  expected = dict(flatten(get_base(model=name, dataset=dataset)))
+  for field in values:
+    if field not in expected:
+      raise UserError(
+        f'unknown config field {field}{nearest(field, expected)}'
+      )
+  for field in expected:
+    if field not in values:
+      raise UserError(f'config field {field} is missing')
+  for field, spec in FIELDS.items():
+    allowed = spec.check(values[field])
+    if allowed:
+      raise UserError(f'{field} is {values[field]!r}; allowed is {allowed}')
+  _validate_together(values)
+  try:
+    models.check(name, **model_overrides(config))
+  except ValueError as error:
+    raise UserError(f'config.model: {error}') from error
+  datasets.resolve_options(dataset, dict(config.data.options))
+
+
+def _validate_together(values: dict[str, Any]) -> None:
+  """What no single field can tell."""
+  if values['optim.weight_decay'] > 0 and values['optim.name'] == 'adam':
+    raise UserError(
+      'optim.weight_decay is decoupled and optim.name adam has none: use '
+      'optim.name adamw, or optim.l2 for a penalty in the loss'
+    )
+  if values['optim.warmup_epochs'] >= values['train.epochs']:
+    raise UserError(
+      f'optim.warmup_epochs is {values["optim.warmup_epochs"]}; allowed is '
+      f'fewer than train.epochs, {values["train.epochs"]}'
+    )
+  if values['optim.schedule'] == 'step' and not values['optim.step_epochs']:
+    raise UserError(
+      'optim.step_epochs is (); optim.schedule step needs at least one epoch'
+    )
+  if values['train.epochs'] < values['train.validate_every']:
+    raise UserError(
+      f'train.validate_every is {values["train.validate_every"]}; allowed is '
+      f'at most train.epochs, {values["train.epochs"]}'
+    )
+
+
+def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The keyword arguments of `models.create` that the config stands for."""
+  fields = {k: v for k, v in config.model.items() if k != 'name'}
+  size = config.data.image_size
+  if 'input_shape' in models.fields(config.model.name):
+    fields['input_shape'] = (size, size, config.data.channels)
+  return fields
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Nested plain values, as config.json holds them."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(value: dict[str, Any], *, source: str) -> Any:
+  """A config from the content of a config.json.
+
+  Raises:
+    UserError: naming `source` and the field that does not fit.
+  """
+  try:
+    model, dataset = value['model']['name'], value['data']['name']
+  except (KeyError, TypeError):
+    raise UserError(f'{source} is no config: it names no model and data') from None
+  if model not in models.available() or dataset not in datasets.names():
+    raise UserError(f'{source} names model {model!r} and data set {dataset!r}; '
+                    'at least one is not known here')
+  config = get_base(model=model, dataset=dataset)
+  known = dict(flatten(config))
+  for name, leaf in _leaves(value):
+    if name not in known:
+      raise UserError(f'{source}: unknown config field {name}'
+                      f'{nearest(name, known)}')
+    if isinstance(known[name], tuple) and isinstance(leaf, list):
+      leaf = _as_tuple(leaf)
+    try:
+      with config.unlocked():
+        _set(config, name, leaf)
+    except TypeError as error:
+      raise UserError(f'{source}: {name} is {leaf!r}: {error}') from error
+  return config
+
+
+def _as_tuple(value: Any) -> Any:
+  return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
+
+
+def _leaves(value: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for name, leaf in value.items():
+    if isinstance(leaf, dict):
+      yield from _leaves(leaf, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', leaf
+
+
+def load_json(path: str | pathlib.Path) -> Any:
+  """Reads a config.json.
+
+  Raises:
+    UserError: naming the file and what is wrong with it.
+  """
+  try:
+    value = json.loads(pathlib.Path(path).read_text())
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON: {error}') from error
+  return from_json(value, source=str(path))
+
+
+def differences(
+  there: ml_collections.ConfigDict, here: ml_collections.ConfigDict
+) -> list[str]:
+  """'field is X there and Y here' for each that changes results."""
+  a, b = dict(flatten(there)), dict(flatten(here))
+  return [
+    f'{name} is {a.get(name)!r} there and {b.get(name)!r} here'
+    for name in sorted(a.keys() | b.keys())
+    if name not in FREE_ON_RESUME and a.get(name) != b.get(name)
+  ]
+
+
+def augmentation(config: ml_collections.ConfigDict) -> Any:
+  """The static settings of augmentation, None where it is off."""
+  if not config.augment.enabled:
+    return None
+  fields = {
+    k: v
+    for k, v in config.augment.items()
+    if k not in ('enabled', 'strength')
+  }
+  return augment.Augmentation(**fields)
+
+
+def hparams(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """The traced scalars of the training state."""
+  return {
+    'learning_rate': config.optim.learning_rate,
+    'weight_decay': config.optim.weight_decay,
+    'l2': config.optim.l2,
+    'dropout': config.model.get('dropout', 0.0),
+    'label_smoothing': config.train.label_smoothing,
+    'augment_strength': config.augment.strength,
+  }
+
+
+def describe_fields() -> str:
+  """One line a field: name, default, meaning."""
+  width = max(len(name) for name in FIELDS)
+  return '\n'.join(
+    f'{name:<{width}}  {field.meaning} [{field.default!r}]'
+    for name, field in FIELDS.items()
+  )

@@ -1,0 +1,423 @@
+"""Random changes to a batch, on the device.
+
+Legend: B batch, T frames, H rows, W columns, C channels, K classes. What
+happens to one example is written for one example, (T, H, W, C), and mapped
+over the batch.
+
+Geometry (flip, rotation, zoom, shift, crop and resize back) is composed into
+one affine map per example and sampled once, bilinearly; four gathers of taps
+are the fastest form on CPU (docs/LOG.md). Outside the image the border is
+mirrored without repeating the edge pixel (scipy's 'mirror'): black corners
+would be a clue that the model never meets at test time.
+
+Colour changes follow in float32 on [0, 1], then one clip. A model fed with
+`standardize.per_image` undoes brightness and contrast but for what they clip.
+
+All draws of example i depend on the batch's key and i alone, not on the
+batch's size.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+# ITU-R BT.601 luma, what RGB to grey means everywhere in this package.
+_LUMA = (0.299, 0.587, 0.114)
+
+# Random erasing (Zhong et al. 2017, arXiv 1708.04896): the share of the
+# area that is erased and the ratio of its sides.
+_ERASED_AREA = (0.02, 0.4)
+_LOG_ROOT_ASPECT = 0.5 * math.log(1.0 / 0.3)
+
+# Strengths beyond 1 may not turn the image inside out.
+_LEAST_SCALE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """What may change and by how much at strength 1. All static.
+
+  Attributes:
+    rotation: Largest angle in degrees, either way.
+    flip: Probability of a horizontal flip.
+    crop: Smallest side of the random crop as a share of the image; 1 is off.
+    shift: Largest shift as a share of each side.
+    zoom: Largest relative change of size, either way.
+    brightness: Largest value added to all pixels, on the [0, 1] scale.
+    contrast: Largest relative change of the distance to the image's mean.
+    saturation: Largest relative change of the distance to grey; RGB only.
+    hue: Largest turn of the hue circle, 1 a whole turn; RGB only.
+    erasing: Probability that a rectangle is replaced by the image's mean.
+    mixup: alpha of the Beta distribution of the shares (arXiv 1710.09412).
+    cutmix: alpha of the Beta distribution of the areas (arXiv 1905.04899).
+      With both, each example tosses a coin.
+  """
+
+  rotation: float = 30.0
+  flip: float = 0.5
+  crop: float = 0.8
+  shift: float = 0.0
+  zoom: float = 0.0
+  brightness: float = 0.2
+  contrast: float = 0.2
+  saturation: float = 0.2
+  hue: float = 0.05
+  erasing: float = 0.0
+  mixup: float = 0.0
+  cutmix: float = 0.0
+
+  def __post_init__(self):
+    for name, largest in _LARGEST.items():
+      value = getattr(self, name)
+      if not 0.0 <= value <= largest:
+        raise ValueError(
+          f'augmentation.{name} is {value}; expected 0 to {largest:g}'
+        )
+    if self.crop == 0.0:
+      raise ValueError('augmentation.crop is 0; expected above 0, up to 1')
+
+
+_LARGEST = {
+  'rotation': 180.0,
+  'flip': 1.0,
+  'crop': 1.0,
+  'shift': 1.0,
+  'zoom': 0.9,
+  'brightness': 1.0,
+  'contrast': 1.0,
+  'saturation': 1.0,
+  'hue': 0.5,
+  'erasing': 1.0,
+  'mixup': 100.0,
+  'cutmix': 100.0,
+}
+
+# Columns of the table of uniform draws. New ones go last: a draw keeps its
+# column, so adding an operation changes no other.
+_DRAWS = (
+  'rotation',
+  'flip',
+  'crop',
+  'crop_row',
+  'crop_column',
+  'shift_row',
+  'shift_column',
+  'zoom',
+  'brightness',
+  'contrast',
+  'saturation',
+  'hue',
+  'erasing',
+  'erased_area',
+  'erased_aspect',
+  'erased_row',
+  'erased_column',
+  'mix_kind',
+  'cut_row',
+  'cut_column',
+)
+
+
+def augment(
+  key: jax.Array,
+  images: jax.Array,
+  targets: jax.Array,
+  weight: jax.Array,
+  settings: Augmentation,
+  strength: float | jax.Array = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Changes a batch at random.
+
+  Args:
+    key: Key of this batch.
+    images: float32 (B, H, W, C) or (B, T, H, W, C) in [0, 1]. The frames of
+      a clip share one draw.
+    targets: float32 (B, K).
+    weight: float32 (B,), 0 on padding; padding is never mixed into examples.
+    settings: Static.
+    strength: Scalar, may be traced and batched. Scales amplitudes, mixed
+      shares, and up to 1 probabilities; 0 gives the input back exactly.
+
+  Returns:
+    (images, targets) of the same shapes and dtypes.
+  """
+  still = images.ndim == 4
+  clips = images[:, None] if still else images
+  strength = jnp.asarray(strength, images.dtype)
+  example = jnp.arange(clips.shape[0])
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(example)
+  # Without the barriers XLA computes random bits and sines once a pixel,
+  # inside the loops that use them: 8 times the time on CPU.
+  draws = jax.lax.optimization_barrier(jax.vmap(_uniform_draws)(keys))
+  clips = jax.vmap(lambda d, c: _alter(d, c, settings, strength))(draws, clips)
+  if settings.mixup or settings.cutmix:
+    partner = partners(weight)
+    clips, targets = jax.vmap(
+      lambda k, d, c, t, other_c, other_t: _mix(
+        k, d, c, t, other_c, other_t, settings, strength
+      )
+    )(keys, draws, clips, targets, clips[partner], targets[partner])
+  return (clips[:, 0] if still else clips), targets
+
+
+def warp(clip: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
+  """Samples a clip under one affine map, bilinearly, border mirrored.
+
+  Args:
+    clip: (T, H, W, C).
+    matrix: (2, 2), offset: (2,). The value at row and column p (both from
+      the image's centre, in pixels) comes from matrix @ p + offset.
+
+  Returns:
+    (T, H, W, C). Equal to `scipy.ndimage.affine_transform(order=1,
+    mode='mirror')` as far as one image's width beyond the border, clamped
+    farther out.
+  """
+  frames, height, width, channels = clip.shape
+  middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
+  row = (jnp.arange(height, dtype=clip.dtype) - middle_row)[:, None]
+  column = (jnp.arange(width, dtype=clip.dtype) - middle_column)[None, :]
+  source_row = matrix[0, 0] * row + matrix[0, 1] * column + offset[0]
+  source_column = matrix[1, 0] * row + matrix[1, 1] * column + offset[1]
+  top, down = _tap(source_row + middle_row, height)
+  left, right = _tap(source_column + middle_column, width)
+  # In an image one pixel high or wide the second tap is the first.
+  below, beside = width * min(height - 1, 1), min(width - 1, 1)
+  place = (top * width + left).reshape(-1)
+  flat = clip.reshape(frames, height * width, channels)
+
+  def tap(shift):
+    taps = flat.at[:, place + shift].get(mode='promise_in_bounds')
+    return taps.reshape(frames, height, width, channels)
+
+  down, right = down[None, :, :, None], right[None, :, :, None]
+  upper = (1 - right) * tap(0) + right * tap(beside)
+  lower = (1 - right) * tap(below) + right * tap(below + beside)
+  return (1 - down) * upper + down * lower
+
+
+def _tap(place: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+  """First of two neighbouring pixels and the share of the second."""
+  last = size - 1
+  mirrored = jnp.clip(last - jnp.abs(last - jnp.abs(place)), 0, last)
+  first = jnp.clip(jnp.floor(mirrored), 0, max(last - 1, 0))
+  return first.astype(jnp.int32), mirrored - first
+
+
+def _uniform_draws(key: jax.Array) -> dict[str, jax.Array]:
+  """One uniform number in [0, 1) for each name in `_DRAWS`."""
+  row = jax.random.uniform(key, (len(_DRAWS),))
+  return {name: row[n] for n, name in enumerate(_DRAWS)}
+
+
+def _signed(draw: jax.Array) -> jax.Array:
+  return 2.0 * draw - 1.0
+
+
+def _happens(draw: jax.Array, probability: float, strength: jax.Array):
+  return draw < probability * jnp.minimum(strength, 1.0)
+
+
+def _alter(
+  draw: dict[str, jax.Array],
+  clip: jax.Array,
+  settings: Augmentation,
+  strength: jax.Array,
+) -> jax.Array:
+  """Everything that happens to one example by itself, (T, H, W, C)."""
+  if (
+    settings.rotation
+    or settings.flip
+    or settings.crop < 1.0
+    or settings.shift
+    or settings.zoom
+  ):
+    affine = _affine(draw, clip.shape[1:3], settings, strength)
+    clip = warp(clip, *jax.lax.optimization_barrier(affine))
+    clip = jax.lax.optimization_barrier(clip)
+  clip = jax.lax.optimization_barrier(_colour(draw, clip, settings, strength))
+  if settings.erasing:
+    clip = _erase(draw, clip, settings, strength)
+  return clip
+
+
+def _affine(
+  draw: dict[str, jax.Array],
+  shape: tuple[int, ...],
+  settings: Augmentation,
+  strength: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Matrix (2, 2) and offset (2,) from output to input pixels.
+
+  Read from the output inwards: place in the crop window, then flip,
+  rotation and zoom about the image's centre, then shift.
+  """
+  size = jnp.asarray(shape, jnp.float32)
+  side = jnp.maximum(
+    1.0 - draw['crop'] * (1.0 - settings.crop) * strength, _LEAST_SCALE
+  )
+  window = _signed(jnp.stack([draw['crop_row'], draw['crop_column']]))
+  window = window * size * (1.0 - side) / 2.0
+  angle = _signed(draw['rotation']) * jnp.deg2rad(settings.rotation) * strength
+  # Zooming in shrinks what is sampled.
+  zoom = 1.0 + _signed(draw['zoom']) * settings.zoom * strength
+  scale = 1.0 / jnp.maximum(zoom, _LEAST_SCALE)
+  mirror = jnp.where(_happens(draw['flip'], settings.flip, strength), -1.0, 1.0)
+  cosine, sine = jnp.cos(angle) * scale, jnp.sin(angle) * scale
+  turn = jnp.stack(
+    [
+      jnp.stack([cosine, sine * mirror]),
+      jnp.stack([-sine, cosine * mirror]),
+    ]
+  )
+  shift = _signed(jnp.stack([draw['shift_row'], draw['shift_column']]))
+  shift = shift * size * settings.shift * strength
+  return turn * side, jnp.sum(turn * window[None, :], -1) + shift
+
+
+def _colour(
+  draw: dict[str, jax.Array],
+  clip: jax.Array,
+  settings: Augmentation,
+  strength: jax.Array,
+) -> jax.Array:
+  def amount(name):
+    return _signed(draw[name]) * getattr(settings, name) * strength
+
+  coloured = clip.shape[-1] == 3
+  if settings.brightness:
+    clip = clip + amount('brightness')
+  # x * f + m * (1 - f) rather than m + (x - m) * f: exact where f is 1.
+  if settings.contrast:
+    factor = 1.0 + amount('contrast')
+    clip = clip * factor + jnp.mean(clip) * (1.0 - factor)
+  if settings.saturation and coloured:
+    factor = 1.0 + amount('saturation')
+    luma = jnp.asarray(_LUMA, clip.dtype)
+    grey = jnp.expand_dims(jnp.tensordot(clip, luma, 1), -1)
+    clip = clip * factor + grey * (1.0 - factor)
+  if settings.hue and coloured:
+    clip = turn_hue(clip, amount('hue'))
+  return jnp.clip(clip, 0.0, 1.0)
+
+
+def turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
+  """Turns the hue (HSV) of RGB images (..., 3) by a share of the circle.
+
+  `turns` is a scalar; where it is 0 the input comes back exactly.
+  """
+  red, green, blue = images[..., 0], images[..., 1], images[..., 2]
+  value = jnp.maximum(jnp.maximum(red, green), blue)
+  chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+  safe = jnp.where(chroma > 0, chroma, 1.0)
+  sixths = 6.0 * turns + jnp.where(
+    value == red,
+    (green - blue) / safe,
+    jnp.where(
+      value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe
+    ),
+  )
+
+  # HSV to RGB in one formula: v - c * max(0, min(k, 4 - k, 1)) with
+  # k = (n + 6h) mod 6 and n = 5, 3, 1 for red, green, blue.
+  def channel(n):
+    k = jnp.mod(n + sixths, 6.0)
+    return value - chroma * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
+
+  turned = jnp.stack([channel(5.0), channel(3.0), channel(1.0)], -1)
+  return jnp.where(turns == 0.0, images, turned)
+
+
+def _box(
+  row_draw: jax.Array,
+  column_draw: jax.Array,
+  sides: tuple[jax.Array, jax.Array],
+  shape: tuple[int, ...],
+) -> jax.Array:
+  """bool (H, W), true in a box of whole pixels, anywhere inside the image."""
+
+  def span(draw, side, size):
+    side = jnp.clip(jnp.round(side), 0, size)
+    first = jnp.floor(draw * (size - side + 1))
+    place = jnp.arange(size)
+    return (place >= first) & (place < first + side)
+
+  rows = span(row_draw, sides[0], shape[0])
+  columns = span(column_draw, sides[1], shape[1])
+  return rows[:, None] & columns[None, :]
+
+
+def _erase(
+  draw: dict[str, jax.Array],
+  clip: jax.Array,
+  settings: Augmentation,
+  strength: jax.Array,
+) -> jax.Array:
+  """Replaces a rectangle by the mean of its frame, channel by channel."""
+  height, width = clip.shape[1:3]
+  least, most = _ERASED_AREA
+  area = least + draw['erased_area'] * (most - least)
+  # Root of the ratio of height to width, log-uniform.
+  ratio = jnp.exp(_signed(draw['erased_aspect']) * _LOG_ROOT_ASPECT)
+  box = _box(
+    draw['erased_row'],
+    draw['erased_column'],
+    (height * jnp.sqrt(area) * ratio, width * jnp.sqrt(area) / ratio),
+    (height, width),
+  )
+  box = box & _happens(draw['erasing'], settings.erasing, strength)
+  mean = jnp.mean(clip, axis=(1, 2), keepdims=True)
+  return jnp.where(box[None, :, :, None], mean, clip)
+
+
+def _mix(
+  key: jax.Array,
+  draw: dict[str, jax.Array],
+  clip: jax.Array,
+  target: jax.Array,
+  other_clip: jax.Array,
+  other_target: jax.Array,
+  settings: Augmentation,
+  strength: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Mixup or cutmix of one example with its partner, image and target."""
+  cut = jnp.asarray(not settings.mixup)
+  if settings.mixup and settings.cutmix:
+    cut = draw['mix_kind'] < 0.5
+  most = jnp.minimum(strength, 1.0)
+  # Numbers beyond those that the table of draws takes from this key.
+  mixup_key, cutmix_key = jax.random.split(jax.random.fold_in(key, 1))
+  share = jnp.zeros((), clip.dtype)
+  if settings.mixup:
+    share = jax.random.beta(mixup_key, settings.mixup, settings.mixup)
+    share = jnp.where(cut, 0.0, share * most)
+    clip = clip * (1.0 - share) + other_clip * share
+  if settings.cutmix:
+    area = jax.random.beta(cutmix_key, settings.cutmix, settings.cutmix)
+    side = jnp.sqrt(jnp.where(cut, area * most, 0.0))
+    height, width = clip.shape[1:3]
+    box = _box(
+      draw['cut_row'],
+      draw['cut_column'],
+      (height * side, width * side),
+      (height, width),
+    )
+    clip = jnp.where(box[None, :, :, None], other_clip, clip)
+    # The target's share is that of the pixels which were really replaced.
+    share = share + jnp.mean(box, dtype=clip.dtype)
+  return clip, target * (1.0 - share) + other_target * share
+
+
+def partners(weight: jax.Array) -> jax.Array:
+  """int32 (B,): the next real example, cyclically; padding keeps to itself.
+
+  The order within a batch is random already, so the next is any other.
+  """
+  real = weight > 0
+  count = jnp.sum(real)
+  order = jnp.argsort(~real, stable=True)
+  following = jnp.mod(jnp.cumsum(real), jnp.maximum(count, 1))
+  own = jnp.arange(weight.shape[0])
+  return jnp.where(real, order[following], own).astype(jnp.int32)

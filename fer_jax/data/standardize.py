@@ -1,0 +1,25 @@
+"""Brightness and contrast taken out of each image."""
+
+import jax
+import jax.numpy as jnp
+
+# A quarter of a grey level on the [0, 1] scale: what varies less than this
+# is a constant image, and must not have its rounding blown up to noise.
+_SMALLEST_DEVIATION = 0.25 / 255.0
+
+
+def per_image(images: jax.Array) -> jax.Array:
+  """Zero mean and unit variance over the pixels and channels of each image.
+
+  As P1 (deep residual BiLSTM fusion, 2025) prepares its images.
+
+  Args:
+    images: float (..., H, W, C) in [0, 1]; leading axes are images or frames.
+
+  Returns:
+    Same shape and dtype. A constant image becomes zeros (to rounding).
+  """
+  mean = jnp.mean(images, axis=(-3, -2, -1), keepdims=True)
+  centred = images - mean
+  variance = jnp.mean(jnp.square(centred), axis=(-3, -2, -1), keepdims=True)
+  return centred / jnp.maximum(jnp.sqrt(variance), _SMALLEST_DEVIATION)

@@ -1,0 +1,27 @@
+"""Data sets: built once into ArrayRecord, then read by row.
+
+The public functions are `names`, `build`, `load` and `default_data_dir`; they
+import a builder module only when its set is asked for.
+"""
+
+from fer_jax.datasets.dataset import (
+  Dataset,
+  build,
+  builder_module,
+  builds,
+  default_data_dir,
+  load,
+  names,
+  resolve_options,
+)
+
+__all__ = [
+  'Dataset',
+  'build',
+  'builder_module',
+  'builds',
+  'default_data_dir',
+  'load',
+  'names',
+  'resolve_options',
+]

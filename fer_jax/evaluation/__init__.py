@@ -1,0 +1,1 @@
+"""From logits to figures, and from a workdir's files to a report."""

@@ -1,0 +1,43 @@
+"""JSON and text files: written whole or not at all."""
+
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from fer_jax.errors import UserError
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file through a temporary one beside it and a rename."""
+  path = pathlib.Path(path)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'w', encoding='utf-8') as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes indented JSON, whole or not at all."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=False) + '\n')
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads JSON.
+
+  Raises:
+    UserError: naming the file, where it is missing or not JSON.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON: {error}') from error

@@ -1,0 +1,251 @@
+"""2-D convolution that is fast inside loops and under vmap on CPU too.
+
+Legend: B batch, H x W pixels, C input channels, O output channels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from fer_jax.nn.winograd import winograd_conv
+
+FORMS = ('auto', 'lax', 'patches', 'winograd2', 'winograd4')
+
+Padding = str | int | Sequence[int | tuple[int, int]]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv2d(
+  x_bhwc: jax.Array,
+  kernel_hwio: jax.Array,
+  *,
+  strides: int | Sequence[int] = (1, 1),
+  padding: Padding = 'SAME',
+  form: str = 'auto',
+) -> jax.Array:
+  """Cross-correlates images with a kernel, as `lax.conv_general_dilated`.
+
+  Args:
+    x_bhwc: images (B, H, W, C).
+    kernel_hwio: kernel (kh, kw, C, O) of the same dtype.
+    strides: steps down and across, or one number for both.
+    padding: 'SAME', 'VALID', one number, or a number or a (before, after)
+      pair each for H and W.
+    form: how it is computed; one of `FORMS`. 'auto' asks `choose_form`. All
+      give the same values to rounding, and the same gradients; none but
+      'lax' has a forward-mode derivative of its own.
+
+  Returns:
+    (B, H', W', O), of the images' dtype.
+
+  Raises:
+    ValueError: where shapes, dtypes, padding or form do not go together.
+  """
+  if x_bhwc.ndim != 4 or kernel_hwio.ndim != 4:
+    raise ValueError(
+      'conv2d takes images (B, H, W, C) and a kernel (kh, kw, C, O), got '
+      f'shapes {x_bhwc.shape} and {kernel_hwio.shape}'
+    )
+  if x_bhwc.shape[3] != kernel_hwio.shape[2]:
+    raise ValueError(
+      f'images have {x_bhwc.shape[3]} channels, the kernel expects '
+      f'{kernel_hwio.shape[2]}'
+    )
+  if x_bhwc.dtype != kernel_hwio.dtype:
+    raise ValueError(
+      f'images are {x_bhwc.dtype}, the kernel is {kernel_hwio.dtype}'
+    )
+  kernel_size = kernel_hwio.shape[:2]
+  stride = pair(strides, 'strides')
+  pads = resolve_padding(padding, x_bhwc.shape[1:3], kernel_size, stride)
+  output_size = tuple(
+    (size + sum(pad) - k) // step + 1
+    for size, pad, k, step in zip(
+      x_bhwc.shape[1:3], pads, kernel_size, stride, strict=True
+    )
+  )
+  if min(output_size) < 1:
+    raise ValueError(
+      f'a kernel of {kernel_size} leaves no output of images of '
+      f'{x_bhwc.shape[1:3]} with padding {pads}'
+    )
+  if form == 'auto':
+    form = choose_form(
+      jax.default_backend(),
+      kernel_size=kernel_size,
+      strides=stride,
+      in_features=kernel_hwio.shape[2],
+      out_features=kernel_hwio.shape[3],
+      output_size=output_size,
+      dtype=x_bhwc.dtype,
+    )
+  if form == 'lax':
+    return lax.conv_general_dilated(
+      x_bhwc, kernel_hwio, stride, pads,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )  # fmt: skip
+  if form == 'patches':
+    return _patches_conv(x_bhwc, kernel_hwio, stride, pads, output_size)
+  if form not in FORMS:
+    raise ValueError(f'form must be one of {FORMS}, got {form!r}')
+  if kernel_size != (3, 3) or stride != (1, 1):
+    raise ValueError(
+      f'{form} is for 3x3 kernels at stride 1, got {kernel_size} at {stride}'
+    )
+  if form == 'winograd4' and x_bhwc.dtype != jnp.float32:
+    raise ValueError(
+      f'winograd4 loses too much precision in {x_bhwc.dtype}: use winograd2'
+    )
+  tile = int(form[-1])
+  return winograd_conv(x_bhwc, kernel_hwio, pads, tile=tile, chunk=8)
+
+
+def choose_form(
+  platform: str,
+  *,
+  kernel_size: tuple[int, int],
+  strides: tuple[int, int],
+  in_features: int,
+  out_features: int,
+  output_size: tuple[int, ...],
+  dtype: Any,
+) -> str:
+  """The fastest form of a convolution, one of `FORMS` without 'auto'.
+
+  It does not look at the batch size, so a prediction does not depend on the
+  images beside it.
+  """
+  del out_features
+  if platform != 'cpu':
+    return 'lax'
+  if kernel_size != (3, 3) or strides != (1, 1) or in_features < 8:
+    return 'patches'
+  if dtype != jnp.float32 or max(output_size) < 8:
+    return 'winograd2'
+  return 'winograd4'
+
+
+def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+  """One positive number for both axes, or two."""
+  values = (value, value) if isinstance(value, int) else tuple(value)
+  if len(values) != 2 or min(values) < 1:
+    raise ValueError(f'{name} must be one or two positive ints, got {value}')
+  return values
+
+
+def resolve_padding(
+  padding: Padding,
+  size: Sequence[int],
+  window: Sequence[int],
+  strides: Sequence[int],
+) -> Pads:
+  """`padding` as ((top, bottom), (left, right)) for images of `size`."""
+  if isinstance(padding, str):
+    if padding.upper() not in ('SAME', 'VALID'):
+      raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}")
+    pads = lax.padtype_to_pads(size, window, strides, padding.upper())
+  else:
+    if isinstance(padding, int):
+      padding = (padding, padding)
+    pads = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
+  if len(pads) != 2 or any(len(p) != 2 or min(p) < 0 for p in pads):
+    raise ValueError(
+      'padding must be a name, a number, or a number or (before, after) pair '
+      f'each for height and width, none negative; got {padding}'
+    )
+  (top, bottom), (left, right) = pads
+  return (int(top), int(bottom)), (int(left), int(right))
+
+
+def _patches_conv(x, kernel, strides, pads, output_size):
+  """Patches beside each other in the channel axis, times the kernel."""
+  kh, kw, c, features = kernel.shape
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  rows, cols = output_size
+  patches = [
+    lax.slice(
+      x,
+      (0, i, j, 0),
+      (
+        x.shape[0],
+        i + (rows - 1) * strides[0] + 1,
+        j + (cols - 1) * strides[1] + 1,
+        c,
+      ),
+      (1, *strides, 1),
+    )
+    for i in range(kh)
+    for j in range(kw)
+  ]
+  matrix = jnp.concatenate(patches, -1) if len(patches) > 1 else patches[0]
+  y = jnp.dot(
+    matrix.reshape(-1, kh * kw * c),
+    kernel.reshape(-1, features),
+    preferred_element_type=jnp.float32,
+  )
+  return y.astype(x.dtype).reshape(-1, rows, cols, features)
+
+
+class Conv(nnx.Module):
+  """2-D convolution with a bias; parameters `kernel` and `bias`.
+
+  Args:
+    in_features: C.
+    out_features: O.
+    kernel_size: one number, or height and width.
+    strides, padding, form: as for `conv2d`.
+    use_bias: whether to add a bias (O,).
+    dtype: what to compute in; None takes that of images and parameters.
+    param_dtype: what to store parameters in.
+    kernel_init, bias_init: initialisers.
+    rngs: the stream `params` draws the parameters.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    kernel_size: int | Sequence[int] = 3,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = 'SAME',
+    use_bias: bool = True,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    kernel_init: Callable[..., jax.Array] = nnx.initializers.lecun_normal(),
+    bias_init: Callable[..., jax.Array] = nnx.initializers.zeros_init(),
+    form: str = 'auto',
+    rngs: nnx.Rngs,
+  ):
+    if form not in FORMS:
+      raise ValueError(f'form must be one of {FORMS}, got {form!r}')
+    self.strides = pair(strides, 'strides')
+    self.padding = padding if isinstance(padding, str | int) else tuple(padding)
+    self.dtype = dtype
+    self.form = form
+    shape = (*pair(kernel_size, 'kernel_size'), in_features, out_features)
+    self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+    self.bias = nnx.data(None)
+    if use_bias:
+      self.bias = nnx.Param(
+        bias_init(rngs.params(), (out_features,), param_dtype)
+      )
+
+  def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+    """(B, H, W, in_features) to (B, H', W', out_features)."""
+    kernel = self.kernel[...]
+    dtype = self.dtype or jnp.result_type(x_bhwc, kernel)
+    y = conv2d(
+      x_bhwc.astype(dtype),
+      kernel.astype(dtype),
+      strides=self.strides,
+      padding=self.padding,
+      form=self.form,
+    )
+    if self.bias is not None:
+      y += self.bias[...].astype(dtype)[None, None, None]
+    return y

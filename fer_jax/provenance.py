@@ -1,0 +1,74 @@
+"""Where a figure was measured: versions, machine, accelerator."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import sys
+import time
+from typing import Any
+
+_IMPORTED = time.time()
+
+PACKAGES = ('fer-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
+            'numpy')
+
+
+def cpu_name() -> str:
+  """The processor's name as the system gives it."""
+  try:
+    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  except OSError:
+    pass
+  return platform.processor() or platform.machine()
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+  """Versions of Python and of those packages that are installed."""
+  found = {'python': platform.python_version()}
+  for name in packages:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def cores() -> int:
+  """How many processors this process may use."""
+  if sys.platform == 'linux':
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def environment() -> dict[str, Any]:
+  """Versions, processor and JAX devices of this process, JSON-ready."""
+  import jax
+
+  devices = jax.devices()
+  return {
+    'versions': versions(),
+    'platform': devices[0].platform,
+    'device': devices[0].device_kind,
+    'device_count': len(devices),
+    'cpu': cpu_name(),
+    'cores': cores(),
+    'system': f'{platform.system()} {platform.machine()}',
+  }
+
+
+def process_start() -> float:
+  """When this process began, in seconds since the epoch.
+
+  To 10 ms on Linux, where the kernel tells; elsewhere when this module was
+  imported.
+  """
+  try:
+    stat = pathlib.Path('/proc/self/stat').read_text()
+    ticks = int(stat.rpartition(')')[2].split()[19])
+    uptime = float(pathlib.Path('/proc/uptime').read_text().split()[0])
+    return time.time() - uptime + ticks / os.sysconf('SC_CLK_TCK')
+  except (OSError, ValueError, IndexError):
+    return _IMPORTED

@@ -1,0 +1,292 @@
+"""Checkpoints: Orbax writes and reads the arrays, a manifest guards them.
+
+Orbax loads a checkpoint with flipped bits without a word, so each checkpoint
+is sealed by `manifest.json`: the SHA-256 of every file, written last and
+checked first. A directory without a valid manifest is no checkpoint; it is
+passed over, aloud, for the one before.
+
+    checkpoints/
+      1240/            one directory a checkpoint, named by its step
+        ...            Orbax's files
+        manifest.json  {"step", "epoch", "best_step", "files": {path: sha256},
+                        "arrays": {name: dtype and shape}}
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from fer_jax.errors import UserError
+from fer_jax import files
+from fer_jax.training.state import TrainState
+
+MANIFEST = 'manifest.json'
+LATEST_KEPT = 2
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sealed:
+  """A checkpoint whose manifest was read (its files not yet compared).
+
+  Attributes:
+    path: the directory.
+    step: steps taken.
+    epoch: epochs completed.
+    best_step: step of the best checkpoint when this one was written.
+    files: SHA-256 by relative path.
+    arrays: dtype and shape by name, such as 'float32[3,3,1,32]'.
+  """
+
+  path: pathlib.Path
+  step: int
+  epoch: int
+  best_step: int
+  files: dict[str, str]
+  arrays: dict[str, str]
+
+
+def directory(workdir: pathlib.Path) -> pathlib.Path:
+  """Where a workdir's checkpoints lie."""
+  return pathlib.Path(workdir) / 'checkpoints'
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _digests(path: pathlib.Path) -> dict[str, str]:
+  return {
+    str(p.relative_to(path)): _sha256(p)
+    for p in sorted(path.rglob('*'))
+    if p.is_file() and p.name != MANIFEST
+  }
+
+
+def _read_manifest(path: pathlib.Path) -> Sealed | None:
+  """The manifest of a checkpoint directory, None where there is none."""
+  try:
+    manifest = json.loads((path / MANIFEST).read_text())
+    return Sealed(
+      path=path,
+      step=int(manifest['step']),
+      epoch=int(manifest['epoch']),
+      best_step=int(manifest['best_step']),
+      files=dict(manifest['files']),
+      arrays=dict(manifest['arrays']),
+    )
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def damage(sealed: Sealed) -> str | None:
+  """What is wrong with a checkpoint's files; None where all is well."""
+  for name, expected in sealed.files.items():
+    path = sealed.path / name
+    if not path.is_file():
+      return f'{name} is missing'
+    if _sha256(path) != expected:
+      return f'{name} is not what was written (SHA-256 differs)'
+  return None
+
+
+def checkpoints(workdir: pathlib.Path) -> list[Sealed]:
+  """The sealed checkpoints of a workdir, oldest first, unverified."""
+  root = directory(workdir)
+  if not root.is_dir():
+    return []
+  found = [
+    _read_manifest(path)
+    for path in root.iterdir()
+    if path.is_dir() and path.name.isdigit()
+  ]
+  return sorted((s for s in found if s), key=lambda sealed: sealed.step)
+
+
+def _unsealed(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Step directories whose manifest is missing or unreadable."""
+  root = directory(workdir)
+  if not root.is_dir():
+    return []
+  return sorted(
+    path
+    for path in root.iterdir()
+    if path.is_dir() and path.name.isdigit() and not _read_manifest(path)
+  )
+
+
+def latest_intact(workdir: pathlib.Path) -> Sealed | None:
+  """The newest checkpoint whose files are what was written.
+
+  Each newer one that is not is named in a warning.
+  """
+  for path in _unsealed(workdir):
+    log.warning(
+      'passing over checkpoint %s: %s is missing or unreadable', path, MANIFEST
+    )
+  for sealed in reversed(checkpoints(workdir)):
+    wrong = damage(sealed)
+    if wrong is None:
+      return sealed
+    log.warning('passing over damaged checkpoint %s: %s', sealed.path, wrong)
+  return None
+
+
+def best_intact(workdir: pathlib.Path) -> Sealed:
+  """The best checkpoint by validation, as the newest intact one names it.
+
+  Raises:
+    UserError: when there is no intact checkpoint, or the best is damaged.
+  """
+  newest = latest_intact(workdir)
+  if newest is None:
+    raise UserError(f'{workdir} holds no intact checkpoint; run `train` first')
+  for sealed in checkpoints(workdir):
+    if sealed.step != newest.best_step:
+      continue
+    wrong = damage(sealed)
+    if wrong is None:
+      return sealed
+    raise UserError(f'the best checkpoint {sealed.path} is damaged: {wrong}')
+  raise UserError(
+    f'the best checkpoint {directory(workdir) / str(newest.best_step)} is gone'
+  )
+
+
+def restore(sealed: Sealed, target: TrainState) -> TrainState:
+  """Reads a checkpoint's state.
+
+  Args:
+    sealed: an intact checkpoint.
+    target: a state of the same structure, arrays or shapes and dtypes.
+
+  Raises:
+    UserError: when the checkpoint's structure is another model's.
+  """
+  expected = _arrays(target)
+  for name in sorted(expected.keys() | sealed.arrays.keys()):
+    here, there = expected.get(name), sealed.arrays.get(name)
+    if here != there:
+      raise UserError(
+        f'checkpoint {sealed.path} is of another model: {name} is '
+        f'{there or "absent"} there and {here or "absent"} here'
+      )
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), target
+  )
+  return ocp.load(sealed.path, abstract)
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+  """Dtype and shape of each array by its name in the tree."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): (
+      f'{x.dtype}[{",".join(map(str, x.shape))}]'
+    )
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+class Writer:
+  """Writes checkpoints in the background, one at a time.
+
+  The arrays are copied on the device first, since the next step donates them.
+  """
+
+  def __init__(self, workdir: pathlib.Path):
+    self._root = directory(workdir).resolve()
+    self._root.mkdir(parents=True, exist_ok=True)
+    self._thread = concurrent.futures.ThreadPoolExecutor(
+      1, thread_name_prefix='checkpoint'
+    )
+    self._pending: concurrent.futures.Future | None = None
+
+  def save(self, state: TrainState, *, epoch: int) -> None:
+    """Begins to write a checkpoint; waits for the one before it.
+
+    Args:
+      state: to be written; may be donated as soon as this returns.
+      epoch: epochs completed.
+    """
+    self.wait()
+    step = int(state.step)
+    best_step = int(state.progress.best_step) or step
+    path = self._root / str(step)
+    if path.exists():  # unsealed or damaged, else it would have been resumed
+      shutil.rmtree(path)
+    copied = jax.tree.map(jnp.copy, state)
+    response = ocp.save_async(path, copied)
+    self._pending = self._thread.submit(
+      self._seal, response, path, step, epoch, best_step, _arrays(state)
+    )
+
+  def _seal(
+    self,
+    response: Any,
+    path: pathlib.Path,
+    step: int,
+    epoch: int,
+    best_step: int,
+    arrays: dict[str, str],
+  ) -> None:
+    """Waits for Orbax, writes the manifest, removes what is not kept."""
+    response.result()
+    manifest = {
+      'step': step,
+      'epoch': epoch,
+      'best_step': best_step,
+      'files': _digests(path),
+      'arrays': arrays,
+    }
+    files.write_json(path / MANIFEST, manifest)
+    self._remove_old(best_step)
+
+  def _remove_old(self, best_step: int) -> None:
+    steps = sorted(
+      int(p.name)
+      for p in self._root.iterdir()
+      if p.is_dir() and p.name.isdigit()
+    )
+    kept = {best_step, *steps[-LATEST_KEPT:]}
+    for step in steps:
+      if step in kept:
+        continue
+      path = self._root / str(step)
+      # Unsealed first: a half-removed checkpoint must not look whole.
+      (path / MANIFEST).unlink(missing_ok=True)
+      shutil.rmtree(path)
+
+  def wait(self) -> None:
+    """Returns when the checkpoint begun last is sealed.
+
+    Raises:
+      UserError: when it could not be written.
+    """
+    if self._pending is None:
+      return
+    pending, self._pending = self._pending, None
+    try:
+      pending.result()
+    except OSError as error:
+      raise UserError(
+        f'cannot write a checkpoint under {self._root}: {error.strerror}'
+      ) from error
+
+  def close(self) -> None:
+    """Waits for the last checkpoint and stops the thread."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()

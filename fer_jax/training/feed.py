@@ -1,0 +1,94 @@
+"""How examples reach the step: from device memory, or streamed from disk.
+
+Both feeds take the same steps on the same batches in the same order; the loop
+does not know which one it has.
+
+Legend: N images in the resident set, B batch.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fer_jax.data import randomness
+from fer_jax.training import step as step_lib
+from fer_jax.training.state import TrainState
+
+Sums = dict[str, jax.Array]
+
+
+def padded_length(count: int, batch_size: int) -> int:
+  """The least multiple of the batch size that holds `count`."""
+  return -(-count // batch_size) * batch_size
+
+
+class ResidentFeed:
+  """Blocks of steps over a set that lies in device memory as uint8."""
+
+  def __init__(
+    self,
+    images: dict[str, Any],
+    *,
+    train_count: int,
+    validation_count: int,
+    key: jax.Array,
+    graphdef: Any,
+    settings: step_lib.StepSettings,
+    block_steps: int,
+  ):
+    """Puts the set on the device.
+
+    Args:
+      images: of `data.resident.load_resident`: the training rows first, then
+        the validation rows.
+      train_count: how many training rows.
+      validation_count: how many validation rows.
+      key: the run's key.
+      graphdef: of the model.
+      settings: of the step.
+      block_steps: steps a dispatch.
+    """
+    self._images = jax.device_put(
+      {k: v for k, v in images.items() if k != 'label'}
+    )
+    self._train_count = train_count
+    self._validation_count = validation_count
+    self._key = key
+    self._block_steps = block_steps
+    self._block = step_lib.make_block(graphdef, settings)
+    self._validation = step_lib.make_validation(graphdef, settings)
+    size = settings.batch_size
+    self._padded = padded_length(train_count, size)
+    self.steps_per_epoch = self._padded // size
+    self._order = jax.jit(randomness.epoch_order, static_argnums=3)
+    rows = np.zeros(padded_length(validation_count, size), np.int32)
+    rows[:validation_count] = train_count + np.arange(validation_count)
+    self._validation_rows = jnp.asarray(rows)
+    self._dispatched = False
+
+  def train_epoch(
+    self, state: TrainState, epoch: int
+  ) -> Iterator[tuple[TrainState, Sums, int]]:
+    """Yields (state, sums of the block, steps of this epoch taken)."""
+    order = self._order(self._key, epoch, self._train_count, self._padded)
+    taken = 0
+    while taken < self.steps_per_epoch:
+      # The first dispatch of a process is one step, so that its time tells the
+      # start-up; a block's length changes no result.
+      length = self._block_steps if self._dispatched else 1
+      self._dispatched = True
+      stop = min(taken + length, self.steps_per_epoch)
+      state, sums = self._block(
+        state, self._images, order, self._train_count, taken, stop, self._key
+      )
+      taken = stop
+      yield state, sums, taken
+
+  def validate(self, state: TrainState) -> Sums:
+    """Sums over the validation rows."""
+    return self._validation(
+      state, self._images, self._validation_rows, self._validation_count
+    )

@@ -1,0 +1,217 @@
+"""Predictions of a trained run, from its workdir.
+
+Legend: n images, K classes, T tokens, V views.
+"""
+
+import functools
+import itertools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from fer_jax import config as config_lib
+from fer_jax import files
+from fer_jax.data import standardize
+from fer_jax.errors import UserError
+from fer_jax.training import checkpoint, task
+from fer_jax.training.state import evaluated_arrays, merge
+
+VIEWS = ('plain', 'flip', 'crops')
+
+CROP_SIDE = 0.9
+"""Side of the five test-time crops, as a fraction of the image's."""
+
+
+class Predictor:
+  """A trained model with its preprocessing.
+
+  Attributes:
+    config: the run's config.
+    class_names: in the order of the logits.
+    step: steps the checkpoint had taken.
+    epoch: epochs it had completed.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    class_names: tuple[str, ...],
+    params: Any,
+    model_state: Any,
+    *,
+    step: int,
+    epoch: int,
+  ):
+    self.config = config
+    self.class_names = class_names
+    self.step = step
+    self.epoch = epoch
+    self._arrays = (params, model_state)
+    self._graphdef = task.graph_definition(config, len(class_names))
+    self._batch_size = max(config.train.batch_size, 64)
+
+  @classmethod
+  def from_workdir(
+    cls, workdir: str | pathlib.Path, which: str = 'best'
+  ) -> 'Predictor':
+    """Loads a run.
+
+    Args:
+      workdir: of `train`.
+      which: 'best' by validation, or 'latest'.
+
+    Raises:
+      UserError: the folder is no workdir or holds no intact checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    if not (workdir / 'config.json').exists():
+      raise UserError(
+        f'{workdir} is no workdir of a run: it has no config.json'
+      )
+    config = config_lib.load_json(workdir / 'config.json')
+    class_names = tuple(files.read_json(workdir / 'run.json')['class_names'])
+    sealed = checkpoint.latest_intact(workdir)
+    if which == 'best' or sealed is None:
+      sealed = checkpoint.best_intact(workdir)
+    state = checkpoint.restore(
+      sealed, task.abstract_state(config, len(class_names))
+    )
+    params, model_state = evaluated_arrays(state)
+    return cls(
+      config,
+      class_names,
+      params,
+      model_state,
+      step=sealed.step,
+      epoch=sealed.epoch,
+    )
+
+  def predict(
+    self,
+    images: np.ndarray,
+    frame_mask: np.ndarray | None = None,
+    *,
+    views: tuple[str, ...] = ('plain',),
+  ) -> np.ndarray:
+    """Logits of images.
+
+    Args:
+      images: uint8 (n, H, W, C), or (n, T, H, W, C) for clips.
+      frame_mask: bool (n, T) of clips.
+      views: of `VIEWS`. 'flip' adds the mirrored image; 'crops' takes the four
+        corners and the centre, resized back, in the place of the whole image.
+
+    Returns:
+      float32 (n, K): the logits of one view, or the logarithm of the mean
+      probability over several.
+    """
+    unknown = [view for view in views if view not in VIEWS]
+    if unknown:
+      raise UserError(
+        f'unknown view {unknown[0]!r}; expected of {", ".join(VIEWS)}'
+      )
+    outputs = self._run(images, frame_mask, _logits_of_views, tuple(views))
+    return np.concatenate(outputs)
+
+  def attention(
+    self, images: np.ndarray, frame_mask: np.ndarray | None = None
+  ) -> tuple[np.ndarray, tuple[int, int] | None] | None:
+    """Attention weights (n, T) and the token grid they lie on.
+
+    Returns:
+      None for a model without attention.
+    """
+    if not self._has_attention(images, frame_mask):
+      return None
+    weights = np.concatenate(self._run(images, frame_mask, _attention, ()))
+    model: Any = merge(self._graphdef, *self._arrays)
+    return weights, model.token_grid
+
+  def _has_attention(self, images, frame_mask) -> bool:
+    batch = self._batch(images, frame_mask, 0)
+    _, features = jax.eval_shape(
+      lambda b: _forward(self._graphdef, self._arrays, b, return_features=True),
+      batch,
+    )
+    return 'attention' in features
+
+  def _batch(self, images, frame_mask, start) -> dict[str, np.ndarray]:
+    """Images from `start` on, padded to the batch size with the first one."""
+    rows = np.arange(start, start + self._batch_size)
+    rows[rows >= len(images)] = start
+    batch = {'image': images[rows]}
+    if frame_mask is not None:
+      batch['frame_mask'] = frame_mask[rows]
+    return batch
+
+  def _run(self, images, frame_mask, function, views) -> list[np.ndarray]:
+    if len(images) == 0:
+      raise UserError('there are no images to predict')
+    compiled = _compiled(function, self._graphdef, views)
+    outputs = []
+    for start in range(0, len(images), self._batch_size):
+      output = compiled(self._arrays, self._batch(images, frame_mask, start))
+      outputs.append(np.asarray(output)[: len(images) - start])
+    return outputs
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(function, graphdef, views):
+  return jax.jit(functools.partial(function, graphdef, views))
+
+
+def _forward(graphdef, arrays, batch, **options):
+  model: Any = merge(graphdef, *arrays)
+  images = standardize.per_image(batch['image'].astype(jnp.float32) / 255.0)
+  return model(images, batch.get('frame_mask'), train=False, **options)
+
+
+def _logits_of_views(graphdef, views, arrays, batch):
+  seen = [
+    _forward(graphdef, arrays, {**batch, 'image': image})
+    for image in _views(batch['image'], views)
+  ]
+  if len(seen) == 1:
+    return seen[0]
+  log_probs = jax.nn.log_softmax(jnp.stack(seen))
+  return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(float(len(seen)))
+
+
+def _attention(graphdef, views, arrays, batch):
+  del views
+  _, features = _forward(graphdef, arrays, batch, return_features=True)
+  return features['attention']
+
+
+def _views(image, views):
+  """The views of images (..., H, W, C) in [0, 255]."""
+  if 'crops' in views:
+    seen = _crops(image)
+  else:
+    seen = [image]
+  if 'flip' in views:
+    seen = [*seen, *(view[..., :, ::-1, :] for view in seen)]
+  return seen
+
+
+def _crops(image):
+  """Four corners and the centre, resized back bilinearly."""
+  height, width = image.shape[-3:-1]
+  rows, columns = round(height * CROP_SIDE), round(width * CROP_SIDE)
+  bottom, right = height - rows, width - columns
+  corners = [*itertools.product((0, bottom), (0, right))]
+  corners.append((bottom // 2, right // 2))
+  return [
+    jax.image.resize(
+      image[..., top : top + rows, left : left + columns, :].astype(
+        jnp.float32
+      ),
+      image.shape,
+      'bilinear',
+    )
+    for top, left in corners
+  ]

@@ -1,0 +1,269 @@
+"""The training loop: from a config and a workdir to a trained run.
+
+Reads top to bottom: `train` prepares a task, resumes where a workdir says so,
+and runs epochs; `run_epoch` runs the blocks of one.
+"""
+
+import dataclasses
+import datetime
+import functools
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from fer_jax import config as config_lib
+from fer_jax import files, provenance
+from fer_jax.errors import UserError
+from fer_jax.training import checkpoint, progress, records, task
+from fer_jax.training import step as step_lib
+from fer_jax.training.display import Display
+from fer_jax.training.state import TrainState, parameter_count
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a run ended.
+
+  Attributes:
+    epoch: epochs completed.
+    step: steps taken.
+    best_metric: best validation value of the selection metric.
+    best_step: its step.
+    stopped_early: whether patience ran out.
+  """
+
+  epoch: int
+  step: int
+  best_metric: float
+  best_step: int
+  stopped_early: bool
+
+
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: str | pathlib.Path,
+  *,
+  max_seconds: float = 0.0,
+) -> Outcome:
+  """Trains a run, or goes on with the one that the workdir holds.
+
+  Args:
+    config: of `config.get_base`; validated here.
+    workdir: made where it is missing.
+    max_seconds: leaves in good order after the epoch that passes it, to be
+      resumed by the same call; 0 is no limit.
+
+  Raises:
+    UserError: the config does not validate, the workdir is another config's,
+      the data cannot be had, or the loss is not finite.
+  """
+  begun = time.monotonic()
+  config_lib.validate(config)
+  workdir = pathlib.Path(workdir)
+  claim_workdir(workdir, config)
+  prepared = task.prepare(config)
+  state = prepared.initial_state()
+  sealed = checkpoint.latest_intact(workdir)
+  epoch = 0
+  if sealed is not None:
+    state = checkpoint.restore(sealed, state)
+    epoch = sealed.epoch
+    print(f'resuming {workdir} after epoch {epoch}, step {sealed.step}')
+  write_run_json(workdir, config, prepared, state)
+
+  display = Display(prepared.total_steps, config.train.epochs)
+  recorder = records.Recorder(
+    workdir, resumed_step=sealed.step if sealed else 0
+  )
+  writer = checkpoint.Writer(workdir)
+  run = Run(config, prepared, display, recorder, workdir)
+  try:
+    while epoch < config.train.epochs and bool(state.progress.active):
+      state = run.epoch(state, epoch)
+      epoch += 1
+      writer.save(state, epoch=epoch)
+      if max_seconds and time.monotonic() - begun > max_seconds:
+        display.line(f'stopping after {max_seconds:g} s; resume to go on')
+        break
+  finally:
+    writer.close()
+    recorder.close()
+  return Outcome(
+    epoch=epoch,
+    step=int(state.step),
+    best_metric=float(state.progress.best_metric),
+    best_step=int(state.progress.best_step),
+    stopped_early=not bool(state.progress.active),
+  )
+
+
+class Run:
+  """One run's epochs: what stays the same between them."""
+
+  def __init__(self, config, prepared, display, recorder, workdir):
+    self._config = config
+    self._task = prepared
+    self._display = display
+    self._recorder = recorder
+    self._workdir = workdir
+    self._first_step_seen = False
+    self._update_progress = jax.jit(
+      functools.partial(progress.update, settings=prepared.selection)
+    )
+
+  def epoch(self, state: TrainState, epoch: int) -> TrainState:
+    """Trains one epoch, validates, records.
+
+    Args:
+      state: before the epoch; donated.
+      epoch: counts from 0.
+
+    Raises:
+      UserError: the loss is not finite.
+    """
+    begun = time.monotonic()
+    totals = step_lib.zero_sums()
+    previous = None
+    for state, sums, taken in self._task.feed.train_epoch(state, epoch):
+      # One block behind: reading these sums waits for a block that is done
+      # while the next one already runs.
+      if previous is not None:
+        self._show(epoch, *previous, begun)
+      totals = jax.tree.map(lambda a, b: a + b, totals, sums)
+      previous = (sums, taken)
+      self._note_first_step(sums)
+    training = step_lib.means(totals)
+    self._require_finite(state, epoch)
+    seconds = time.monotonic() - begun
+
+    record: dict[str, Any] = {
+      'epoch': epoch + 1,
+      'step': int(state.step),
+      'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+      'train': training,
+      'learning_rate': self._task.learning_rate(state),
+      'images_per_second': float(totals['weight']) / seconds,
+      'seconds': seconds,
+    }
+    due = (epoch + 1) % self._config.train.validate_every == 0
+    if due or epoch + 1 == self._config.train.epochs:
+      validation = step_lib.means(self._task.feed.validate(state))
+      record['validation'] = validation
+      state = state._replace(
+        progress=self._update_progress(
+          state.progress, metrics=validation, step=state.step
+        )
+      )
+    self._recorder.write(record)
+    self._display.line(_epoch_line(record, self._config.train.epochs, state))
+    return state
+
+  def _note_first_step(self, sums) -> None:
+    if self._first_step_seen:
+      return
+    self._first_step_seen = True
+    jax.block_until_ready(sums)
+    seconds = time.time() - provenance.process_start()
+    path = self._workdir / 'run.json'
+    files.write_json(
+      path, {**files.read_json(path), 'seconds_to_first_step': seconds}
+    )
+
+  def _show(self, epoch, sums, taken, begun) -> None:
+    per_epoch = self._task.feed.steps_per_epoch
+    done = epoch * per_epoch + taken
+    rate = taken / (time.monotonic() - begun)
+    self._display.running(
+      epoch + 1,
+      done,
+      step_lib.means(sums)['loss'],
+      rate * self._config.train.batch_size,
+      (self._task.total_steps - done) / rate,
+    )
+
+  def _require_finite(self, state: TrainState, epoch: int) -> None:
+    if bool(state.progress.active):
+      return
+    sealed = checkpoint.checkpoints(self._workdir)
+    kept = f'{sealed[-1].path} is kept' if sealed else 'no checkpoint was made'
+    raise UserError(
+      f'the loss is not finite at step {int(state.step)} (epoch {epoch + 1}); '
+      f'{kept}; a smaller optim.learning_rate or optim.clip_norm may help'
+    )
+
+
+def _epoch_line(record: dict, epochs: int, state: TrainState) -> str:
+  train = record['train']
+  text = (
+    f'epoch {record["epoch"]}/{epochs}  step {record["step"]}  '
+    f'train loss {train["loss"]:.4f} accuracy {train["accuracy"]:.4f}'
+  )
+  if 'validation' in record:
+    validation = record['validation']
+    best = int(state.progress.best_step) == record['step']
+    text += (
+      f'  validation loss {validation["loss"]:.4f} accuracy '
+      f'{validation["accuracy"]:.4f}{" (best)" if best else ""}'
+    )
+  return f'{text}  {record["images_per_second"]:.0f} images/s'
+
+
+def claim_workdir(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Makes the workdir this config's, or finds that it already is.
+
+  Raises:
+    UserError: it is another config's (naming the fields that differ), or it
+      cannot be written.
+  """
+  path = workdir / 'config.json'
+  if path.exists():
+    there = config_lib.load_json(path)
+    differ = config_lib.differences(there, config)
+    if differ:
+      raise UserError(
+        f'{workdir} was made by another config: {"; ".join(differ)}; '
+        'choose another --workdir or the same config'
+      )
+    return
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'--workdir {workdir} is a file; expected a folder')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, config_lib.to_json(config))
+  except OSError as error:
+    raise UserError(
+      f'cannot write to --workdir {workdir}: {error.strerror}'
+    ) from error
+
+
+def write_run_json(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  prepared: task.Task,
+  state: TrainState,
+) -> None:
+  """Writes where, on what and under which protocol the run is made."""
+  path = workdir / 'run.json'
+  earlier = files.read_json(path) if path.exists() else {}
+  files.write_json(
+    path,
+    {
+      **earlier,
+      'model': config.model.name,
+      'parameters': parameter_count(state.params),
+      'class_names': list(prepared.class_names),
+      'dataset': prepared.dataset_facts,
+      'protocol': prepared.protocol_facts,
+      'steps_per_epoch': prepared.feed.steps_per_epoch,
+      'environment': provenance.environment(),
+    },
+  )
+

@@ -1,0 +1,316 @@
+"""The training step and the block of steps that is one dispatch.
+
+The step is a pure function of raw arrays. A block runs steps
+`start .. stop` of an epoch inside one `lax.while_loop`: the number of steps
+is traced, so one compilation serves every block length and the same step gives
+the same bits whatever block it falls in, which is what makes a resumed run
+equal to one that was never interrupted.
+
+Legend: B batch, N images in the resident set, K classes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from fer_jax import metrics
+from fer_jax.data import augment, randomness, resident, standardize
+from fer_jax.training import optim
+from fer_jax.training.state import (
+  Arrays,
+  TrainState,
+  decay_mask,
+  evaluated_arrays,
+  merge,
+  model_state_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+  """What of the step is fixed at compilation.
+
+  Attributes:
+    batch_size: B.
+    loss: a name of `metrics.LOSSES`.
+    augmentation: static settings of augmentation, None for none.
+    optim: static settings of the optimiser.
+    ema_decay: decay of the moving averages, 0 for none.
+    class_weights: K factors on the examples' losses, None for ones.
+  """
+
+  batch_size: int
+  loss: str = 'cross_entropy'
+  augmentation: augment.Augmentation | None = None
+  optim: optim.OptimSettings = optim.OptimSettings()
+  ema_decay: float = 0.0
+  class_weights: tuple[float, ...] | None = None
+
+
+def prepare(
+  batch: dict[str, jax.Array],
+  key: jax.Array,
+  step: jax.Array,
+  strength: jax.Array,
+  augmentation: augment.Augmentation | None,
+) -> tuple[jax.Array, jax.Array]:
+  """Turns a batch's uint8 images into what the model takes.
+
+  Args:
+    batch: see DESIGN of a batch: image uint8, target, weight.
+    key: the run's key.
+    step: int32 scalar, which draws this step's augmentation.
+    strength: float32 scalar, scales the augmentation's amplitudes.
+    augmentation: static settings, None for none.
+
+  Returns:
+    (images float32, standardised per image; targets float32 (B, K)).
+  """
+  images = batch['image'].astype(jnp.float32) / 255.0
+  targets = batch['target']
+  if augmentation is not None:
+    images, targets = augment.augment(
+      randomness.stream_key(key, randomness.AUGMENT, step),
+      images,
+      targets,
+      batch['weight'],
+      augmentation,
+      strength,
+    )
+  return standardize.per_image(images), targets
+
+
+def _kernel_penalty(params: Arrays) -> jax.Array:
+  """Sum of squares of all kernels: Keras' `l2(1.0)`, P1's L2."""
+  squares = jax.tree.map(
+    lambda p, decayed: jnp.sum(jnp.square(p)) if decayed else 0.0,
+    params,
+    decay_mask(params),
+  )
+  return jnp.asarray(sum(jax.tree.leaves(squares)), jnp.float32)
+
+
+def train_step(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  key: jax.Array,
+  *,
+  graphdef: nnx.GraphDef,
+  settings: StepSettings,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimisation step.
+
+  Args:
+    state: before the step.
+    batch: image uint8 (B, H, W, C) or (B, T, H, W, C) with frame_mask;
+      target float32 (B, K); weight float32 (B,), 0 on padding.
+    key: the run's key; draws are functions of it and of `state.step`.
+    graphdef: of the model.
+    settings: static.
+
+  Returns:
+    (state after the step, weighted sums {'loss', 'correct', 'weight'}). A loss
+    that is not finite clears `progress.active`.
+  """
+  hparams = state.hparams
+  images, targets = prepare(
+    batch, key, state.step, hparams['augment_strength'], settings.augmentation
+  )
+  class_weights = settings.class_weights
+
+  def objective(params):
+    model: Any = merge(graphdef, params, state.model_state)
+    logits = model(
+      images,
+      batch.get('frame_mask'),
+      train=True,
+      key=randomness.stream_key(key, randomness.DROPOUT, state.step),
+      dropout=hparams['dropout'],
+      weight=batch['weight'],
+    )
+    sums = metrics.sums(
+      logits,
+      targets,
+      batch['weight'],
+      loss=settings.loss,
+      label_smoothing=hparams['label_smoothing'],
+      class_weights=None if class_weights is None else jnp.array(class_weights),
+    )
+    loss = metrics.normalise(sums)['loss']
+    penalised = loss + hparams['l2'] * _kernel_penalty(params)
+    return penalised, (sums, model_state_of(model))
+
+  gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(
+    state.params
+  )
+  updates, opt_state = optim.direction(settings.optim).update(
+    gradients, state.opt_state, state.params
+  )
+  rate = (
+    hparams['learning_rate']
+    * optim.schedule(settings.optim)(state.step)
+    * state.progress.lr_factor
+  )
+  params = optim.apply_direction(
+    state.params,
+    updates,
+    decay_mask(state.params),
+    rate,
+    hparams['weight_decay'],
+  )
+  new_state = TrainState(
+    step=state.step + 1,
+    params=params,
+    model_state=model_state,
+    opt_state=opt_state,
+    ema=_averaged(state, params, model_state, settings.ema_decay),
+    hparams=hparams,
+    progress=state.progress._replace(
+      active=state.progress.active & jnp.isfinite(sums['loss'])
+    ),
+  )
+  return new_state, sums
+
+
+def _averaged(
+  state: TrainState, params: Arrays, model_state: Arrays, decay: float
+) -> Arrays | None:
+  """Moving averages after a step; young runs average over fewer steps."""
+  if state.ema is None:
+    return None
+  step = state.step.astype(jnp.float32)
+  keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  new = {'params': params, 'model_state': model_state}
+  return jax.tree.map(
+    lambda old, now: (keep * old + (1.0 - keep) * now).astype(old.dtype),
+    state.ema,
+    new,
+  )
+
+
+def zero_sums() -> dict[str, jax.Array]:
+  """The sums of no step at all."""
+  return {name: jnp.zeros((), jnp.float32) for name in _SUMS}
+
+
+_SUMS = ('loss', 'correct', 'weight')
+
+Block = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_block(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
+  """Compiles a block of steps over a resident set.
+
+  Returns:
+    `block(state, images, order, count, start, stop, key)`, which takes steps
+    `start .. stop - 1` of an epoch and returns (state, sums). `images` is the
+    resident set; `order` int32 (steps * B,) holds its rows in the epoch's
+    order, padding last; `count` is how many of them are real. The state is
+    donated. The block ends early after a step whose loss is not finite:
+    `state.step` then tells which one it was.
+  """
+  size = settings.batch_size
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def block(state, images, order, count, start, stop, key):
+    def going(carry):
+      state, _, i = carry
+      return (i < stop) & state.progress.active
+
+    def body(carry):
+      state, totals, i = carry
+      rows = lax.dynamic_slice_in_dim(order, i * size, size)
+      weight = (i * size + jnp.arange(size) < count).astype(jnp.float32)
+      batch = resident.gather(images, rows, weight)
+      state, sums = train_step(
+        state, batch, key, graphdef=graphdef, settings=settings
+      )
+      return state, jax.tree.map(jnp.add, totals, sums), i + 1
+
+    state, totals, _ = lax.while_loop(
+      going, body, (state, zero_sums(), jnp.asarray(start, jnp.int32))
+    )
+    return state, totals
+
+  return block
+
+
+def make_stream_step(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
+  """Compiles one step on a batch that comes from the host.
+
+  Returns:
+    `step(state, batch, key) -> (state, sums)`; the state is donated.
+  """
+  return jax.jit(
+    functools.partial(train_step, graphdef=graphdef, settings=settings),
+    donate_argnums=0,
+  )
+
+
+def make_validation(
+  graphdef: nnx.GraphDef, settings: StepSettings
+) -> Callable[..., dict[str, jax.Array]]:
+  """Compiles the sums of loss and accuracy over rows of a resident set.
+
+  Returns:
+    `validate(state, images, rows, count)` with `rows` int32 (steps * B,),
+    padding last; the sums are those of `metrics.sums`.
+  """
+  size = settings.batch_size
+
+  @jax.jit
+  def validate(state, images, rows, count):
+    params, model_state = evaluated_arrays(state)
+
+    def body(i, totals):
+      batch_rows = lax.dynamic_slice_in_dim(rows, i * size, size)
+      weight = (i * size + jnp.arange(size) < count).astype(jnp.float32)
+      batch = resident.gather(images, batch_rows, weight)
+      sums = _validation_sums(graphdef, settings, params, model_state, batch)
+      return jax.tree.map(jnp.add, totals, sums)
+
+    return lax.fori_loop(0, rows.shape[0] // size, body, zero_sums())
+
+  return validate
+
+
+def make_stream_validation(
+  graphdef: nnx.GraphDef, settings: StepSettings
+) -> Callable[..., dict[str, jax.Array]]:
+  """Compiles the sums of one batch that comes from the host.
+
+  Returns:
+    `validate(state, batch) -> sums`.
+  """
+
+  @jax.jit
+  def validate(state, batch):
+    params, model_state = evaluated_arrays(state)
+    return _validation_sums(graphdef, settings, params, model_state, batch)
+
+  return validate
+
+
+def _validation_sums(graphdef, settings, params, model_state, batch):
+  """Sums of the plain loss and of correct predictions, in evaluation mode."""
+  model: Any = merge(graphdef, params, model_state)
+  images, targets = prepare(batch, None, None, None, None)
+  logits = model(images, batch.get('frame_mask'), train=False)
+  return metrics.sums(logits, targets, batch['weight'], loss=settings.loss)
+
+
+def means(sums: dict[str, jax.Array]) -> dict[str, float]:
+  """{'loss', 'accuracy'} of weighted sums; NaN where nothing was summed."""
+  weight = float(sums['weight'])
+  if weight == 0:
+    return {'loss': float('nan'), 'accuracy': float('nan')}
+  return {
+    'loss': float(sums['loss']) / weight,
+    'accuracy': float(sums['correct']) / weight,
+  }

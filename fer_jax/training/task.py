@@ -1,0 +1,257 @@
+"""What a config stands for: data on the device, a model, the step's settings."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from fer_jax import config as config_lib
+from fer_jax import datasets, metrics, models
+from fer_jax.data import protocol, randomness, resident
+from fer_jax.errors import UserError
+from fer_jax.training import feed as feed_lib
+from fer_jax.training import optim
+from fer_jax.training import step as step_lib
+from fer_jax.training.progress import SelectionSettings
+from fer_jax.training.state import (
+  Arrays,
+  TrainState,
+  initial_state,
+  split,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Everything the loop needs that does not change while it runs.
+
+  Attributes:
+    graphdef: of the model.
+    feed: hands out blocks of steps.
+    settings: of the step.
+    selection: how validation steers.
+    key: the run's key.
+    class_names: in the order of the logits.
+    dataset_facts: name, version, checksum, options.
+    protocol_facts: name, leak flag and reason, digest, counts.
+    total_steps: of the whole run.
+    config: what it was made from.
+  """
+
+  graphdef: nnx.GraphDef
+  feed: feed_lib.ResidentFeed
+  settings: step_lib.StepSettings
+  selection: SelectionSettings
+  key: jax.Array
+  class_names: tuple[str, ...]
+  dataset_facts: dict[str, Any]
+  protocol_facts: dict[str, Any]
+  total_steps: int
+  config: ml_collections.ConfigDict
+
+  def initial_state(self) -> TrainState:
+    """The state before the first step."""
+    params, model_state = initial_arrays(
+      self.config, len(self.class_names), self.key
+    )
+    return initial_state(
+      params,
+      model_state,
+      optim.direction(self.settings.optim).init(params),
+      config_lib.hparams(self.config),
+      ema=self.settings.ema_decay > 0,
+    )
+
+  def learning_rate(self, state: TrainState) -> float:
+    """The rate that the next step will use."""
+    return float(
+      state.hparams['learning_rate']
+      * optim.schedule(self.settings.optim)(state.step)
+      * state.progress.lr_factor
+    )
+
+
+def create_model(
+  config: ml_collections.ConfigDict, num_classes: int, key: jax.Array
+) -> nnx.Module:
+  """The config's model with fresh parameters."""
+  return models.create(
+    config.model.name,
+    num_classes=num_classes,
+    rngs=nnx.Rngs(randomness.stream_key(key, randomness.INIT)),
+    **config_lib.model_overrides(config),
+  )
+
+
+def graph_definition(
+  config: ml_collections.ConfigDict, num_classes: int
+) -> nnx.GraphDef:
+  """The model's static part, without computing a parameter."""
+  model = nnx.eval_shape(
+    lambda: create_model(config, num_classes, jax.random.key(0))
+  )
+  return split(model)[0]
+
+
+def initial_arrays(
+  config: ml_collections.ConfigDict, num_classes: int, key: jax.Array
+) -> tuple[Arrays, Arrays]:
+  """(params, model_state) before the first step, made in one dispatch."""
+
+  @jax.jit
+  def make(key):
+    return split(create_model(config, num_classes, key))[1:]
+
+  return make(key)
+
+
+def abstract_state(
+  config: ml_collections.ConfigDict, num_classes: int
+) -> TrainState:
+  """The shapes and dtypes of a run's state, without data or computation."""
+
+  def make(key):
+    params, model_state = split(create_model(config, num_classes, key))[1:]
+    settings = optim_settings(config, 1)
+    return initial_state(
+      params,
+      model_state,
+      optim.direction(settings).init(params),
+      config_lib.hparams(config),
+      ema=config.train.ema_decay > 0,
+    )
+
+  return jax.eval_shape(make, jax.random.key(0))
+
+
+def optim_settings(
+  config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> optim.OptimSettings:
+  """The optimiser's static part, epochs turned into steps."""
+  section = config.optim
+
+  def steps(epochs: float) -> int:
+    return round(epochs * steps_per_epoch)
+
+  return optim.OptimSettings(
+    name=section.name,
+    momentum=section.momentum,
+    beta2=section.beta2,
+    eps=section.eps,
+    clip_norm=section.clip_norm,
+    schedule=section.schedule,
+    warmup_steps=steps(section.warmup_epochs),
+    total_steps=steps(config.train.epochs),
+    final_fraction=section.final_fraction,
+    step_boundaries=tuple(steps(e) for e in section.step_epochs),
+    step_factor=section.step_factor,
+  )
+
+
+def selection_settings(config: ml_collections.ConfigDict) -> SelectionSettings:
+  """How validation steers, from the config."""
+  plateau = config.optim.schedule == 'plateau'
+  return SelectionSettings(
+    metric=config.train.select,
+    patience=config.train.patience,
+    plateau_patience=config.optim.plateau_patience if plateau else 0,
+    plateau_factor=config.optim.plateau_factor,
+  )
+
+
+def load_dataset(config: ml_collections.ConfigDict) -> datasets.Dataset:
+  """The config's data set, built before (synthetic sets build themselves)."""
+  return datasets.load(
+    config.data.name,
+    data_dir=config.data.data_dir or datasets.default_data_dir(),
+    **config.data.options,
+  )
+
+
+def prepare(config: ml_collections.ConfigDict) -> Task:
+  """Loads the data, puts it on the device and fixes all settings.
+
+  Raises:
+    UserError: the data is not there, the protocol does not fit it, or the
+      batch is larger than the training list.
+  """
+  dataset = load_dataset(config)
+  partition = protocol.resolve(
+    dataset, config.data.protocol, seed=config.data.protocol_seed
+  )
+  train_count = len(partition.train)
+  batch_size = config.train.batch_size
+  if batch_size > train_count:
+    raise UserError(
+      f'train.batch_size is {batch_size}; allowed is at most the '
+      f'{train_count} training examples of {dataset.name} under protocol '
+      f'{partition.protocol}'
+    )
+  steps_per_epoch = feed_lib.padded_length(train_count, batch_size) // batch_size
+  key = jax.random.key(config.seed)
+  class_names = tuple(dataset.class_names)
+  settings = step_lib.StepSettings(
+    batch_size=batch_size,
+    loss=config.train.loss,
+    augmentation=config_lib.augmentation(config),
+    optim=optim_settings(config, steps_per_epoch),
+    ema_decay=config.train.ema_decay,
+    class_weights=_class_weights(config, dataset, partition.train),
+  )
+  graphdef = graph_definition(config, len(class_names))
+  size = config.data.image_size
+  images = resident.load_resident(
+    dataset,
+    np.concatenate([partition.train, partition.validation]),
+    image_size=(size, size),
+    channels=config.data.channels,
+    limit_bytes=int(config.data.resident_gib * 2**30),
+  )
+  feed = feed_lib.ResidentFeed(
+    images,
+    train_count=train_count,
+    validation_count=len(partition.validation),
+    key=key,
+    graphdef=graphdef,
+    settings=settings,
+    block_steps=config.train.block_steps,
+  )
+  return Task(
+    graphdef=graphdef,
+    feed=feed,
+    settings=settings,
+    selection=selection_settings(config),
+    key=key,
+    class_names=class_names,
+    dataset_facts={
+      'name': dataset.name,
+      'version': dataset.version,
+      'checksum': dataset.checksum,
+      'options': dict(config.data.options),
+    },
+    protocol_facts={
+      'name': partition.protocol,
+      'seed': config.data.protocol_seed,
+      'leaks': partition.leaks,
+      'reason': partition.reason,
+      'digest': partition.digest,
+      'train': train_count,
+      'validation': len(partition.validation),
+    },
+    total_steps=steps_per_epoch * config.train.epochs,
+    config=config,
+  )
+
+
+def _class_weights(config, dataset, train) -> tuple[float, ...] | None:
+  if config.train.class_weights == 'none':
+    return None
+  counts = np.bincount(
+    dataset.table['label'][train], minlength=len(dataset.class_names)
+  )
+  return tuple(float(w) for w in metrics.balanced_class_weights(counts))

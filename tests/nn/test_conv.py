@@ -1,0 +1,251 @@
+"""conv2d against lax.conv_general_dilated, in value and both gradients.
+
+The reference is computed in float64. Tolerances are relative to the largest
+element of the result: float32 1e-5 (section 5.3 of arXiv 1509.09308 expects
+that of F4), bfloat16 2 % (8 bits of mantissa).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from fer_jax.nn import conv
+
+TOLERANCE = {'float32': 1e-5, 'bfloat16': 2e-2}
+
+
+def reference(x, kernel, dy, strides, padding):
+  """Value and gradients of lax.conv in float64, as numpy."""
+  with jax.enable_x64(True):
+    x, kernel, dy = (jnp.asarray(np.asarray(a, np.float64)) for a in (x, kernel, dy))
+    y, transpose = jax.vjp(
+      lambda x, k: lax.conv_general_dilated(
+        x, k, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      ),
+      x,
+      kernel,
+    )
+    return tuple(np.asarray(a) for a in (y, *transpose(dy)))
+
+
+def output_shape(x, kernel, strides, padding):
+  return jax.eval_shape(
+    lambda x, k: lax.conv_general_dilated(
+      x, k, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    ),
+    x,
+    kernel,
+  ).shape
+
+
+def draw(shape, kernel_shape, strides, padding, dtype='float32', seed=0):
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=shape), dtype)
+  kernel = jnp.asarray(rng.normal(size=kernel_shape) * 0.1, dtype)
+  out = output_shape(x, kernel, strides, padding)
+  return x, kernel, jnp.asarray(rng.normal(size=out), dtype)
+
+
+def assert_close(got, want, dtype='float32'):
+  for name, a, b in zip(('value', 'dx', 'dkernel'), got, want, strict=True):
+    assert a.shape == b.shape, name
+    assert str(a.dtype) == dtype, name
+    error = np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
+    assert error <= TOLERANCE[dtype], f'{name}: {error:.2e}'
+
+
+def value_and_gradients(x, kernel, dy, **options):
+  y, transpose = jax.vjp(lambda x, k: conv.conv2d(x, k, **options), x, kernel)
+  return (y, *transpose(dy))
+
+
+WINOGRAD_SHAPES = [
+  # images, output channels, padding
+  ((5, 12, 12, 16), 24, 'SAME'),
+  ((9, 7, 11, 8), 8, 'SAME'),
+  ((3, 9, 6, 5), 3, 'VALID'),
+  ((2, 3, 3, 4), 4, 'VALID'),
+  ((1, 1, 1, 4), 4, 'SAME'),
+  ((17, 5, 8, 4), 6, ((2, 0), (0, 3))),
+  ((2, 8, 8, 1), 8, 1),
+]
+
+
+@pytest.mark.parametrize('form', ['winograd2', 'winograd4', 'auto'])
+@pytest.mark.parametrize(('shape', 'features', 'padding'), WINOGRAD_SHAPES)
+def test_winograd_matches_lax(form, shape, features, padding):
+  pads = ((1, 1), (1, 1)) if padding == 1 else padding
+  x, kernel, dy = draw(shape, (3, 3, shape[-1], features), (1, 1), pads)
+  got = jax.jit(
+    lambda *a: value_and_gradients(*a, padding=padding, form=form)
+  )(x, kernel, dy)
+  assert_close(got, reference(x, kernel, dy, (1, 1), pads))
+
+
+@pytest.mark.parametrize('form', ['patches', 'lax', 'auto'])
+@pytest.mark.parametrize(
+  ('shape', 'kernel_shape', 'strides', 'padding'),
+  [
+    ((3, 12, 12, 8), (3, 3, 8, 12), (2, 2), 'SAME'),
+    ((3, 9, 7, 8), (3, 3, 8, 12), (2, 2), 'SAME'),
+    ((3, 9, 7, 8), (3, 3, 8, 12), (2, 1), ((1, 1), (0, 2))),
+    ((9, 12, 11, 1), (3, 3, 1, 32), (1, 1), 'SAME'),
+    ((2, 12, 11, 3), (5, 5, 3, 8), (1, 1), 'SAME'),
+    ((2, 14, 14, 4), (7, 7, 4, 8), (2, 2), 'SAME'),
+    ((2, 14, 14, 4), (5, 3, 4, 8), (1, 3), 'VALID'),
+    ((5, 6, 6, 16), (1, 1, 16, 8), (1, 1), 'SAME'),
+    ((5, 7, 6, 16), (1, 1, 16, 8), (2, 2), 'SAME'),
+    ((2, 6, 6, 4), (2, 2, 4, 8), (2, 2), 'VALID'),
+    ((2, 7, 7, 4), (2, 2, 4, 8), (3, 3), 'VALID'),
+    ((2, 6, 6, 4), (3, 3, 4, 8), (1, 1), ((3, 0), (4, 5))),
+  ],
+)
+def test_other_shapes_match_lax(form, shape, kernel_shape, strides, padding):
+  x, kernel, dy = draw(shape, kernel_shape, strides, padding)
+  got = jax.jit(
+    lambda *a: value_and_gradients(
+      *a, strides=strides, padding=padding, form=form
+    )
+  )(x, kernel, dy)
+  assert_close(got, reference(x, kernel, dy, strides, padding))
+
+
+@pytest.mark.parametrize('form', ['winograd2', 'patches', 'lax', 'auto'])
+def test_bfloat16_matches_float64(form):
+  x, kernel, dy = draw((5, 9, 9, 16), (3, 3, 16, 8), (1, 1), 'SAME', 'bfloat16')
+  got = value_and_gradients(x, kernel, dy, form=form)
+  assert_close(got, reference(x, kernel, dy, (1, 1), 'SAME'), 'bfloat16')
+
+
+@pytest.mark.parametrize('form', ['winograd2', 'winograd4', 'patches', 'auto'])
+def test_vmap_over_kernels_matches_one_by_one(form):
+  members = 3
+  drawn = [
+    draw((5, 8, 8, 8), (3, 3, 8, 8), (1, 1), 'SAME', seed=seed)
+    for seed in range(members)
+  ]
+  x, kernel, dy = (jnp.stack(a) for a in zip(*drawn, strict=True))
+  got = jax.jit(
+    jax.vmap(lambda *a: value_and_gradients(*a, form=form))
+  )(x, kernel, dy)
+  for member, (x, kernel, dy) in enumerate(drawn):
+    want = reference(x, kernel, dy, (1, 1), 'SAME')
+    assert_close([a[member] for a in got], want)
+
+
+@pytest.mark.parametrize('form', ['winograd2', 'winograd4', 'patches', 'auto'])
+@pytest.mark.parametrize('loop', ['scan', 'while'])
+def test_inside_a_loop_is_the_same_as_outside(form, loop):
+  x, kernel, dy = draw((5, 8, 8, 8), (3, 3, 8, 8), (1, 1), 'SAME')
+
+  def body(kernel):
+    y, dx, dkernel = value_and_gradients(x, kernel, dy, form=form)
+    return kernel - 1e-3 * dkernel, (y, dx, dkernel)
+
+  want = kernel
+  for _ in range(3):
+    last = reference(x, want, dy, (1, 1), 'SAME')
+    want = want - 1e-3 * last[2].astype(np.float32)
+  if loop == 'scan':
+    got, outputs = jax.jit(
+      lambda k: lax.scan(lambda k, _: body(k), k, None, length=3)
+    )(kernel)
+    assert_close([a[-1] for a in outputs], last)
+  else:
+    got = jax.jit(
+      lambda k: lax.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, body(c[1])[0]), (0, k)
+      )[1]
+    )(kernel)
+  np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def test_one_image_does_not_see_the_others():
+  x, kernel, _ = draw((19, 12, 12, 8), (3, 3, 8, 8), (1, 1), 'SAME')
+  batch = conv.conv2d(x, kernel)
+  alone = conv.conv2d(x[7:8], kernel)
+  np.testing.assert_allclose(batch[7:8], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('platform', 'options', 'forms'),
+  [
+    ('gpu', {}, {'lax'}),
+    ('tpu', {}, {'lax'}),
+    ('cpu', {}, {'winograd2', 'winograd4'}),
+    ('cpu', {'dtype': jnp.bfloat16}, {'winograd2', 'patches', 'lax'}),
+    ('cpu', {'strides': (2, 2)}, {'patches'}),
+    ('cpu', {'kernel_size': (1, 1)}, {'patches'}),
+    ('cpu', {'kernel_size': (5, 5)}, {'patches'}),
+    ('cpu', {'in_features': 1}, {'patches'}),
+  ],
+)
+def test_choice(platform, options, forms):
+  shape = dict(
+    kernel_size=(3, 3),
+    strides=(1, 1),
+    in_features=64,
+    out_features=64,
+    output_size=(24, 24),
+    dtype=jnp.float32,
+  )
+  assert conv.choose_form(platform, **{**shape, **options}) in forms
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'form': 'winograd3'}, 'form must be one of'),
+    ({'form': 'winograd2', 'strides': 2}, 'for 3x3 kernels at stride 1'),
+    ({'padding': 'FULL'}, "must be 'SAME' or 'VALID'"),
+    ({'padding': ((1, 1), (-1, 0))}, 'none negative'),
+    ({'strides': (1, 0)}, 'strides must be'),
+  ],
+)
+def test_mistakes_are_named(options, message):
+  x, kernel, _ = draw((1, 8, 8, 4), (3, 3, 4, 4), (1, 1), 'SAME')
+  with pytest.raises(ValueError, match=message):
+    conv.conv2d(x, kernel, **options)
+
+
+def test_shape_mistakes_are_named():
+  x, kernel, _ = draw((1, 8, 8, 4), (3, 3, 4, 4), (1, 1), 'SAME')
+  with pytest.raises(ValueError, match='channels, the kernel expects'):
+    conv.conv2d(x[..., :3], kernel)
+  with pytest.raises(ValueError, match='takes images'):
+    conv.conv2d(x[0], kernel)
+  with pytest.raises(ValueError, match='the kernel is float32'):
+    conv.conv2d(x.astype(jnp.bfloat16), kernel)
+  with pytest.raises(ValueError, match='leaves no output'):
+    conv.conv2d(x[:, :2], kernel, padding='VALID')
+  with pytest.raises(ValueError, match='too much precision'):
+    bfloat16 = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    conv.conv2d(*bfloat16, form='winograd4')
+
+
+@pytest.mark.parametrize('strides', [1, (2, 1)])
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_layer_matches_flax(strides, use_bias):
+  ours = conv.Conv(
+    4, 6, 3, strides=strides, use_bias=use_bias, rngs=nnx.Rngs(0)
+  )
+  theirs = nnx.Conv(
+    4, 6, (3, 3), strides=strides, use_bias=use_bias, rngs=nnx.Rngs(0)
+  )
+  np.testing.assert_array_equal(ours.kernel[...], theirs.kernel[...])
+  if use_bias:
+    ours.bias[...] = theirs.bias[...] = jnp.arange(6, dtype=jnp.float32)
+  x = jax.random.normal(jax.random.key(0), (3, 9, 8, 4))
+  np.testing.assert_allclose(ours(x), theirs(x), rtol=0, atol=1e-5)
+
+
+def test_layer_computes_in_its_dtype_and_keeps_float32_parameters():
+  layer = conv.Conv(4, 6, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  y = layer(jnp.ones((2, 8, 8, 4)))
+  assert y.dtype == jnp.bfloat16
+  assert layer.kernel[...].dtype == jnp.float32
+  grads = nnx.grad(lambda m: m(jnp.ones((2, 8, 8, 4))).sum())(layer)
+  assert grads['kernel'][...].dtype == jnp.float32
