@@ -12,7 +12,7 @@ from fer_jax import config as base
 def get_config():
   config = base.get_base(model='residual_bilstm', dataset='fer2013')
   config.data.protocol = 'fer2013_dev'
-  config.model.stem_filters = 32
+  config.model.stem_filters = (32,)
   config.model.filters = (32, 64, 128)
   config.model.units = 128
   config.optim.name = 'adamw'

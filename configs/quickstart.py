@@ -11,7 +11,7 @@ from fer_jax import config as base
 def get_config():
   config = base.get_base(model='residual_bilstm', dataset='synthetic_faces')
   config.model.filters = (16, 32, 64)
-  config.model.stem_filters = 16
+  config.model.stem_filters = (16,)
   config.model.units = 32
   config.model.head = (64,)
   config.model.dropout = 0.2

@@ -54,9 +54,7 @@ def ratios(
   numerator: Sequence[float], denominator: Sequence[float]
 ) -> dict[str, float]:
   """Spread of the quotients taken round by round."""
-  return spread(
-    [a / b for a, b in zip(numerator, denominator, strict=True)]
-  )
+  return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
 def summarise(

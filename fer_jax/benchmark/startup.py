@@ -15,7 +15,7 @@ POLL_SECONDS = 0.02
 LONGEST_SECONDS = 600
 
 
-def measure(config: pathlib.Path, *, rounds: int) -> dict:
+def measure(config: pathlib.Path, *, starts: int) -> dict:
   """Starts `train` in fresh workdirs and stops it after its first step.
 
   The first start is not counted: it fills the compilation cache and builds
@@ -23,7 +23,7 @@ def measure(config: pathlib.Path, *, rounds: int) -> dict:
 
   Args:
     config: configuration file of the run.
-    rounds: starts that are counted.
+    starts: starts that are counted.
 
   Returns:
     `seconds_to_first_step`, a spread of what the run itself wrote into
@@ -34,7 +34,7 @@ def measure(config: pathlib.Path, *, rounds: int) -> dict:
     WorkerError: training ended, or ten minutes passed, before a first step.
   """
   cold = _one_start(config)
-  seconds = [_one_start(config) for _ in range(rounds)]
+  seconds = [_one_start(config) for _ in range(starts)]
   return {
     'config': config.name,
     'seconds_to_first_step': spread(seconds),

@@ -5,8 +5,8 @@ one back end they were imported with. So each contender lives in its own
 process, waits on its standard input between turns, and costs the others
 nothing while it waits.
 
-The child's side is `python -m fer_jax.benchmark.worker CONTENDER`, a module of
-`fer_jax.benchmark.contenders`; the parent's is `Worker`.
+The child runs `python -m fer_jax.benchmark.worker MODULE`, where the module
+is as `fer_jax.benchmark.contenders` describes; the parent has a `Worker`.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 
+from fer_jax import provenance
 from fer_jax.benchmark import machine
 from fer_jax.errors import UserError
 
@@ -41,7 +42,12 @@ class Worker:
   def __init__(
     self, contender: str, *, environment: dict[str, str] | None = None
   ):
-    """Starts the process; `environment` is added to this one's."""
+    """Starts the process.
+
+    Args:
+      contender: module of the contender, with its package.
+      environment: added to this process' own.
+    """
     self.contender = contender
     self.info: dict = {}
     self.steps = 1
@@ -54,7 +60,7 @@ class Worker:
       text=True,
       env={
         **os.environ,
-        **machine.thread_environment(machine.cores()),
+        **machine.thread_environment(provenance.cores()),
         # Several processes share one accelerator: none may take all of it.
         'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
         'TF_FORCE_GPU_ALLOW_GROWTH': 'true',
@@ -64,7 +70,8 @@ class Worker:
     )
 
   def _ask(self, **message) -> dict:
-    assert self._process.stdin and self._process.stdout
+    assert self._process.stdin
+    assert self._process.stdout
     line = ''
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(json.dumps(message) + '\n')
@@ -72,9 +79,10 @@ class Worker:
       line = self._process.stdout.readline()
     if not line:
       self._process.wait()
+      words = self._last_words()
       raise WorkerError(
         f'{self.contender}: its process ended with status '
-        f'{self._process.returncode}\n{self._last_words()}'
+        f'{self._process.returncode}: {words.rpartition(chr(10))[2]}\n{words}'
       )
     answer = json.loads(line)
     if 'error' in answer:
@@ -86,7 +94,15 @@ class Worker:
     return ''.join(self._errors.readlines()[-TAIL_LINES:]).rstrip()
 
   def prepare(self, case: dict) -> dict:
-    """Builds what `case` describes, and runs it once (which compiles)."""
+    """Builds what `case` describes, and runs it once (which compiles).
+
+    Returns:
+      What the contender says of itself, or {'absent': reason} where its
+      framework is not installed.
+
+    Raises:
+      WorkerError: it failed for another reason.
+    """
     self.info = self._ask(do='prepare', case=case)
     return self.info
 
@@ -137,17 +153,19 @@ def serve(contender: str) -> None:
   # themselves and everything else goes to stderr.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
-  module = importlib.import_module(f'fer_jax.benchmark.contenders.{contender}')
   run = None
   for line in sys.stdin:
     message = json.loads(line)
     try:
       if message['do'] == 'prepare':
+        module = importlib.import_module(contender)
         run, answer = module.prepare(message['case'])
         run(answer['steps_per_dispatch'])
       else:
         assert run is not None, 'run before prepare'
         answer = {'seconds': run(message['steps'])}
+    except ModuleNotFoundError as error:
+      answer = {'absent': f'{error.name} is not installed'}
     except (UserError, ValueError) as error:
       traceback.print_exc()
       answer = {'error': f'{type(error).__name__}: {error}'}

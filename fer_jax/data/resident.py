@@ -8,11 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fer_jax.data import resize
-from fer_jax.data.randomness import epoch_order
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
-
-__all__ = ['epoch_order', 'gather', 'load_resident', 'resident_bytes']
 
 # Decoding this many images at a time bounds the host memory beside the result.
 _ROWS_A_READ = 1024
@@ -73,8 +70,8 @@ def load_resident(
   index = np.asarray(index, np.int64)
   if not index.size:
     raise UserError(f'no rows of {dataset.name} to load')
-  clips = dataset.read(index[:1])[0].ndim == 4
-  frames = _longest_clip(dataset, index) if clips else 0
+  clips = 'frame_count' in dataset.table
+  frames = int(dataset.table['frame_count'][index].max()) if clips else 0
   num_classes = len(dataset.class_names)
   needed = resident_bytes(
     len(index),
@@ -90,26 +87,43 @@ def load_resident(
       f'the {limit_bytes / 2**20:,.0f} MiB allowed; choose a smaller image '
       'size, raise the limit or stream the data'
     )
-  one_image = (*image_size, channels)
-  shape = (frames, *one_image) if clips else one_image
-  image = np.zeros((len(index), *shape), np.uint8)
-  resident = {
-    'image': image,
+  resident = empty_images(len(index), image_size, channels, frames)
+  for start in range(0, len(index), _ROWS_A_READ):
+    stop = start + _ROWS_A_READ
+    fill_images(resident, start, dataset.read(index[start:stop]))
+  return {
+    **resident,
     'label': np.asarray(dataset.table['label'][index], np.int32),
     'target': soft_targets(dataset, index),
   }
-  if clips:
-    resident['frame_mask'] = np.zeros((len(index), frames), bool)
-  for start in range(0, len(index), _ROWS_A_READ):
-    rows = dataset.read(index[start : start + _ROWS_A_READ])
-    for n, stored in enumerate(rows, start):
-      fitted = resize.convert(stored, size=image_size, channels=channels)
-      if clips:
-        image[n, : len(fitted)] = fitted
-        resident['frame_mask'][n, : len(fitted)] = True
-      else:
-        image[n] = fitted
-  return resident
+
+
+def empty_images(
+  count: int, image_size: tuple[int, int], channels: int, frames: int
+) -> dict[str, np.ndarray]:
+  """Zeroed 'image', and 'frame_mask' where `frames` is not 0."""
+  still = (*image_size, channels)
+  if not frames:
+    return {'image': np.zeros((count, *still), np.uint8)}
+  return {
+    'image': np.zeros((count, frames, *still), np.uint8),
+    'frame_mask': np.zeros((count, frames), bool),
+  }
+
+
+def fill_images(
+  arrays: dict[str, np.ndarray], start: int, stored: list[np.ndarray]
+) -> None:
+  """Fits images as stored into the arrays, from row `start` on."""
+  image = arrays['image']
+  size, channels = image.shape[-3:-1], image.shape[-1]
+  for n, one in enumerate(stored, start):
+    fitted = resize.convert(one, size=size, channels=channels)
+    if 'frame_mask' in arrays:
+      image[n, : len(fitted)] = fitted
+      arrays['frame_mask'][n, : len(fitted)] = True
+    else:
+      image[n] = fitted
 
 
 def gather(
@@ -137,13 +151,3 @@ def gather(
 
 def _one_hot(label: np.ndarray, num_classes: int) -> np.ndarray:
   return np.eye(num_classes, dtype=np.float32)[label]
-
-
-def _longest_clip(dataset: Dataset, index: np.ndarray) -> int:
-  if 'frames' in dataset.table:
-    return int(dataset.table['frames'][index].max())
-  return max(
-    len(clip)
-    for start in range(0, len(index), _ROWS_A_READ)
-    for clip in dataset.read(index[start : start + _ROWS_A_READ])
-  )

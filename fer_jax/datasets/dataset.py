@@ -73,6 +73,7 @@ import functools
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -84,9 +85,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
-from PIL import Image
 
-from fer_jax.datasets import sources
+from fer_jax.datasets import pictures, sources
 from fer_jax.errors import UserError
 
 _MODULES = {
@@ -101,7 +101,9 @@ _SPLIT = 'examples'
 _PIXEL_CACHE_LIMIT = 2 << 30
 # Below this much free space no build is begun at all.
 _LEAST_FREE_BYTES = 64 << 20
-_OFFICIAL_SPLITS = ('train', 'validation', 'test', 'test_unsplit', 'none')
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# The official splits a row may be of, in the order of tables.
+OFFICIAL_SPLITS = ('train', 'validation', 'test', 'test_unsplit', 'none')
 _REQUIRED = ('id', 'label', 'official_split')
 _OPTIONAL = ('subject', 'sequence', 'votes')
 
@@ -163,8 +165,10 @@ def _coerce(name: str, option: str, default: Any, value: Any) -> Any:
     except (TypeError, ValueError):
       what = 'a whole number' if kind is int else 'a number'
       raise UserError(f'{where}: {value!r} is not {what}') from None
-    return int(value) if isinstance(value, (int, str)) and kind is int else kind(
-      number
+    return (
+      int(value)
+      if isinstance(value, (int, str)) and kind is int
+      else kind(number)
     )
   if not isinstance(value, str):
     raise UserError(f'{where}: {value!r} is not text')
@@ -257,28 +261,10 @@ class _Progress:
     self._stream.flush()
 
 
-def _png(image: np.ndarray) -> bytes:
-  """PNG file of a uint8 (H, W, C) array; level 1: size matters less here."""
-  buffer = io.BytesIO()
-  plane = image[..., 0] if image.shape[-1] == 1 else image
-  Image.fromarray(plane).save(buffer, 'PNG', compress_level=1)
-  return buffer.getvalue()
-
-
-def _decode(encoded: bytes) -> np.ndarray:
-  """uint8 (H, W, C) of PNG or JPEG bytes; C is 1 for grey, else 3."""
-  with Image.open(io.BytesIO(encoded)) as image:
-    if image.mode not in ('L', 'RGB'):
-      grey = image.mode in ('1', 'LA', 'I;16')
-      image = image.convert('L' if grey else 'RGB')  # noqa: PLW2901
-    array = np.asarray(image)
-  return array[..., None] if array.ndim == 2 else array
-
-
 def _both_forms(picture: np.ndarray | bytes) -> tuple[np.ndarray, bytes]:
   """A picture decoded and encoded, whichever it came as."""
   if isinstance(picture, bytes):
-    return _decode(picture), picture
+    return pictures.decode(picture), picture
   picture = np.asarray(picture)
   if (
     picture.dtype != np.uint8
@@ -288,7 +274,7 @@ def _both_forms(picture: np.ndarray | bytes) -> tuple[np.ndarray, bytes]:
     raise ValueError(
       f'an image is uint8 (H, W, 1 or 3), not {picture.dtype} {picture.shape}'
     )
-  return picture, _png(picture)
+  return picture, pictures.encode_png(picture)
 
 
 @dataclasses.dataclass(eq=False)
@@ -333,6 +319,32 @@ class Dataset:
     shape = self.metadata['shape']
     return tuple(shape) if shape else None
 
+  @property
+  def test_is_unsplit(self) -> bool:
+    """Whether validation and test rows are mixed, so none may select."""
+    return bool(np.any(self.table['official_split'] == 'test_unsplit'))
+
+  def counts(self) -> dict[str, np.ndarray]:
+    """Rows per class, (K,) int64, of every official split that has any."""
+    split, label = self.table['official_split'], self.table['label']
+    return {
+      name: np.bincount(label[split == name], minlength=len(self.class_names))
+      for name in OFFICIAL_SPLITS
+      if np.any(split == name)
+    }
+
+  def official_counts(self) -> dict[str, np.ndarray]:
+    """What `counts` gives for the source as published; {} where not known."""
+    module = builder_module(self.name)
+    published = {
+      name: np.asarray(counts)
+      for name, counts in getattr(module, 'OFFICIAL_COUNTS', {}).items()
+    }
+    if published and self.test_is_unsplit:
+      mixed = published.pop('validation') + published.pop('test')
+      published['test_unsplit'] = mixed
+    return published
+
   def read(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """Images or clips of some rows, as stored.
 
@@ -352,18 +364,16 @@ class Dataset:
       return list(self._pixels[rows])
     return self.read_records(rows)
 
-  def read_records(
-    self, index: Sequence[int] | np.ndarray
-  ) -> list[np.ndarray]:
+  def read_records(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """As `read`, always from the ArrayRecord files."""
     rows = [int(row) for row in index]
     records = self._records.__getitems__(rows) if rows else []
     if self.is_clips:
       return [
-        np.stack([_decode(frame) for frame in record['frames']])
+        np.stack([pictures.decode(frame) for frame in record['frames']])
         for record in records
       ]
-    return [_decode(record['image']) for record in records]
+    return [pictures.decode(record['image']) for record in records]
 
   def verify(self) -> None:
     """Compares every file of the build with its recorded SHA-256.
@@ -485,7 +495,7 @@ class _Table:
       raise ValueError(f'id {row["id"]!r} occurs twice')
     if not 0 <= row['label'] < self._class_count:
       raise ValueError(f'{row["id"]}: label {row["label"]}')
-    if row['official_split'] not in _OFFICIAL_SPLITS:
+    if row['official_split'] not in OFFICIAL_SPLITS:
       raise ValueError(f'{row["id"]}: split {row["official_split"]!r}')
     self._ids.add(row['id'])
     for key, value in row.items():
@@ -581,13 +591,14 @@ class _Writer:
   def _records(
     self, examples: Iterator[dict[str, Any]]
   ) -> Iterator[tuple[int, dict[str, Any]]]:
+    intake = self._intake
     for example in examples:
-      if self._intake.rejected and not self._skip_bad_rows:
-        # The build has failed; the rest is read to count all bad rows.
-        self._progress.show(len(self.table), None)
-        continue
-      yield len(self.table), self._prepare(example)
-      self._progress.show(len(self.table), self._intake.expected)
+      # A build that has failed only reads on, to count all bad rows.
+      if not intake.rejected or self._skip_bad_rows:
+        yield len(self.table), self._prepare(example)
+      self._progress.show(len(self.table), intake.expected)
+    if intake.rejected and not self._skip_bad_rows:
+      raise UserError(_rejection(intake.rejected, intake.first_rejected))
 
   def write(self, examples: Iterator[dict[str, Any]], version: str) -> None:
     """Writes all examples.
@@ -597,49 +608,391 @@ class _Writer:
     """
     records = self._records(examples)
     first = next(records, None)
-    if first is not None:
-      self._write_records(first, records, version)
-    if self._intake.rejected and not self._skip_bad_rows:
-      raise UserError(_rejection(self._intake.rejected, self._intake))
     if first is None:
-      raise UserError(f'the source of {self._name} holds no usable example')
+      raise UserError(
+        f'the source of {self._name} holds no usable example'
+        + (f' ({self._intake.first_rejected})' if self._intake.rejected else '')
+      )
+    assert self._channels is not None
+    spec = _feature_spec(first[1], self._channels, self._class_names)
+    _write_records(
+      self._name,
+      version,
+      spec,
+      itertools.chain([first], records),
+      self._folder / 'records',
+    )
     self.cache.finish()
     self._progress.show(len(self.table), None, last=True)
 
-  def _write_records(
-    self,
-    first: tuple[int, dict[str, Any]],
-    rest: Iterator[tuple[int, dict[str, Any]]],
-    version: str,
-  ) -> None:
-    tfds = _tfds()
-    assert self._channels is not None
-    spec = _feature_spec(first[1], self._channels, self._class_names)
-    failure: list[BaseException] = []
 
-    def generate() -> Iterator[tuple[int, dict[str, Any]]]:
-      # TFDS rewraps what a generator raises; the original is kept for us.
-      try:
-        yield first
-        yield from rest
-      except BaseException as error:
-        failure.append(error)
-        raise
+def _write_records(
+  name: str,
+  version: str,
+  spec: dict[str, Any],
+  records: Iterator[tuple[int, dict[str, Any]]],
+  folder: pathlib.Path,
+) -> None:
+  """Lets TFDS write (key, example) pairs as ArrayRecord, in their order."""
+  tfds = _tfds()
+  failure: list[BaseException] = []
 
-    builder = tfds.dataset_builders.AdhocBuilder(
-      name=self._name,
-      version=version,
-      features=tfds.features.FeaturesDict(spec),
-      split_datasets={_SPLIT: generate()},
-      data_dir=self._folder / 'records',
-      description=self._name,
-      file_format='array_record',
-      disable_shuffling=True,
-    )
+  def generate() -> Iterator[tuple[int, dict[str, Any]]]:
+    # TFDS may rewrap what a generator raises; the original is kept for us.
     try:
-      with _quiet_tfds():
-        builder.download_and_prepare()
-    except Exception:
-      if failure:
-        raise failure[0] from None
+      yield from records
+    except BaseException as error:
+      failure.append(error)
       raise
+
+  # TFDS' own AdhocBuilder would do, but it imports TensorFlow.
+  class Records(  # pyright: ignore[reportGeneralTypeIssues]
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # pyright: ignore[reportCallIssue]
+  ):
+    VERSION = tfds.core.Version(version)
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        description=name,
+        features=tfds.features.FeaturesDict(spec),
+        disable_shuffling=True,
+      )
+
+    def _split_generators(self, dl_manager):
+      del dl_manager
+      return {_SPLIT: generate()}
+
+    def _generate_examples(self):
+      raise NotImplementedError  # abstract in TFDS; `generate` is used
+
+  Records.name = name
+  builder = Records(data_dir=folder, file_format='array_record')
+  tfds.disable_progress_bar()
+  try:
+    # TFDS prints its own account on stdout.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  except Exception:
+    if failure:
+      raise failure[0] from None
+    raise
+  finally:
+    tfds.enable_progress_bar()
+  # TFDS leaves an empty folder for downloads.
+  shutil.rmtree(folder / 'downloads', ignore_errors=True)
+
+
+def _rejection(count: int, first: str) -> str:
+  if count == 1:
+    return f'{first}; --skip_bad_rows leaves such rows out'
+  return f'{first}; {count:,} bad rows in all; --skip_bad_rows leaves them out'
+
+
+def _key(checksum: str, options: dict[str, Any]) -> str:
+  """What tells builds of one version apart, for the path."""
+  text = json.dumps([_FORMAT, checksum, options], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+  """Options as they look after a round trip through JSON."""
+  return json.loads(json.dumps(options))
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """One build at a time in a folder; the lock ends with its process."""
+  with (folder / '.lock').open('w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f'waiting for another build in {folder}', file=sys.stderr)
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def _check_free_space(folder: pathlib.Path, needed: int) -> None:
+  free = shutil.disk_usage(folder).free
+  needed = max(needed, _LEAST_FREE_BYTES)
+  if free < needed:
+    raise UserError(
+      f'{folder}: {free / 1e6:,.0f} MB free, the build needs about '
+      f'{needed / 1e6:,.0f} MB'
+    )
+
+
+def _no_space(folder: pathlib.Path) -> str:
+  return f'no space left in {folder}; nothing was kept of this build'
+
+
+def _files(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Size and SHA-256 of every file of a build."""
+  return {
+    str(path.relative_to(folder)): {
+      'bytes': path.stat().st_size,
+      'sha256': sources.sha256_of(path),
+    }
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
+  }
+
+
+def _fill(
+  folder: pathlib.Path,
+  name: str,
+  source: sources.Source | None,
+  checksum: str,
+  options: dict[str, Any],
+  skip_bad_rows: bool,
+) -> None:
+  """Makes a whole build inside a folder."""
+  module = builder_module(name)
+  class_names = _class_names(module, options)
+  intake = Intake()
+  writer = _Writer(name, folder, class_names, intake, skip_bad_rows)
+  try:
+    writer.write(module.examples(source, options, intake), module.VERSION)
+  finally:
+    writer.cache.close()
+  table = writer.table.arrays()
+  np.savez(folder / 'index.npz', allow_pickle=False, **table)
+  if source is not None and source.checksum() != checksum:
+    raise UserError(f'{source.path} changed while it was read; build again')
+  metadata = {
+    'format': _FORMAT,
+    'name': name,
+    'version': module.VERSION,
+    'checksum': checksum if source is not None else writer.content,
+    'content': writer.content,
+    'source': None if source is None else source.describe(),
+    'options': _plain(options),
+    'class_names': list(class_names),
+    'rows': len(table['id']),
+    'shape': writer.cache.shape,
+    'skipped_rows': intake.rejected,
+    'first_skipped': intake.first_rejected,
+    'notes': intake.notes,
+    'built': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'tensorflow_datasets': _tfds().__version__,
+    'files': _files(folder),
+  }
+  text = json.dumps(metadata, indent=2) + '\n'
+  (folder / 'dataset.json').write_text(text)
+
+
+def build(
+  name: str,
+  *,
+  data_dir: str | os.PathLike[str],
+  source: str | os.PathLike[str] | None = None,
+  skip_bad_rows: bool = False,
+  **options: Any,
+) -> Dataset:
+  """Builds a data set, or finds the whole build of the same source.
+
+  Args:
+    name: data set.
+    data_dir: folder of all builds.
+    source: what the user downloaded; None for a set that makes itself.
+    skip_bad_rows: leave bad rows out, and count them, rather than fail.
+    **options: of the builder; see its OPTIONS.
+
+  Raises:
+    UserError: unknown name or option, an unusable source, no space.
+  """
+  module = builder_module(name)
+  resolved = resolve_options(name, options)
+  if module.NEEDS_SOURCE and source is None:
+    raise UserError(f'{name} is built from a source; give its path (--source)')
+  if not module.NEEDS_SOURCE and source is not None:
+    raise UserError(f'{name} makes itself; it takes no source')
+  parent = pathlib.Path(data_dir).expanduser() / name
+  try:
+    parent.mkdir(parents=True, exist_ok=True)
+    with _locked(parent), contextlib.ExitStack() as stack:
+      opened = None
+      if source is not None:
+        opened = stack.enter_context(sources.Source(source, spool_dir=parent))
+      return _build_locked(name, parent, opened, resolved, skip_bad_rows)
+  except OSError as error:
+    if error.errno in _FULL_DISK:
+      raise UserError(_no_space(parent)) from error
+    if isinstance(error, (PermissionError, NotADirectoryError)):
+      raise UserError(f'{error.filename}: {error.strerror}') from error
+    if isinstance(error, FileExistsError):
+      raise UserError(f'{error.filename} is not a folder') from error
+    raise
+
+
+def _build_locked(
+  name: str,
+  parent: pathlib.Path,
+  source: sources.Source | None,
+  options: dict[str, Any],
+  skip_bad_rows: bool,
+) -> Dataset:
+  for stale in parent.glob('.building-*'):
+    print(f'removing an interrupted build: {stale}', file=sys.stderr)
+    shutil.rmtree(stale)
+  module = builder_module(name)
+  checksum = source.checksum() if source is not None else ''
+  key = _key(checksum, _plain(options))
+  root = parent / f'{module.VERSION}-{key}'
+  if (root / 'dataset.json').exists():
+    dataset = _open(root)
+    skipped = dataset.metadata['skipped_rows']
+    if skipped and not skip_bad_rows:
+      raise UserError(
+        _rejection(skipped, dataset.metadata['first_skipped'])
+        + f' (as it did in the build at {root})'
+      )
+    return dataset
+  if root.exists():
+    raise UserError(f'{root} is not a build of this program; move it away')
+  _check_free_space(parent, source.size if source is not None else 0)
+  work = parent / f'.building-{key}'
+  work.mkdir()
+  try:
+    _fill(work, name, source, checksum, options, skip_bad_rows)
+    work.rename(root)
+  except UserError:
+    raise
+  except Exception as error:
+    # The C++ writer below TFDS gives a full disk as text alone.
+    if any(os.strerror(number) in str(error) for number in _FULL_DISK):
+      raise UserError(_no_space(parent)) from error
+    raise
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+  return _open(root)
+
+
+def _metadata(root: pathlib.Path) -> dict[str, Any]:
+  """What dataset.json says.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    metadata = json.loads((root / 'dataset.json').read_text())
+    # All that is asked of it before the set is opened.
+    for key in ('version', 'checksum', 'options', 'files', 'built', 'rows'):
+      metadata[key]
+  except (ValueError, KeyError, TypeError):
+    raise UserError(
+      f'{root}/dataset.json is damaged; delete {root} and build again'
+    ) from None
+  return metadata
+
+
+def _open(root: pathlib.Path) -> Dataset:
+  """Opens a build after checking that its files are there and whole.
+
+  Raises:
+    UserError: a file is missing, cut or changed.
+  """
+  metadata = _metadata(root)
+  rebuild = f'delete {root} and build again'
+  files = metadata['files']
+  for name, known in files.items():
+    path = root / name
+    # The cache is optional: without it the records are read.
+    if name == 'pixels.npy':
+      continue
+    if not path.exists() or path.stat().st_size != known['bytes']:
+      raise UserError(f'{path} is missing or cut; {rebuild}')
+  index = root / 'index.npz'
+  if sources.sha256_of(index) != files['index.npz']['sha256']:
+    raise UserError(f'{index} is damaged; {rebuild}')
+  with np.load(index, allow_pickle=False) as arrays:
+    table = {column: arrays[column] for column in arrays.files}
+  return Dataset(
+    name=metadata['name'],
+    version=metadata['version'],
+    checksum=metadata['checksum'],
+    class_names=tuple(metadata['class_names']),
+    root=root,
+    options=metadata['options'],
+    table=table,
+    notes=metadata['notes'],
+    metadata=metadata,
+  )
+
+
+def builds(
+  name: str, *, data_dir: str | os.PathLike[str]
+) -> list[tuple[pathlib.Path, dict[str, Any]]]:
+  """Folder and metadata of every build of a data set, oldest first.
+
+  Builds of any version and of any options; nothing but dataset.json is read.
+
+  Raises:
+    UserError: unknown name, or a damaged dataset.json.
+  """
+  builder_module(name)
+  parent = pathlib.Path(data_dir).expanduser() / name
+  # A folder that starts with a dot is a build under way.
+  found = [
+    (marker.parent, _metadata(marker.parent))
+    for marker in sorted(parent.glob('[!.]*/dataset.json'))
+  ]
+  return sorted(found, key=lambda build: build[1]['built'])
+
+
+def load(
+  name: str,
+  *,
+  data_dir: str | os.PathLike[str],
+  checksum: str | None = None,
+  **options: Any,
+) -> Dataset:
+  """Opens a built data set; one that makes itself is built where absent.
+
+  Args:
+    name: data set.
+    data_dir: folder of all builds.
+    checksum: first characters of the source's SHA-256; needed only where
+      builds of several sources stand side by side.
+    **options: of the builder, as the build was given them.
+
+  Raises:
+    UserError: no such build, more than one, or a damaged one.
+  """
+  module = builder_module(name)
+  resolved = resolve_options(name, options)
+  if not module.NEEDS_SOURCE:
+    return build(name, data_dir=data_dir, **options)
+  everything = builds(name, data_dir=data_dir)
+  found = [
+    (root, metadata)
+    for root, metadata in everything
+    if metadata['version'] == module.VERSION
+    and metadata['options'] == _plain(resolved)
+    and metadata['checksum'].startswith(checksum or '')
+  ]
+  if not found:
+    extra = ''.join(
+      f' --option={key}={value}' for key, value in options.items()
+    )
+    other = (
+      f' ({len(everything)} there with another version, source or options)'
+      if everything
+      else ''
+    )
+    raise UserError(
+      f'no build of {name} in {data_dir}{other}; make one with: python -m '
+      f'fer_jax data build --dataset={name} --source=PATH '
+      f'--data_dir={data_dir}{extra}'
+    )
+  if len(found) > 1:
+    offers = ', '.join(
+      f'{metadata["checksum"][:12]} from {metadata["source"]["name"]}'
+      for _, metadata in found
+    )
+    raise UserError(
+      f'{data_dir} holds {len(found)} builds of {name} ({offers}); name one by '
+      'its checksum, or delete the others'
+    )
+  return _open(found[0][0])

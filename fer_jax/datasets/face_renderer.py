@@ -46,21 +46,21 @@ IDENTITY = {
   'brow_width': (0.18, 0.23),
   'brow_weight': (0.026, 0.055),
   'brow_arch': (0.00, 0.06),
-  'brow_tilt': (-0.025, 0.035),
-  'brow_ink': (0.55, 0.95),
-  'eye_gap': (0.32, 0.38),
+  'brow_tilt': (-0.020, 0.025),
+  'brow_ink': (0.65, 0.95),
+  'eye_gap': (0.33, 0.39),
   'eye_height': (-0.13, -0.07),
-  'eye_width': (0.150, 0.185),
-  'eye_opening': (0.060, 0.082),
+  'eye_width': (0.170, 0.205),
+  'eye_opening': (0.070, 0.092),
   'eye_tilt': (-0.10, 0.16),
-  'iris_size': (0.070, 0.088),
+  'iris_size': (0.078, 0.096),
   'iris_tone': (0.0, 1.0),
   'nose_length': (0.18, 0.28),
   'nose_width': (0.085, 0.135),
   'nose_relief': (0.10, 0.30),
   'mouth_height': (0.50, 0.58),
   'mouth_width': (0.23, 0.29),
-  'mouth_curve': (-0.018, 0.022),
+  'mouth_curve': (-0.012, 0.016),
   'lip_upper': (0.030, 0.060),
   'lip_lower': (0.045, 0.080),
   'lip_red': (0.10, 0.80),
@@ -74,7 +74,7 @@ IDENTITY = {
 CONDITIONS = {
   'shift_x': (-0.055, 0.055),
   'shift_y': (-0.045, 0.045),
-  'scale': (0.415, 0.50),
+  'scale': (0.43, 0.51),
   'aspect': (0.95, 1.05),
   'roll': (-0.26, 0.26),
   'yaw': (-0.14, 0.14),
@@ -84,7 +84,7 @@ CONDITIONS = {
   'lips_part': (0.0, 1.0),
   'light_x': (-0.42, 0.42),
   'light_y': (-0.30, 0.12),
-  'light_gain': (0.68, 1.22),
+  'light_gain': (0.75, 1.20),
   'light_offset': (-0.06, 0.08),
   'backdrop_red': (0.05, 0.95),
   'backdrop_green': (0.05, 0.95),
@@ -96,12 +96,12 @@ CONDITIONS = {
   'cloth_red': (0.05, 0.9),
   'cloth_green': (0.05, 0.9),
   'cloth_blue': (0.05, 0.9),
-  'blur': (0.0, 0.9),
-  'noise': (1.0, 9.0),
+  'blur': (0.0, 0.8),
+  'noise': (1.0, 6.0),
   'occluded': (0.0, 1.0),
   'occluder_angle': (0.0, 1.0),
-  'occluder_distance': (0.55, 0.95),
-  'occluder_width': (0.12, 0.30),
+  'occluder_distance': (0.65, 0.95),
+  'occluder_width': (0.10, 0.24),
   'occluder_length': (0.20, 0.55),
   'occluder_roll': (0.0, 1.0),
   'occluder_tone': (0.05, 0.95),
@@ -110,7 +110,7 @@ CONDITIONS = {
 # The share of people with a beard or glasses, of pictures with an occluder.
 BEARD_SHARE = 0.14
 GLASSES_SHARE = 0.14
-OCCLUDED_SHARE = 0.12
+OCCLUDED_SHARE = 0.10
 
 # Rec. 601 luma, as image libraries convert RGB to grey.
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -122,7 +122,7 @@ _SKIN = np.array(
     [0.82, 0.63, 0.48],
     [0.70, 0.51, 0.37],
     [0.55, 0.38, 0.27],
-    [0.41, 0.28, 0.20],
+    [0.45, 0.31, 0.23],
   ],
   np.float32,
 )
@@ -206,6 +206,12 @@ def _palette(table: np.ndarray, position: np.ndarray) -> np.ndarray:
   low = np.minimum(place.astype(np.int64), len(table) - 2)
   part = (place - low)[:, None].astype(np.float32)
   return table[low] * (1 - part) + table[low + 1] * part
+
+
+def _grey(colour: np.ndarray) -> np.ndarray:
+  """Luminance (B,) of RGB (B, 3); a matrix product would sum by batch."""
+  r, g, b = LUMINANCE
+  return colour[:, 0] * r + colour[:, 1] * g + colour[:, 2] * b
 
 
 def _inside(distance: np.ndarray, edge: np.ndarray) -> np.ndarray:
@@ -293,9 +299,7 @@ class _Sheet:
   def rgb(self, colour: np.ndarray) -> np.ndarray:
     """Colour (B, 3) as (C, B, 1, 1)."""
     if self.channels == 1:
-      r, g, b = LUMINANCE
-      grey = colour[:, 0] * r + colour[:, 1] * g + colour[:, 2] * b
-      return grey[None, :, None, None]
+      return _grey(colour)[None, :, None, None]
     return np.ascontiguousarray(colour.T)[:, :, None, None]
 
   def grey(self, level: float) -> np.ndarray:
@@ -424,9 +428,9 @@ def _hair(sheet: _Sheet) -> np.ndarray:
 def _backdrop(sheet: _Sheet) -> None:
   """A wall with a gradient and one soft blotch."""
   p, flat = sheet.p, sheet.flat
-  wall = sheet.rgb(
-    np.stack([flat[f'backdrop_{c}'] for c in ('red', 'green', 'blue')], 1)
-  )
+  wall = np.stack([flat[f'backdrop_{c}'] for c in ('red', 'green', 'blue')], 1)
+  # Less gaudy: halfway to its own grey.
+  wall = sheet.rgb(0.5 * wall + 0.5 * _grey(wall)[:, None])
   tint = (
     1
     + p['backdrop_slope_x'] * sheet.across
@@ -489,8 +493,9 @@ def _head(sheet: _Sheet, skin: np.ndarray) -> None:
 
   bearded = (p['beard'] < BEARD_SHARE) * np.float32(0.65)
   if bearded.any():
-    jaw = y - 0.30 + 0.75 * np.maximum(0.42 - beside, 0)
-    shadow = _inside(-jaw, edge * 3)
+    # From the sideburns down and around under the nose.
+    jaw = 0.36 - 0.9 * np.maximum(beside - 0.35, 0)
+    shadow = _inside(jaw - y, edge * 3)
     shadow *= head
     layer.paint(shadow * bearded, hair)
 
@@ -498,7 +503,7 @@ def _head(sheet: _Sheet, skin: np.ndarray) -> None:
   aside = x - p['hair_part']
   line = p['hair_line'] + p['hair_peak'] * np.abs(aside) + 0.42 * x * x
   fringe = _inside(y - line, edge)
-  fringe *= head
+  fringe *= behind
   layer.paint(fringe, hair)
 
 
@@ -564,10 +569,10 @@ def _eye(sheet: _Sheet, side: int, skin: np.ndarray) -> None:
   arc = np.maximum(1 - t * t, 0)
   arch = np.sqrt(arc)
   upper = p['eye_opening'] * (
-    1 + 0.85 * wide - 0.40 * tight - 0.25 * wrinkle - 0.15 * lower_brow
+    1 + 0.80 * wide - 0.30 * tight - 0.25 * wrinkle - 0.12 * lower_brow
   )
   lower = p['eye_opening'] * (
-    0.80 + 0.12 * wide - 0.50 * tight - 0.62 * cheek - 0.40 * wrinkle
+    0.80 + 0.25 * wide - 0.50 * tight - 0.66 * cheek - 0.45 * wrinkle
   )
   upper = np.maximum(upper, 0.018)
   lower = np.maximum(lower, 0.004)
@@ -631,11 +636,13 @@ def _brow(sheet: _Sheet, side: int) -> None:
   inner *= inner
   outer = (1 + t) * 0.5
   line = -p['brow_arch'] * (1 - t * t) - p['brow_tilt'] * t
-  line -= 0.155 * inner_up * inner + 0.045 * inner_up
-  line -= 0.125 * outer_up * outer + 0.020 * outer_up
-  line += (0.120 * lowered + 0.055 * wrinkle) * inner
-  line += 0.045 * lowered + 0.025 * wrinkle
-  line += 0.035 * inner_up * lowered * outer
+  line -= (0.165 * inner + 0.040) * inner_up
+  line -= (0.140 * outer + 0.025) * outer_up
+  # With AU 1 the brows are drawn together more than down.
+  down = lowered * (1 - 0.65 * inner_up)
+  line += (0.130 * down + 0.055 * wrinkle) * inner
+  line += 0.045 * down + 0.025 * wrinkle
+  line += 0.060 * inner_up * lowered * outer
   weight = p['brow_weight'] * (1.15 - 0.55 * outer * outer)
   brow = _stroke(y - line, weight, edge)
   brow *= _inside(np.abs(x) - half, edge)
@@ -693,19 +700,19 @@ def _mouth(sheet: _Sheet, skin: np.ndarray) -> None:
   for s in (0, 1):
     halves.append(
       p['mouth_width']
-      + 0.085 * sheet.au[12][s]
+      + 0.100 * sheet.au[12][s]
       + 0.095 * sheet.au[20][s]
       + 0.030 * sheet.au[14][s]
       + 0.010 * sheet.au[15][s]
       - 0.045 * press
-      - 0.060 * jaw
+      - 0.090 * jaw * (1 - stretch)
     )
     lifts.append(
       p['mouth_curve']
-      + 0.165 * sheet.au[12][s]
+      + 0.190 * sheet.au[12][s]
       + 0.020 * sheet.au[14][s]
       - 0.150 * sheet.au[15][s]
-      - 0.030 * sheet.au[20][s]
+      - 0.075 * sheet.au[20][s]
     )
   height = p['mouth_height'] - 0.01 * lifted + 0.02 * jaw
   layer = sheet.window(np.zeros_like(height), height + 0.06, 0.50, 0.34)
@@ -717,15 +724,22 @@ def _mouth(sheet: _Sheet, skin: np.ndarray) -> None:
   t = x / half
   square = np.minimum(t * t, 1.6)
   arc = np.maximum(1 - square, 0)
+  # An ellipse, squarer where the lips are stretched.
   round_ = np.sqrt(arc)
+  round_ += stretch * (np.sqrt(round_) - round_)
   mean_lift = (lifts[0] + lifts[1]) * 0.5
-  middle = 0.35 * mean_lift - lift * square
+  middle = 0.28 * mean_lift - lift * square
   within = _inside(np.abs(x) - half, edge)
 
-  parted = 0.065 * np.maximum(smile - 0.35, 0) * p['lips_part']
+  parted = 0.20 * np.maximum(smile - 0.30, 0) * p['lips_part']
   shut = 1 - 0.9 * press
-  open_up = (0.040 * jaw + 0.035 * lifted * down + 0.3 * parted) * shut
-  open_low = (0.235 * jaw + 0.085 * down + 0.045 * stretch + parted) * shut
+  open_up = (
+    0.085 * jaw * (1 - 0.4 * stretch) + 0.030 * stretch + 0.035 * lifted * down
+  )
+  open_low = 0.230 * jaw * (1 - 0.55 * stretch) + 0.085 * down
+  open_low += 0.035 * stretch
+  open_up = (open_up + 0.2 * parted) * shut
+  open_low = (open_low + parted) * shut
   top = middle - (0.009 + open_up) * round_
   bottom = middle + (0.009 + open_low) * round_
   thin = 1 - 0.62 * press - 0.22 * smile
@@ -764,7 +778,7 @@ def _mouth(sheet: _Sheet, skin: np.ndarray) -> None:
   for s, side in enumerate((-1, 1)):
     dimple, depress, up = sheet.au[14][s], sheet.au[15][s], sheet.au[12][s]
     corner_x = x * side - halves[s] - 0.025
-    corner_y = y - 0.35 * mean_lift + lifts[s]
+    corner_y = y - 0.28 * mean_lift + lifts[s]
     spot = _bump(corner_x * corner_x / 0.0049 + corner_y * corner_y / 0.0081)
     layer.shade(spot * (0.12 + 0.55 * dimple + 0.15 * up))
     droop = corner_y - 0.06 - 0.5 * corner_x

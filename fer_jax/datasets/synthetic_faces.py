@@ -38,6 +38,7 @@ so no single frame tells, nor does the set of frames without their order.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,46 @@ from fer_jax.datasets.face_renderer import ACTION_UNITS, CONDITIONS, IDENTITY
 from fer_jax.errors import UserError
 
 # FER2013's classes in FER2013's order; contempt is the eighth of FER+.
-CLASS_NAMES = ('angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral')
+CLASS_NAMES = (
+  'angry',
+  'disgust',
+  'fear',
+  'happy',
+  'sad',
+  'surprise',
+  'neutral',
+)
 CONTEMPT = 'contempt'
 TEMPORAL_CLASS_NAMES = ('onset', 'offset')
+
+VERSION = '1.0.0'
+DESCRIPTION = (
+  'Drawn faces showing action-unit prototypes of 7 or 8 expressions, as '
+  'images or clips; made by the package, nobody is depicted'
+)
+LICENCE = 'made by fer_jax itself (Apache-2.0); no real person is depicted'
+NEEDS_SOURCE = False
+# `images` counts samples, be they images or clips. `frames` is the length of
+# a clip, or the greatest where `min_frames` is not 0 (lengths vary).
+OPTIONS = {
+  'images': 8000,
+  'size': 48,
+  'channels': 1,
+  'seed': 0,
+  'classes': 7,
+  'clips': False,
+  'frames': 8,
+  'min_frames': 0,
+  'variant': 'emotion',
+  'per_subject': 8,
+}
+VARIANTS = ('emotion', 'temporal')
+_RANGES = {
+  'size': (48, 112),
+  'seed': (0, 2**63 - 1),
+  'per_subject': (1, 1000),
+}
+_MOST_IMAGES = 10_000_000
 
 PROTOTYPES = {
   'angry': (4, 5, 7, 23),
@@ -62,13 +100,13 @@ PROTOTYPES = {
 }
 
 # Intensity at the apex, then what each AU's own strength is multiplied by.
-INTENSITY = (0.60, 1.00)
-JITTER = (0.75, 1.10)
+INTENSITY = (0.65, 1.00)
+JITTER = (0.80, 1.10)
 # How much the weaker side of a face lags behind, at most.
 ASYMMETRY = 0.15
 # An AU that does not belong: how often each is there, how strong at most.
 STRAY_SHARE = 0.10
-STRAY_STRENGTH = 0.22
+STRAY_STRENGTH = 0.20
 # The pose drifts over a clip by at most this, in the units of CONDITIONS.
 DRIFT = {
   'shift_x': 0.03,
@@ -85,25 +123,99 @@ _SUBJECT, _ORDER, _SAMPLE = 1, 2, 3
 _BATCH_FRAMES = 512
 
 
+def check_options(options: dict[str, Any]) -> None:
+  """Raises UserError where an option's value is out of its range."""
+
+  def refuse(option: str, allowed: str):
+    raise UserError(
+      f'option {option!r} of synthetic_faces is {options[option]!r}, '
+      f'expected {allowed}'
+    )
+
+  for option, (low, high) in _RANGES.items():
+    if not low <= options[option] <= high:
+      refuse(option, f'{low} to {high}')
+  for option, choices in (
+    ('channels', (1, 3)),
+    ('classes', (7, 8)),
+    ('variant', VARIANTS),
+  ):
+    if options[option] not in choices:
+      refuse(option, ' or '.join(map(str, choices)))
+  # Eight subjects are the fewest that reach every split.
+  least = 8 * options['per_subject']
+  if not least <= options['images'] <= _MOST_IMAGES:
+    refuse(
+      'images', f'{least} (8 subjects of per_subject images) to {_MOST_IMAGES}'
+    )
+  # Two frames of a loop look the same forwards and backwards.
+  fewest = 3 if options['variant'] == 'temporal' else 2
+  if not fewest <= options['frames'] <= 64:
+    refuse('frames', f'{fewest} to 64')
+  if options['min_frames'] and not (
+    fewest <= options['min_frames'] <= options['frames']
+  ):
+    refuse('min_frames', f'0 (all clips of one length) or {fewest} to frames')
+
+
+def class_names(options: dict[str, Any]) -> tuple[str, ...]:
+  """Names of the labels under these options, in label order."""
+  if options['variant'] == 'temporal':
+    return TEMPORAL_CLASS_NAMES
+  return _look(options).emotions
+
+
+def examples(source, options: dict[str, Any], intake) -> Iterator[dict]:
+  """Yields the data set's examples; the contract is in `dataset`."""
+  del source
+  look = _look(options)
+  intake.expect(options['images'])
+  step = max(1, _BATCH_FRAMES // (look.frames if look.is_clip else 1))
+  for start in range(0, options['images'], step):
+    index = np.arange(start, min(start + step, options['images']))
+    samples = draw(look, index)
+    for i, pixels in enumerate(render(look, samples)):
+      subject = f'{samples.subject[i]:07d}'
+      example = {
+        'id': f'synthetic_faces/{index[i]:08d}',
+        'label': int(samples.label[i]),
+        'official_split': str(samples.split[i]),
+        'subject': subject,
+      }
+      if look.is_clip:
+        place = index[i] % look.per_subject
+        example |= {'sequence': f'{subject}/{place:04d}', 'frames': pixels}
+      else:
+        example['image'] = pixels
+      yield example
+
+
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """What a sample's content depends on besides its index."""
+  """What a sample is a function of, besides its index: see OPTIONS."""
 
-  seed: int = 0
   size: int = 48
   channels: int = 1
+  seed: int = 0
   classes: int = 7
   clips: bool = False
   frames: int = 8
-  min_frames: int = 8
+  min_frames: int = 0
   variant: str = 'emotion'
-  per_subject: int = 10
+  per_subject: int = 8
 
   @property
-  def class_names(self) -> tuple[str, ...]:
-    if self.variant == 'temporal':
-      return TEMPORAL_CLASS_NAMES
+  def is_clip(self) -> bool:
+    """The temporal variant is always made of clips."""
+    return self.clips or self.variant == 'temporal'
+
+  @property
+  def emotions(self) -> tuple[str, ...]:
     return CLASS_NAMES + ((CONTEMPT,) if self.classes == 8 else ())
+
+
+def _look(options: dict[str, Any]) -> Look:
+  return Look(**{k: v for k, v in options.items() if k != 'images'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,31 +268,29 @@ def split_of(subject: np.ndarray) -> np.ndarray:
   return names[np.asarray(subject) % 8]
 
 
-def _order(look: Look, subject: int, turn: int, count: int) -> np.ndarray:
-  """Order in which a subject shows `count` classes for the turn-th time."""
-  return _generator(look.seed, _ORDER, (subject << 16) | turn).permutation(
-    count
-  )
+def _turn(look: Look, subject: int, turn: int) -> np.random.Generator:
+  """Decides in which order a subject goes through the classes once more."""
+  return _generator(look.seed, _ORDER, (subject << 16) | turn)
 
 
 def _show(look: Look, subject: int, place: int) -> tuple[int, int]:
   """(label, emotion) of a subject's sample number `place`."""
   if look.variant == 'emotion':
     turn, step = divmod(place, look.classes)
-    label = int(_order(look, subject, turn, look.classes)[step])
+    label = int(_turn(look, subject, turn).permutation(look.classes)[step])
     return label, label
-  # Each emotion is shown once as onset, once as offset, in random order.
+  # Every expression is shown as onset and as offset, one after the other.
+  expressions = [i for i, n in enumerate(look.emotions) if PROTOTYPES[n]]
   pair, second = divmod(place, 2)
-  emotions = [i for i, n in enumerate(CLASS_NAMES) if PROTOTYPES[n]]
-  turn, step = divmod(pair, len(emotions))
-  order = _order(look, subject, turn, len(emotions) * 2)
-  emotion = [e for e in order if e < len(emotions)][step]
-  first = int(np.flatnonzero(order >= len(emotions))[step] % 2)
-  return first ^ second, emotions[emotion]
+  turn, step = divmod(pair, len(expressions))
+  generator = _turn(look, subject, turn)
+  order = generator.permutation(len(expressions))
+  first = generator.integers(0, 2, len(expressions))
+  return int(first[step]) ^ second, expressions[order[step]]
 
 
 def draw(look: Look, index: np.ndarray) -> Samples:
-  """Draws the parameters of the samples `index` (N,) int."""
+  """Draws the parameters of the samples numbered `index`, (N,) int."""
   index = np.asarray(index, np.int64)
   subject = index // look.per_subject
   shown = [
@@ -212,16 +322,16 @@ def draw(look: Look, index: np.ndarray) -> Samples:
 
   intensity = []
   for i in range(len(index)):
-    if not look.clips:
+    if not look.is_clip:
       intensity.append(np.ones(1, np.float32))
       continue
-    spare = look.frames - look.min_frames
-    length = look.min_frames + min(int(rest[i, 2] * (spare + 1)), spare)
+    spare = look.frames - (look.min_frames or look.frames)
+    length = look.frames - int(rest[i, 2] * (spare + 1))
     level = np.linspace(0, 1, length, dtype=np.float32)
     if look.variant == 'temporal':
       if label[i] == TEMPORAL_CLASS_NAMES.index('offset'):
         level = level[::-1]
-      level = np.roll(level, min(int(rest[i, 3] * length), length - 1))
+      level = np.roll(level, int(rest[i, 3] * length))
     intensity.append(level)
   return Samples(
     label,
@@ -248,7 +358,7 @@ def _action_units(emotion, jitter, stray, weak, rest) -> np.ndarray:
   strength = np.minimum(intensity * strength, 1)
   noise = np.where(stray < STRAY_SHARE, weak * STRAY_STRENGTH, 0)
   both = np.where(prototype, strength, noise)
-  # rest[:, 1]: below one half the viewer's left is the stronger side.
+  # One side is the stronger one; contempt is on that side alone.
   lean = rest[:, 1, None] * 2 - 1
   left = both * (1 - ASYMMETRY * np.maximum(lean, 0))
   right = both * (1 - ASYMMETRY * np.maximum(-lean, 0))
@@ -265,7 +375,7 @@ def render(look: Look, samples: Samples) -> list[np.ndarray]:
   level = np.concatenate(samples.intensity)
   identity = {k: v[row] for k, v in samples.identity.items()}
   conditions = {k: v[row] for k, v in samples.conditions.items()}
-  if look.clips:
+  if look.is_clip:
     # From -1/2 on the first frame to 1/2 on the last, whatever is shown.
     time = np.concatenate(
       [np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in lengths]
@@ -287,7 +397,5 @@ def render(look: Look, samples: Samples) -> list[np.ndarray]:
     channels=look.channels,
   )
   ends = np.cumsum(lengths)
-  clips = [
-    frames[e - n : e] for e, n in zip(ends, lengths, strict=True)
-  ]
-  return clips if look.clips else [clip[0] for clip in clips]
+  clips = [frames[e - n : e] for e, n in zip(ends, lengths, strict=True)]
+  return clips if look.is_clip else [clip[0] for clip in clips]

@@ -82,10 +82,11 @@ def all_scores(
   confusion = confusion_counts(labels, predicted, num_classes)
   present = confusion.sum(axis=1) > 0
 
-  # Undefined precision (never predicted) counts as 0, scikit-learn's default,
-  # asked for by name so that it does not warn.
+  # Precision of a class never predicted counts as 0, scikit-learn's default,
+  # asked for by name so that it does not warn. Any: its stub wants a text.
+  zero: Any = 0.0
   by_class = sklearn.metrics.precision_recall_fscore_support(
-    labels, predicted, labels=np.arange(num_classes), zero_division=0.0
+    labels, predicted, labels=np.arange(num_classes), zero_division=zero
   )
   precision, recall, f1, support = (np.asarray(column) for column in by_class)
   share = support / n
@@ -331,8 +332,8 @@ def _check(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
       f'labels run from {labels.min()} to {labels.max()}, expected '
       f'0 to {num_classes - 1}'
     )
-  bad = ~np.isfinite(logits).all(axis=1)
-  if bad.any():
+  bad = int(np.sum(~np.isfinite(logits).all(axis=1)))
+  if bad:
     raise ValueError(
-      f'logits of {bad.sum()} of {len(bad)} examples are not finite'
+      f'logits of {bad} of {len(labels)} examples are not finite'
     )

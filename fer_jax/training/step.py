@@ -21,7 +21,7 @@ from jax import lax
 
 from fer_jax import metrics
 from fer_jax.data import augment, randomness, resident, standardize
-from fer_jax.training import optim
+from fer_jax.training import optim as optim_lib
 from fer_jax.training.state import (
   Arrays,
   TrainState,
@@ -48,7 +48,7 @@ class StepSettings:
   batch_size: int
   loss: str = 'cross_entropy'
   augmentation: augment.Augmentation | None = None
-  optim: optim.OptimSettings = optim.OptimSettings()
+  optim: optim_lib.OptimSettings = optim_lib.OptimSettings()
   ema_decay: float = 0.0
   class_weights: tuple[float, ...] | None = None
 
@@ -149,15 +149,15 @@ def train_step(
   gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(
     state.params
   )
-  updates, opt_state = optim.direction(settings.optim).update(
+  updates, opt_state = optim_lib.direction(settings.optim).update(
     gradients, state.opt_state, state.params
   )
   rate = (
     hparams['learning_rate']
-    * optim.schedule(settings.optim)(state.step)
+    * optim_lib.schedule(settings.optim)(state.step)
     * state.progress.lr_factor
   )
-  params = optim.apply_direction(
+  params = optim_lib.apply_direction(
     state.params,
     updates,
     decay_mask(state.params),

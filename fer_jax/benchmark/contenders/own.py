@@ -1,0 +1,147 @@
+"""This package as its users run it: blocks of steps over a resident set.
+
+The case's 'what' says what of a step is in it:
+
+  train_step  gather, standardise, forward, backward, Adam; no augmentation,
+              so that it is the peers' work and the gather besides
+  whole       the same with augmentation, as in training
+  input_path  gather, augmentation and standardisation alone
+"""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fer_jax import models, provenance
+from fer_jax.data import augment, resident
+from fer_jax.training import optim
+from fer_jax.training import state as state_lib
+from fer_jax.training import step as step_lib
+
+STEPS_PER_DISPATCH = 8
+SET_STEPS = 32
+"""Steps' worth of images in the resident set, so that gathers go far."""
+
+
+def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
+  """See `fer_jax.benchmark.contenders`."""
+  draws = np.random.default_rng(case['seed'])
+  size, classes = case['batch_size'], case['num_classes']
+  count = SET_STEPS * size
+  shape = (count, *case['input_shape'])
+  labels = draws.integers(classes, size=count)
+  images = jax.device_put(
+    {
+      'image': draws.integers(256, size=shape, dtype=np.uint8),
+      'target': np.eye(classes, dtype=np.float32)[labels],
+    }
+  )
+  order = jnp.asarray(draws.permutation(count), jnp.int32)
+  key = jax.random.key(case['seed'])
+  augmented = case['what'] != 'train_step'
+  settings = step_lib.StepSettings(
+    batch_size=size,
+    augmentation=augment.Augmentation() if augmented else None,
+  )
+  graphdef, state = _initial(case)
+  info = {
+    'steps_per_dispatch': STEPS_PER_DISPATCH,
+    'parameters': state_lib.parameter_count(state.params),
+    'device': jax.devices()[0].device_kind,
+    'threads': provenance.cores(),
+    'versions': provenance.versions(
+      ('fer-jax', 'jax', 'jaxlib', 'flax', 'optax')
+    ),
+  }
+  if case['what'] == 'input_path':
+    return _input_path(images, order, key, settings), info
+  block = step_lib.make_block(graphdef, settings)
+
+  def run(steps: int) -> float:
+    nonlocal state
+    before = int(state.step)
+    begun = time.perf_counter()
+    for start in _starts(steps):
+      state, _ = block(
+        state, images, order, count, start, start + STEPS_PER_DISPATCH, key
+      )
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - begun
+    if int(state.step) - before != steps:
+      raise ValueError(
+        f'the loss was not finite after step {int(state.step)}, so fewer '
+        'steps were taken than were timed'
+      )
+    return seconds
+
+  return run, info
+
+
+def _initial(case: dict) -> tuple[nnx.GraphDef, state_lib.TrainState]:
+  model = models.create(
+    case['model'],
+    num_classes=case['num_classes'],
+    rngs=nnx.Rngs(case['seed']),
+    **_tuples(case['overrides']),
+  )
+  graphdef, params, model_state = state_lib.split(model)
+  state = state_lib.initial_state(
+    params,
+    model_state,
+    optim.direction(optim.OptimSettings()).init(params),
+    {
+      'learning_rate': case['learning_rate'],
+      'weight_decay': 0.0,
+      'l2': 0.0,
+      'dropout': case['dropout'],
+      'label_smoothing': 0.0,
+      'augment_strength': 1.0,
+    },
+    ema=False,
+  )
+  return graphdef, state
+
+
+def _input_path(images, order, key, settings) -> Callable[[int], float]:
+  """Everything of a step that comes before the model, without the model."""
+  size = settings.batch_size
+
+  @jax.jit
+  def block(total, start, step):
+    def body(i, total):
+      rows = jax.lax.dynamic_slice_in_dim(order, (start + i) * size, size)
+      batch = resident.gather(images, rows, jnp.ones(size))
+      inputs, targets = step_lib.prepare(
+        batch, key, step + i, jnp.ones(()), settings.augmentation
+      )
+      # Every pixel is asked for, or the compiler would leave the work out.
+      return total + jnp.sum(jnp.square(inputs)) + jnp.sum(targets)
+
+    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, body, total)
+
+  def run(steps: int) -> float:
+    begun = time.perf_counter()
+    total = jnp.zeros(())
+    for step, start in enumerate(_starts(steps)):
+      total = block(total, start, step * STEPS_PER_DISPATCH)
+    jax.block_until_ready(total)
+    return time.perf_counter() - begun
+
+  return run
+
+
+def _starts(steps: int) -> list[int]:
+  """First step of each dispatch, going round the set."""
+  return [start % SET_STEPS for start in range(0, steps, STEPS_PER_DISPATCH)]
+
+
+def _tuples(overrides: dict) -> dict:
+  """The overrides with JSON's lists as the tuples they were."""
+  return {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in overrides.items()
+  }

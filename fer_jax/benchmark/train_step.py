@@ -1,0 +1,59 @@
+"""The train step against peers of the same architecture."""
+
+from collections.abc import Sequence
+
+from fer_jax.benchmark import architecture, contest
+from fer_jax.benchmark.contest import Contender, Effort
+from fer_jax.errors import UserError
+
+OWN = 'fer_jax'
+CONTENDERS = 'fer_jax.benchmark.contenders'
+
+PEERS: dict[str, tuple[str, dict[str, str]]] = {
+  'flax': (f'{CONTENDERS}.flax_nnx', {}),
+  'torch': (f'{CONTENDERS}.pytorch', {}),
+  'keras': (f'{CONTENDERS}.keras_3', {}),
+  'keras_tensorflow': (
+    f'{CONTENDERS}.keras_3',
+    {'KERAS_BACKEND': 'tensorflow'},
+  ),
+  'keras_jax': (f'{CONTENDERS}.keras_3', {'KERAS_BACKEND': 'jax'}),
+  'keras_torch': (f'{CONTENDERS}.keras_3', {'KERAS_BACKEND': 'torch'}),
+}
+"""For each peer its module and the environment that selects its back end."""
+
+
+def measure(case: dict, peers: Sequence[str], effort: Effort) -> dict:
+  """Times our train step and the peers', interleaved.
+
+  Args:
+    case: see `fer_jax.benchmark.contenders`.
+    peers: names of `PEERS`.
+    effort: how long is measured.
+
+  Returns:
+    What `contest.hold` returns, with 'parameters', the number that all
+    contenders share.
+
+  Raises:
+    UserError: a contender has another number of parameters.
+  """
+  expected = architecture.parameter_count(case['layers'])
+
+  def same_parameters(infos: dict[str, dict]) -> None:
+    for name, info in infos.items():
+      if info['parameters'] != expected:
+        raise UserError(
+          f'{name} has {info["parameters"]} parameters where the architecture '
+          f'of {case["model"]} has {expected}: not the same network'
+        )
+
+  case = {**case, 'what': 'train_step'}
+  contenders = [Contender(OWN, f'{CONTENDERS}.own', case)]
+  for peer in peers:
+    module, environment = PEERS[peer]
+    contenders.append(Contender(peer, module, case, environment))
+  result = contest.hold(
+    contenders, effort, images=case['batch_size'], check=same_parameters
+  )
+  return {'parameters': expected, **result}

@@ -1,0 +1,267 @@
+"""Times training on this machine against peers measured in the same run."""
+
+import ast
+import datetime
+import difflib
+import json
+import pathlib
+import sys
+from collections.abc import Iterable
+
+from absl import flags
+
+from fer_jax.errors import UserError
+
+SUMMARY = 'time train step, input path and start-up against peers'
+
+MEASUREMENTS = ('train_step', 'input', 'startup')
+NUM_CLASSES = 7
+SEED = 0
+LEARNING_RATE = 1e-3
+
+
+def define_flags() -> None:
+  """Defines this verb's flags."""
+  flags.DEFINE_string('model', 'residual_bilstm', 'a name of `fer_jax summary`')
+  flags.DEFINE_multi_string(
+    'set', [], 'a field of the model, as --set=units=64; may be repeated'
+  )
+  flags.DEFINE_integer('batch_size', 64, 'images a step', lower_bound=1)
+  flags.DEFINE_list('what', list(MEASUREMENTS), f'of {", ".join(MEASUREMENTS)}')
+  flags.DEFINE_list(
+    'peers',
+    ['flax', 'torch', 'keras'],
+    'who the train step is compared with: flax, torch, keras (its default '
+    'back end), keras_tensorflow, keras_jax, keras_torch; those that are not '
+    'installed are named and left out',
+  )
+  flags.DEFINE_integer('rounds', 10, 'turns of each contender', lower_bound=1)
+  flags.DEFINE_integer(
+    'warm_up', 8, 'steps that each runs first, not counted', lower_bound=1
+  )
+  flags.DEFINE_float(
+    'turn_seconds', 2.0, 'what a turn lasts at least', lower_bound=0.0
+  )
+  flags.DEFINE_integer(
+    'starts', 3, 'starts that --what=startup counts', lower_bound=1
+  )
+  flags.DEFINE_string(
+    'startup_config',
+    'configs/quickstart.py',
+    'the run that --what=startup starts',
+  )
+  flags.DEFINE_string('json', None, 'file to write the record to')
+
+
+def main(argv: list[str]) -> None:
+  """Measures, prints a table, and writes the record."""
+  from fer_jax.benchmark import contest, machine, train_step
+
+  _no_arguments(argv)
+  values = flags.FLAGS
+  _known('--what', values.what, MEASUREMENTS)
+  _known('--peers', values.peers, train_step.PEERS)
+  effort = contest.Effort(
+    rounds=values.rounds,
+    warm_up=values.warm_up,
+    turn_seconds=values.turn_seconds,
+  )
+  startup_config = pathlib.Path(values.startup_config)
+  if 'startup' in values.what and not startup_config.is_file():
+    raise UserError(
+      f'--startup_config {startup_config} is no file: name a config, or leave '
+      'startup out of --what'
+    )
+  target = pathlib.Path(values.json) if values.json else None
+  if target and not target.parent.is_dir():
+    raise UserError(f'--json {target}: {target.parent} is not a folder')
+  case = _case(values.model, values.set, values.batch_size)
+  record = {
+    'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+    'machine': machine.describe(),
+    'settings': {
+      'model': case['model'],
+      'overrides': case['overrides'],
+      'batch_size': case['batch_size'],
+      'input_shape': case['input_shape'],
+      'num_classes': case['num_classes'],
+      'rounds': effort.rounds,
+      'warm_up_steps': effort.warm_up,
+      'turn_seconds': effort.turn_seconds,
+      'statistic': 'median over rounds; ratios are formed inside each round',
+    },
+    **_measure(values.what, case, values.peers, effort, startup_config),
+  }
+  print(render(record))
+  if target:
+    target.write_text(json.dumps(record, indent=2) + '\n')
+    print(f'record: {target}')
+
+
+def _measure(what, case, peers, effort, startup_config) -> dict:
+  from fer_jax.benchmark import input_path, startup, train_step
+  from fer_jax.benchmark.worker import WorkerError
+
+  results = {}
+  try:
+    if 'train_step' in what:
+      results['train_step'] = train_step.measure(case, peers, effort)
+    if 'input' in what:
+      results['input'] = input_path.measure(case, effort)
+    if 'startup' in what:
+      results['startup'] = startup.measure(
+        startup_config, starts=flags.FLAGS.starts
+      )
+  except WorkerError as error:
+    first, _, rest = str(error).partition('\n')
+    if rest:
+      print(rest, file=sys.stderr)
+    raise UserError(first) from error
+  return results
+
+
+def _case(model: str, assignments: list[str], batch_size: int) -> dict:
+  """What the contenders are asked to build, as JSON holds it."""
+  from fer_jax import models
+  from fer_jax.benchmark import translation
+
+  if model not in models.available():
+    raise UserError(
+      f'--model {model} is not known{_nearest(model, models.available())}; '
+      f'known: {", ".join(models.available())}'
+    )
+  defaults = models.fields(model)
+  overrides = parse_overrides(assignments, defaults)
+  fields = {**defaults, **overrides}
+  return {
+    'model': model,
+    'overrides': overrides,
+    'layers': translation.layers(
+      models.specify(model, **overrides), num_classes=NUM_CLASSES
+    ),
+    'input_shape': list(fields['input_shape']),
+    'dropout': fields['dropout'],
+    'num_classes': NUM_CLASSES,
+    'batch_size': batch_size,
+    'learning_rate': LEARNING_RATE,
+    'seed': SEED,
+  }
+
+
+def parse_overrides(assignments: list[str], defaults: dict) -> dict:
+  """Reads `field=value` texts after the types of the defaults.
+
+  Raises:
+    UserError: an unknown field (the nearest is named) or another type.
+  """
+  overrides = {}
+  for assignment in assignments:
+    name, equals, text = assignment.partition('=')
+    if not equals:
+      raise UserError(f'--set {assignment}: expected field=value')
+    if name not in defaults:
+      raise UserError(
+        f'--set {assignment}: no field {name}{_nearest(name, defaults)}'
+      )
+    overrides[name] = _value(assignment, text, defaults[name])
+  return overrides
+
+
+def _value(assignment: str, text: str, default):
+  if isinstance(default, str):
+    return text
+  try:
+    value = ast.literal_eval(
+      text.strip().capitalize() if isinstance(default, bool) else text
+    )
+  except (ValueError, SyntaxError):
+    value = None
+  if isinstance(default, tuple) and isinstance(value, int):
+    value = (value,)
+  if isinstance(default, float) and type(value) is int:
+    value = float(value)
+  if type(value) is not type(default):
+    raise UserError(f'--set {assignment}: expected a value like {default!r}')
+  return value
+
+
+def _no_arguments(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise UserError(f'benchmark takes flags only, not {argv[1]!r}')
+
+
+def _known(flag: str, given: Iterable[str], known: Iterable[str]) -> None:
+  known = list(known)
+  for name in given:
+    if name not in known:
+      raise UserError(
+        f'{flag} {name} is not one of {", ".join(known)}{_nearest(name, known)}'
+      )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f' (did you mean {close[0]}?)' if close else ''
+
+
+def render(record: dict) -> str:
+  """The record as text for the terminal."""
+  machine, settings = record['machine'], record['settings']
+  lines = [
+    f'{settings["model"]}, batch {settings["batch_size"]}, '
+    f'{settings["rounds"]} rounds, medians (smallest to largest)',
+    f'{machine["cpu"]}, {machine["cores"]} cores, load before '
+    f'{machine["load_average_before"]:.2f}',
+  ]
+  if 'train_step' in record:
+    lines += ['', *_train_step_lines(record['train_step'])]
+  if 'input' in record:
+    lines += ['', *_input_lines(record['input'])]
+  if 'startup' in record:
+    startup = record['startup']
+    lines += [
+      '',
+      f'start-up of {startup["config"]}: first training step after '
+      f'{_spread(startup["seconds_to_first_step"], "{:.1f}")} s, '
+      f'{startup["cold"]:.1f} s the first time',
+    ]
+  return '\n'.join(lines)
+
+
+def _train_step_lines(result: dict) -> list[str]:
+  lines = [
+    f'train step, {result["parameters"]:,} parameters each',
+    f'{"":18}{"images/s":>24}{"speed of " + result["reference"]:>26}',
+  ]
+  for name, row in result['contenders'].items():
+    rate = _spread(row['images_per_second'], '{:.1f}')
+    ratio = (
+      ''
+      if name == result['reference']
+      else _spread(row['speedup_of_reference'], '{:.2f}') + ' x'
+    )
+    lines.append(f'{name:18}{rate:>24}{ratio:>26}'.rstrip())
+  for name, reason in result['absent'].items():
+    lines.append(f'{name:18}absent: {reason}')
+  return lines
+
+
+def _input_lines(result: dict) -> list[str]:
+  rows = result['contenders']
+  return [
+    'input path: gather, augmentation and standardisation are '
+    f'{_spread(result["input_share"], "{:.1%}")} of a training step; without '
+    f'augmentation a step takes '
+    f'{_spread(result["augmentation_share"], "{:.1%}")} less',
+    *(
+      f'{name:22}{_spread(row["seconds_per_step"], "{:.4f}"):>28} s a step'
+      for name, row in rows.items()
+    ),
+  ]
+
+
+def _spread(spread: dict[str, float], form: str) -> str:
+  median, low, high = (
+    form.format(spread[key]) for key in ('median', 'min', 'max')
+  )
+  return f'{median} ({low} to {high})'

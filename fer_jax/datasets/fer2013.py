@@ -1,0 +1,367 @@
+"""FER2013: 48 x 48 grey faces of the ICML 2013 representation challenge.
+
+Goodfellow et al., Challenges in representation learning: a report on three
+machine learning contests, ICONIP 2013 (arXiv 1307.0414). 35,887 pictures
+gathered by image search, seven labels. Accepted, as such or in a zip, tar or
+compressed tar:
+
+  fer2013.csv, icml_face_data.csv   columns emotion, pixels and Usage in any
+                                    order, spaces around names allowed
+  train|test/<class>/<file>         pictures of 48 x 48; what is in test is
+                                    told apart by the file names' prefixes
+                                    PublicTest_ and PrivateTest_, where they
+                                    have one
+
+Usage becomes the official split: Training is `train`, PublicTest `validation`,
+PrivateTest `test`. Pictures of a test folder without prefixes get the split
+`test_unsplit`: nothing can be selected on them, for half of them are the test.
+"""
+
+import csv
+import functools
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fer_jax.datasets import pictures, sources
+from fer_jax.errors import UserError
+
+CLASS_NAMES = (
+  'angry',
+  'disgust',
+  'fear',
+  'happy',
+  'sad',
+  'surprise',
+  'neutral',
+)
+VERSION = '1.0.0'
+DESCRIPTION = '35,887 grey 48x48 faces from image search, 7 emotions'
+LICENCE = (
+  'from the ICML 2013 challenge; the pictures carry no clear licence: research '
+  'use only, do not redistribute'
+)
+OPTIONS: dict[str, Any] = {}
+NEEDS_SOURCE = True
+CSV_NAMES = ('fer2013.csv', 'icml_face_data.csv')
+OFFICIAL_COUNTS = {
+  'train': (3995, 436, 4097, 7215, 4830, 3171, 4965),
+  'validation': (467, 56, 496, 895, 653, 415, 607),
+  'test': (491, 55, 528, 879, 594, 416, 626),
+}
+
+SIDE = 48
+_PIXELS = SIDE * SIDE
+_USAGES = {
+  b'Training': 'train',
+  b'PublicTest': 'validation',
+  b'PrivateTest': 'test',
+}
+_COLUMNS = ('emotion', 'pixels', 'usage')
+_LABELS = {str(label).encode(): label for label in range(len(CLASS_NAMES))}
+_DIGITS_AND_BLANKS = b'0123456789 '
+# Four characters a pixel are 9,216; a longer line is not a row.
+_LONGEST_LINE = 1 << 17
+_LONGEST_PICTURE_FILE = 1 << 24
+
+_CLASS_FOLDERS = {
+  **{name: label for label, name in enumerate(CLASS_NAMES)},
+  **{str(label): label for label in range(len(CLASS_NAMES))},
+  'anger': 0,
+  'disgusted': 1,
+  'fearful': 2,
+  'happiness': 3,
+  'sadness': 4,
+  'surprised': 5,
+}
+_SPLIT_FOLDERS = {
+  'train': 'train',
+  'training': 'train',
+  'test': 'test_unsplit',
+  'testing': 'test_unsplit',
+  'publictest': 'validation',
+  'privatetest': 'test',
+}
+_PREFIXES = {
+  'training_': 'train',
+  'publictest_': 'validation',
+  'privatetest_': 'test',
+}
+_PICTURE_SUFFIXES = (
+  '.jpg',
+  '.jpeg',
+  '.png',
+  '.bmp',
+  '.tif',
+  '.tiff',
+  '.webp',
+)
+# Saving a grey picture as colour JPEG moves its channels apart by a few.
+_GREY_TOLERANCE = 16
+
+
+def examples(
+  source: sources.Source, options: dict[str, Any], intake: Any
+) -> Iterator[dict[str, Any]]:
+  """Rows of the csv, or pictures of the folders in the order of their names.
+
+  See `dataset` for the contract.
+
+  Raises:
+    UserError: the source is no form of FER2013.
+  """
+  del options
+  table = _find_csv(source)
+  if table is not None:
+    intake.notes['layout'] = 'csv'
+    yield from _csv_examples(source, table, intake)
+  else:
+    intake.notes['layout'] = 'folders'
+    yield from _folder_examples(source, intake)
+
+
+def _find_csv(source: sources.Source) -> str | None:
+  """The member that is the challenge's table, or None for folders."""
+  if source.kind == 'file':
+    return source.members[0]
+  for wanted in CSV_NAMES:
+    found = [
+      name
+      for name in source.members
+      if name.rsplit('/', 1)[-1].lower() == wanted
+    ]
+    if len(found) > 1:
+      raise UserError(f'{source.path}: several {wanted}: {", ".join(found)}')
+    if found:
+      return found[0]
+  return None
+
+
+def _show(field: bytes) -> str:
+  """A field for a message, kept to one short line."""
+  text = field.decode('utf-8', 'replace')
+  return repr(text if len(text) <= 40 else f'{text[:37]}...')
+
+
+def _fields(line: bytes) -> list[bytes]:
+  """The fields of one line.
+
+  Raises:
+    ValueError: quotes that do not match.
+  """
+  line = line.rstrip(b'\r\n')
+  if b'"' not in line:
+    return line.split(b',')
+  try:
+    row = next(csv.reader([line.decode('utf-8', 'replace')], strict=True))
+  except csv.Error as error:
+    raise ValueError(f'not a csv row ({error})') from None
+  return [field.encode() for field in row]
+
+
+def _read_header(stream: BinaryIO, label: str) -> tuple[list[int], int, bytes]:
+  """Positions of emotion, pixels and usage; number of columns; the line."""
+  line = stream.readline(_LONGEST_LINE)
+  text = line.removeprefix(b'\xef\xbb\xbf')
+  expected = 'a header line with emotion, pixels and Usage is expected'
+  if b'\x00' in text:
+    raise UserError(f'{label} line 1: not a UTF-8 text file; {expected}')
+  try:
+    columns = [field.decode().strip().lower() for field in _fields(text)]
+  except ValueError:
+    raise UserError(f'{label} line 1: not a csv header; {expected}') from None
+  for column in _COLUMNS:
+    if columns.count(column) > 1:
+      raise UserError(f'{label} line 1: column {column!r} occurs twice')
+    if column not in columns:
+      raise UserError(
+        f'{label} line 1: no column {column!r} in {_show(text.rstrip())}; '
+        f'{expected}'
+      )
+  return [columns.index(column) for column in _COLUMNS], len(columns), text
+
+
+def parse_pixels(field: bytes) -> np.ndarray:
+  """uint8 (2304,) pixels of a row from text such as b'70 80 82'.
+
+  Raises:
+    ValueError: too few or too many, not a whole number, outside 0 to 255.
+  """
+  # Digits and blanks alone are safe to leave to NumPy, four times faster than
+  # a loop; anything else is looked at token by token, to name it.
+  if field.translate(None, _DIGITS_AND_BLANKS):
+    values = np.array([_parse_pixel(token) for token in field.split()])
+  else:
+    values = np.fromstring(field, np.int64, sep=' ')
+  if values.size != _PIXELS:
+    raise ValueError(
+      f'{values.size:,} pixels where {_PIXELS:,} ({SIDE}x{SIDE}) are expected'
+    )
+  if values.max() > 255:
+    raise ValueError(f'pixel {values.max()} is outside 0 to 255')
+  return values.astype(np.uint8)
+
+
+def _parse_pixel(token: bytes) -> int:
+  digits = token.removeprefix(b'-')
+  if not digits.isdigit():
+    raise ValueError(f'pixel {_show(token)} is not a whole number')
+  if len(digits) > 9 or not 0 <= int(token) <= 255:
+    raise ValueError(f'pixel {_show(token)} is outside 0 to 255')
+  return int(token)
+
+
+def _parse_row(
+  line: bytes, columns: list[int], count: int
+) -> tuple[int, np.ndarray, str]:
+  """Label, pixels and split of one line.
+
+  Raises:
+    ValueError: what is wrong with it.
+  """
+  fields = _fields(line)
+  if len(fields) != count:
+    raise ValueError(f'{len(fields)} fields where {count} are expected')
+  emotion, pixels, usage = (fields[column].strip() for column in columns)
+  label = _LABELS.get(emotion)
+  if label is None:
+    raise ValueError(f'unknown label {_show(emotion)}; 0 to 6 are expected')
+  split = _USAGES.get(usage)
+  if split is None:
+    known = ', '.join(name.decode() for name in _USAGES)
+    raise ValueError(f'unknown usage {_show(usage)}; {known} are expected')
+  return label, parse_pixels(pixels), split
+
+
+def _csv_examples(
+  source: sources.Source, member: str, intake: Any
+) -> Iterator[dict[str, Any]]:
+  label_of_file = source.label(member)
+  size = source.member_size(member)
+  with source.open(member) as stream:
+    columns, count, header = _read_header(stream, label_of_file)
+    header = header.strip()
+    consumed, line_number, row = len(header), 1, -1
+    next_line = functools.partial(stream.readline, _LONGEST_LINE)
+    for line in iter(next_line, b''):
+      line_number += 1
+      consumed += len(line)
+      if not line.strip():
+        continue
+      row += 1
+      try:
+        whole_line = line.endswith(b'\n')
+        if not whole_line and len(line) == _LONGEST_LINE:
+          # The rest of it is passed over in pieces, never held at once.
+          for piece in iter(next_line, b''):
+            if piece.endswith(b'\n'):
+              break
+          raise ValueError(f'a line of over {_LONGEST_LINE:,} bytes')
+        if line.strip() == header:
+          raise ValueError('a second header line')
+        label, pixels, split = _parse_row(line, columns, count)
+      except ValueError as error:
+        cut = '' if whole_line else ' (the last line: is the file cut?)'
+        where = f'{label_of_file} line {line_number:,} (data row {row + 1:,})'
+        intake.reject(where, f'{error}{cut}')
+        continue
+      if row == 100:
+        intake.expect(round(size / consumed * (row + 1)))
+      yield {
+        'id': f'fer2013/{row:05d}',
+        'label': label,
+        'official_split': split,
+        'image': pixels.reshape(SIDE, SIDE, 1),
+      }
+    if row < 0:
+      raise UserError(f'{label_of_file}: a header and no rows')
+
+
+def _read_picture(source: sources.Source, name: str) -> np.ndarray | bytes:
+  """A grey 48 x 48 picture, as its own bytes where those can be kept.
+
+  Raises:
+    ValueError: not such a picture.
+  """
+  if source.member_size(name) > _LONGEST_PICTURE_FILE:
+    raise ValueError(f'a file of {source.member_size(name):,} bytes')
+  encoded = source.read(name)
+  image, form = pictures.decode_with_format(encoded)
+  height, width, channels = image.shape
+  if (height, width) != (SIDE, SIDE):
+    raise ValueError(
+      f'{width}x{height} pixels where {SIDE}x{SIDE} are expected'
+    )
+  if channels == 1 and form in pictures.STORED_FORMATS:
+    return encoded
+  if channels == 3 and np.ptp(image, axis=-1).max() > _GREY_TOLERANCE:
+    raise ValueError('a colour picture where a grey one is expected')
+  return image if channels == 1 else image[..., 1:2]
+
+
+def _folder_place(name: str) -> tuple[int, str]:
+  """Label and official split from a member's path.
+
+  Raises:
+    ValueError: it is in no known folder.
+  """
+  parts = name.split('/')
+  if len(parts) < 3 or parts[-3].lower() not in _SPLIT_FOLDERS:
+    raise ValueError('a picture outside train|test/<class>/')
+  label = _CLASS_FOLDERS.get(parts[-2].lower())
+  if label is None:
+    known = ', '.join(CLASS_NAMES)
+    raise ValueError(f'unknown class folder {parts[-2]!r}; known are {known}')
+  split = _SPLIT_FOLDERS[parts[-3].lower()]
+  told = [
+    usage
+    for prefix, usage in _PREFIXES.items()
+    if parts[-1].lower().startswith(prefix)
+  ]
+  if not told:
+    return label, split
+  if split == told[0] or (split == 'test_unsplit' and told[0] != 'train'):
+    return label, told[0]
+  raise ValueError(f'a {told[0]} file name in the folder {parts[-3]!r}')
+
+
+def _folder_examples(
+  source: sources.Source, intake: Any
+) -> Iterator[dict[str, Any]]:
+  inside = [
+    name
+    for name in source.members
+    if name.lower().endswith(_PICTURE_SUFFIXES)
+    or (
+      name.split('/')[-3:-2] and name.split('/')[-3].lower() in _SPLIT_FOLDERS
+    )
+  ]
+  if not any(name.split('/')[-3:-2] for name in inside):
+    raise UserError(
+      f'{source.path}: neither {" nor ".join(CSV_NAMES)} nor folders '
+      'train|test/<class>/ with pictures in it'
+    )
+  intake.notes['other_files'] = len(source.members) - len(inside)
+  intake.notes['test_unsplit'] = False
+  intake.expect(len(inside))
+  seen: set[str] = set()
+  for name in inside:
+    try:
+      label, split = _folder_place(name)
+      example_id = f'fer2013/{"/".join(name.split("/")[-3:])}'
+      if example_id in seen:
+        raise ValueError('a second copy of this file, deeper in the folders')
+      seen.add(example_id)
+      image = _read_picture(source, name)
+    except ValueError as error:
+      intake.reject(source.label(name), str(error))
+      continue
+    if split == 'test_unsplit':
+      intake.notes['test_unsplit'] = True
+    yield {
+      'id': example_id,
+      'label': label,
+      'official_split': split,
+      'image': image,
+    }

@@ -1,0 +1,299 @@
+"""Evaluates a run on one split: predictions, figures, and the look recorded.
+
+The only code that opens a test split. Selection is over by then: the
+checkpoint is the one that validation named.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fer_jax import files, provenance
+from fer_jax.data import ledger, protocol, resident
+from fer_jax.datasets.dataset import Dataset
+from fer_jax.errors import UserError
+from fer_jax.evaluation import scores
+from fer_jax.evaluation import workdir as workdir_lib
+from fer_jax.evaluation.workdir import Evaluation, Examples, Pictures
+from fer_jax.training import task
+from fer_jax.training.inference import Predictor
+
+AUGMENTATIONS = ('flip', 'crops')
+"""Test-time augmentations, each a view that the predictor averages in."""
+
+MISTAKES = 24
+ATTENTION_SEED = 0
+
+# Images are read and predicted this many at a time: memory stays flat on sets
+# of any size.
+_ROWS_A_READ = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitRows:
+  """The examples of a split and where they come from.
+
+  Attributes:
+    index: (n,) rows of the data set's table.
+    ids: (n,) text.
+    slices: name -> (n,) bool, parts to be scored alone, as those without
+      twins.
+    protocol: name, leak flag, reason and digest.
+  """
+
+  index: np.ndarray
+  ids: np.ndarray
+  slices: dict[str, np.ndarray]
+  protocol: dict[str, Any]
+
+
+def evaluate(
+  workdir: str | pathlib.Path,
+  split: str,
+  *,
+  augmentations: Sequence[str] = (),
+  n_boot: int = scores.BOOTSTRAP_DRAWS,
+) -> dict[str, Any]:
+  """Evaluates a run's best checkpoint and writes the split's three files.
+
+  A look at a test split is recorded in the data set's ledger before its
+  figures are written anywhere else.
+
+  Args:
+    workdir: of `train`.
+    split: 'validation' or 'test'.
+    augmentations: of `AUGMENTATIONS`; none is the plain image alone.
+    n_boot: bootstrap resamples of the intervals.
+
+  Returns:
+    The content of metrics_SPLIT.json.
+
+  Raises:
+    UserError: no workdir, no intact checkpoint, no data, a data set or
+      partition other than the run's, or a split without examples.
+  """
+  workdir = pathlib.Path(workdir)
+  views = checked_views(augmentations)
+  if split not in workdir_lib.SPLITS:
+    raise UserError(
+      f'--split is {split!r}; expected one of {", ".join(workdir_lib.SPLITS)}'
+    )
+  predictor = Predictor.from_workdir(workdir)
+  begun = time.monotonic()
+  config: Any = predictor.config
+  dataset = task.load_dataset(config)
+  facts = files.read_json(workdir / 'run.json')
+  _require_same_data(workdir, facts, dataset)
+  rows = _open_split(workdir, facts, dataset, config, split)
+  logits, labels = predict_rows(predictor, dataset, rows.index, views)
+  metrics = scores.all_scores(
+    logits, labels, predictor.class_names, n_boot=n_boot
+  )
+  metrics = {
+    'split': split,
+    **metrics,
+    'slices': scores.slice_scores(
+      logits, labels, rows.slices, predictor.class_names, n_boot=n_boot
+    ),
+    'class_names': list(predictor.class_names),
+    'model': config.model.name,
+    'dataset': {
+      'name': dataset.name,
+      'version': dataset.version,
+      'checksum': dataset.checksum,
+    },
+    'protocol': rows.protocol,
+    'checkpoint': {
+      'which': 'best',
+      'step': predictor.step,
+      'epoch': predictor.epoch,
+    },
+    'views': list(views),
+    'definitions': scores.DEFINITIONS,
+    'environment': provenance.environment(),
+    'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+  }
+  if split == 'test':
+    metrics['looks'] = _record_look(workdir, dataset, metrics)
+  examples = _examples(predictor, dataset, rows, logits, labels)
+  metrics['seconds'] = time.monotonic() - begun
+  evaluation = Evaluation(split, metrics, rows.ids, logits, labels, examples)
+  workdir_lib.write_evaluation(workdir, evaluation)
+  return metrics
+
+
+def checked_views(augmentations: Sequence[str]) -> tuple[str, ...]:
+  """The predictor's views of test-time augmentations, each once.
+
+  Raises:
+    UserError: an augmentation nobody knows.
+  """
+  for name in augmentations:
+    if name not in AUGMENTATIONS:
+      raise UserError(
+        f'--tta names {name!r}; expected {", ".join(AUGMENTATIONS)} or nothing'
+      )
+  # The crops stand in the place of the whole image.
+  whole = 'crops' if 'crops' in augmentations else 'plain'
+  return (whole, 'flip') if 'flip' in augmentations else (whole,)
+
+
+def predict_rows(
+  predictor: Predictor,
+  dataset: Dataset,
+  index: np.ndarray,
+  views: tuple[str, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+  """(logits float32 (n, K), labels int32 (n,)) of rows of a data set."""
+  logits, labels = [], []
+  for start in range(0, len(index), _ROWS_A_READ):
+    batch = _read(predictor, dataset, index[start : start + _ROWS_A_READ])
+    logits.append(
+      predictor.predict(batch['image'], batch.get('frame_mask'), views=views)
+    )
+    labels.append(batch['label'])
+  return np.concatenate(logits), np.concatenate(labels)
+
+
+def _require_same_data(
+  workdir: pathlib.Path, facts: dict[str, Any], dataset: Dataset
+) -> None:
+  trained_on = facts.get('dataset', {}).get('checksum')
+  if trained_on != dataset.checksum:
+    raise UserError(
+      f'{workdir} was trained on {dataset.name} with checksum {trained_on}, '
+      f'but the one built here has {dataset.checksum}; build that source'
+    )
+
+
+def _open_split(
+  workdir: pathlib.Path,
+  facts: dict[str, Any],
+  dataset: Dataset,
+  config: Any,
+  split: str,
+) -> SplitRows:
+  """The rows of a split, and proof that they are of the run's partition."""
+  name, seed = config.data.protocol, config.data.protocol_seed
+  partition = protocol.resolve(dataset, name, seed=seed)
+  trained_under = facts.get('protocol', {}).get('digest')
+  if partition.digest != trained_under:
+    raise UserError(
+      f'{workdir} was trained under protocol {name} with digest '
+      f'{trained_under}, but it now gives {partition.digest}: examples may '
+      'have changed sides'
+    )
+  if split == 'test':
+    opened = protocol.open_test(dataset, name, seed=seed, run=str(workdir))
+    index, ids = opened.index, opened.ids
+    # The whole split is scored anyway.
+    slices = {
+      name: mask for name, mask in opened.slices.items() if name != 'all'
+    }
+  else:
+    index, ids, slices = partition.validation, partition.validation_ids, {}
+  if not len(index):
+    raise UserError(
+      f'the {split} split of {dataset.name} under protocol {name} has no '
+      'examples'
+    )
+  return SplitRows(
+    index=np.asarray(index),
+    ids=np.asarray(ids, str),
+    slices=slices,
+    protocol={
+      'name': partition.protocol,
+      'seed': seed,
+      'leaks': partition.leaks,
+      'reason': partition.reason,
+      'digest': partition.digest,
+    },
+  )
+
+
+def _read(
+  predictor: Predictor, dataset: Dataset, index: np.ndarray
+) -> dict[str, np.ndarray]:
+  data: Any = predictor.config.data
+  return resident.load_resident(
+    dataset,
+    index,
+    image_size=(data.image_size, data.image_size),
+    channels=data.channels,
+  )
+
+
+def _record_look(
+  workdir: pathlib.Path, dataset: Dataset, metrics: dict[str, Any]
+) -> int:
+  """Records the look; returns how many there have been at these examples."""
+  name, digest = metrics['protocol']['name'], metrics['protocol']['digest']
+  ledger.record(
+    dataset,
+    run=str(workdir),
+    protocol=name,
+    split='test',
+    digest=digest,
+    figures={
+      'n': metrics['n'],
+      'accuracy': metrics['accuracy'],
+      'accuracy_interval': metrics['intervals']['accuracy'],
+      'balanced_accuracy': metrics['balanced_accuracy'],
+      'macro_f1': metrics['macro']['f1'],
+      'step': metrics['checkpoint']['step'],
+      'views': metrics['views'],
+    },
+  )
+  # The digest tells other test lists apart: another build, other options.
+  return sum(
+    (entry['protocol'], entry['split'], entry.get('digest'))
+    == (name, 'test', digest)
+    for entry in ledger.read(dataset)
+  )
+
+
+def _examples(
+  predictor: Predictor,
+  dataset: Dataset,
+  rows: SplitRows,
+  logits: np.ndarray,
+  labels: np.ndarray,
+) -> Examples:
+  """Images of the worst mistakes, and of one example a class with attention."""
+  log_probs = scores.log_softmax(logits)
+  losses = -log_probs[np.arange(len(labels)), labels]
+  wrong = np.flatnonzero(log_probs.argmax(axis=-1) != labels)
+  worst = wrong[np.argsort(-losses[wrong], kind='stable')][:MISTAKES]
+  rng = np.random.default_rng(ATTENTION_SEED)
+  shown = np.array(
+    [
+      rng.choice(np.flatnonzero(labels == label)) for label in np.unique(labels)
+    ],
+    int,
+  )
+
+  def pictures(chosen: np.ndarray, **extra: Any) -> Pictures:
+    batch = _read(predictor, dataset, rows.index[chosen])
+    return Pictures(
+      ids=rows.ids[chosen],
+      labels=labels[chosen],
+      probs=np.exp(log_probs[chosen]).astype(np.float32),
+      images=batch['image'],
+      frame_mask=batch.get('frame_mask'),
+      **extra,
+    )
+
+  mistakes = pictures(worst) if len(worst) else None
+  attended = pictures(shown)
+  found = predictor.attention(attended.images, attended.frame_mask)
+  if found is None:
+    return Examples(mistakes, None, None)
+  weights, token_grid = found
+  return Examples(
+    mistakes, dataclasses.replace(attended, attention=weights), token_grid
+  )

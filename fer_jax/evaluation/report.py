@@ -1,0 +1,91 @@
+"""One self-contained report.html of one or several runs, and its PNG files.
+
+Reads what training and evaluation wrote and nothing else: no data set, no
+checkpoint, no JAX.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+
+from fer_jax.errors import UserError
+from fer_jax.evaluation import comparison_page, page, run_page, runs
+from fer_jax.evaluation import workdir as workdir_lib
+from fer_jax.evaluation.figures import Figures
+from fer_jax.evaluation.runs import Run
+
+FILE_NAME = 'report.html'
+FIGURES = 'figures'
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """A report in memory.
+
+  Attributes:
+    html: the page.
+    figures: PNG bytes by file name.
+  """
+
+  html: str
+  figures: dict[str, bytes]
+
+
+def write_report(
+  workdirs: Sequence[str | pathlib.Path],
+  output: str | pathlib.Path | None = None,
+) -> pathlib.Path:
+  """Writes report.html and figures/*.png.
+
+  Args:
+    workdirs: of one or several runs.
+    output: folder to write to, the first workdir where None.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    UserError: a folder is no workdir, its files are damaged, or the output
+      cannot be written.
+  """
+  if not workdirs:
+    raise UserError('report needs at least one workdir')
+  report = render(runs.read_all(workdirs))
+  folder = pathlib.Path(output) if output else pathlib.Path(workdirs[0])
+  try:
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    for name, png in report.figures.items():
+      workdir_lib.write_bytes(folder / FIGURES / name, png)
+    workdir_lib.write_bytes(folder / FILE_NAME, report.html.encode())
+  except OSError as error:
+    raise UserError(
+      f'cannot write the report to {folder}: {error.strerror}'
+    ) from error
+  return folder / FILE_NAME
+
+
+def render(members: Sequence[Run]) -> Report:
+  """The page and its figures, for one run or for several compared."""
+  figures = Figures({})
+  if len(members) == 1:
+    (run,) = members
+    title = f'{run.name}: report'
+    content = [run_page.header(run), *run_page.sections(run, figures)]
+  else:
+    title = f'{len(members)} runs compared'
+    content = comparison_page.sections(members, figures.within('compared_'))
+    details = [
+      page.folded(
+        run.name,
+        run_page.header(run),
+        *run_page.sections(run, figures.within(f'{_file_stem(run.name)}_')),
+      )
+      for run in members
+    ]
+    content.append(page.section('Each run in full', *details))
+  return Report(page.document(title, *content), figures.files)
+
+
+def _file_stem(name: str) -> str:
+  return re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('._') or 'run'

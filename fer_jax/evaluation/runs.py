@@ -1,0 +1,323 @@
+"""Runs as a report reads them: a workdir's files, and which runs are alike.
+
+Runs whose configs differ in the seed alone are one group, whose spread is
+the noise of training.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fer_jax import files
+from fer_jax.errors import UserError
+from fer_jax.evaluation import workdir as workdir_lib
+
+NOT_COMPARED = frozenset(
+  {
+    'seed',
+    'data.data_dir',
+    'data.workers',
+    'data.resident_gib',
+    'train.block_steps',
+  }
+)
+"""Config fields in which runs of one group may differ: the seed, and those
+that change no result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a workdir holds for a report.
+
+  Attributes:
+    path: the workdir.
+    name: short and unlike the other runs' of the same report.
+    config: nested plain values of config.json.
+    facts: content of run.json, {} where it is missing.
+    history: epochs' records of metrics.jsonl, oldest first.
+    evaluations: by split, those that were evaluated.
+    notes: sentences about what is missing or damaged.
+  """
+
+  path: pathlib.Path
+  name: str
+  config: dict[str, Any]
+  facts: dict[str, Any]
+  history: list[dict[str, Any]]
+  evaluations: dict[str, workdir_lib.Evaluation]
+  notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Runs that differ in their seed alone.
+
+  Attributes:
+    label: what tells the group from the others.
+    runs: at least one.
+  """
+
+  label: str
+  runs: tuple[Run, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """Mean and sample standard deviation over a group's runs.
+
+  Attributes:
+    mean: over the runs that have the figure.
+    deviation: None for a single run.
+    count: how many runs have it.
+  """
+
+  mean: float
+  deviation: float | None
+  count: int
+
+
+def read(path: str | pathlib.Path, *, name: str | None = None) -> Run:
+  """Reads a workdir.
+
+  Args:
+    path: the folder.
+    name: to be called by, the folder's own where None.
+
+  Raises:
+    UserError: it is no workdir, or one of its files is damaged.
+  """
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    raise UserError(f'{path} is no folder; expected the workdir of a run')
+  if not (path / 'config.json').exists():
+    raise UserError(f'{path} is no workdir of a run: it has no config.json')
+  config = files.read_json(path / 'config.json')
+  if not isinstance(config, dict):
+    raise UserError(f'{path / "config.json"} is no config: expected an object')
+  notes = []
+  facts: dict[str, Any] = {}
+  if (path / 'run.json').exists():
+    facts = files.read_json(path / 'run.json')
+  else:
+    notes.append(
+      'There is no run.json: data, protocol and environment are unknown.'
+    )
+  history, torn = _read_history(path / 'metrics.jsonl')
+  if not history:
+    notes.append('No epoch has been recorded yet, so there are no curves.')
+  elif torn:
+    notes.append('The last line of metrics.jsonl is cut off and left out.')
+  evaluations = {}
+  for split in workdir_lib.SPLITS:
+    evaluation = workdir_lib.read_evaluation(path, split)
+    if evaluation is not None:
+      evaluations[split] = evaluation
+  return Run(
+    path=path,
+    name=name or path.resolve().name,
+    config=config,
+    facts=facts,
+    history=history,
+    evaluations=evaluations,
+    notes=tuple(notes),
+  )
+
+
+def read_all(paths: Sequence[str | pathlib.Path]) -> list[Run]:
+  """Reads several workdirs, each once, under names that tell them apart."""
+  unique: dict[pathlib.Path, pathlib.Path] = {}
+  for path in paths:
+    unique.setdefault(pathlib.Path(path).resolve(), pathlib.Path(path))
+  names = _short_names(list(unique))
+  return [
+    read(path, name=name)
+    for path, name in zip(unique.values(), names, strict=True)
+  ]
+
+
+def _short_names(paths: list[pathlib.Path]) -> list[str]:
+  """The fewest last parts of the paths that tell all of them apart."""
+  longest = max((len(path.parts) for path in paths), default=1)
+  for parts in range(1, longest + 1):
+    names = ['/'.join(path.parts[-parts:]) for path in paths]
+    if len(set(names)) == len(names):
+      return names
+  return [str(path) for path in paths]
+
+
+def _read_history(path: pathlib.Path) -> tuple[list[dict[str, Any]], bool]:
+  """(records, whether the last line was cut off while it was written)."""
+  if not path.exists():
+    return [], False
+  lines = path.read_text(encoding='utf-8').splitlines()
+  records = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      record = json.loads(line)
+      if not isinstance(record, dict) or 'epoch' not in record:
+        raise ValueError('expected an object with "epoch"')
+    except ValueError as error:
+      if number == len(lines):
+        return records, True
+      raise UserError(f'{path}, line {number}: {error}') from error
+    records.append(record)
+  return records, False
+
+
+def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Dotted name -> value of every leaf of nested dicts."""
+  leaves = {}
+  for name, value in config.items():
+    if isinstance(value, dict) and value:
+      leaves |= flatten(value, f'{prefix}{name}.')
+    else:
+      leaves[f'{prefix}{name}'] = value
+  return leaves
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+  """Groups runs that differ in nothing but `NOT_COMPARED`, in their order.
+
+  A group is labelled by the fields in which the groups differ, or by its
+  model where there is only one group.
+  """
+  members: dict[str, list[Run]] = {}
+  compared: dict[str, dict[str, Any]] = {}
+  for run in runs:
+    leaves = {
+      name: value
+      for name, value in flatten(run.config).items()
+      if name not in NOT_COMPARED
+    }
+    key = json.dumps(leaves, sort_keys=True, default=str)
+    members.setdefault(key, []).append(run)
+    compared[key] = leaves
+  names = sorted({name for leaves in compared.values() for name in leaves})
+  differing = [
+    name
+    for name in names
+    if len({json.dumps(leaves.get(name)) for leaves in compared.values()}) > 1
+  ]
+  groups = []
+  for key, alike in members.items():
+    leaves = compared[key]
+    label = ', '.join(
+      f'{name}={_plain(leaves[name])}' if name in leaves else f'no {name}'
+      for name in differing
+    )
+    # Many differing fields make no label: the runs' own names do.
+    if not label or len(differing) > 4:
+      label = _common_name(alike) if differing else _model_name(alike[0])
+    groups.append(Group(label, tuple(alike)))
+  return groups
+
+
+def _plain(value: Any) -> str:
+  return value if isinstance(value, str) else json.dumps(value)
+
+
+def _model_name(run: Run) -> str:
+  return str(run.config.get('model', {}).get('name', run.name))
+
+
+def _common_name(runs: Sequence[Run]) -> str:
+  return ' + '.join(run.name for run in runs)
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+  """Mean and sample standard deviation; None where no run has the figure."""
+  known = [value for value in values if value is not None]
+  if not known:
+    return None
+  return Spread(
+    mean=float(np.mean(known)),
+    deviation=float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    count=len(known),
+  )
+
+
+def curve(run: Run, part: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+  """(epochs, values) of a run's curve.
+
+  Args:
+    run: of `read`.
+    part: 'train' or 'validation'.
+    quantity: 'loss' or 'accuracy'.
+
+  Returns:
+    The epochs that have a finite value, and those values.
+  """
+  points = [
+    (record['epoch'], record[part][quantity])
+    for record in run.history
+    if isinstance(record.get(part), dict)
+    and _is_finite(record[part].get(quantity))
+  ]
+  epochs, values = zip(*points, strict=True) if points else ((), ())
+  return np.asarray(epochs, float), np.asarray(values, float)
+
+
+def mean_curve(
+  group: Group, part: str, quantity: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """(epochs, mean, standard deviation) over the epochs all runs have.
+
+  The deviation is None for a single run.
+  """
+  curves = [
+    dict(zip(*curve(run, part, quantity), strict=True)) for run in group.runs
+  ]
+  curves = [points for points in curves if points]
+  if not curves:
+    return np.zeros(0), np.zeros(0), None
+  epochs = sorted(set.intersection(*(set(points) for points in curves)))
+  values = np.array([[points[epoch] for epoch in epochs] for points in curves])
+  deviation = values.std(axis=0, ddof=1) if len(curves) > 1 else None
+  return np.asarray(epochs), values.mean(axis=0), deviation
+
+
+def best_validation(run: Run) -> dict[str, Any] | None:
+  """The record that selection prefers: {epoch, step, loss, accuracy}.
+
+  The metric is the config's `train.select`, accuracy where it names none.
+  """
+  metric = run.config.get('train', {}).get('select', 'accuracy')
+  sign = -1 if metric == 'loss' else 1
+  records = [
+    record
+    for record in run.history
+    if isinstance(record.get('validation'), dict)
+    and _is_finite(record['validation'].get(metric))
+  ]
+  if not records:
+    return None
+  best = max(records, key=lambda record: sign * record['validation'][metric])
+  return {
+    'epoch': best['epoch'],
+    'step': best.get('step'),
+    **best['validation'],
+  }
+
+
+def training_seconds(run: Run) -> float | None:
+  """Seconds in recorded epochs."""
+  seconds = [r['seconds'] for r in run.history if _is_finite(r.get('seconds'))]
+  return float(sum(seconds)) if seconds else None
+
+
+def images_per_second(run: Run) -> float | None:
+  """Median over the epochs, which the first one's compilation leaves alone."""
+  rates = [
+    record['images_per_second']
+    for record in run.history
+    if _is_finite(record.get('images_per_second'))
+  ]
+  return float(np.median(rates)) if rates else None
+
+
+def _is_finite(value: Any) -> bool:
+  return isinstance(value, int | float) and bool(np.isfinite(value))

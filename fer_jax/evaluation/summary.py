@@ -1,0 +1,95 @@
+"""The figures of one evaluation as a table for the terminal."""
+
+from typing import Any
+
+
+def text(metrics: dict[str, Any]) -> str:
+  """Lines of figures, most wanted first.
+
+  Args:
+    metrics: content of metrics_SPLIT.json.
+  """
+  facts, checkpoint = metrics['protocol'], metrics['checkpoint']
+  lines = [
+    f'{metrics["split"]} of {metrics["dataset"]["name"]}, protocol '
+    f'{facts["name"]} ({"LEAKS" if facts["leaks"] else "does not leak"}: '
+    f'{facts["reason"]})',
+    f'{metrics["n"]} examples, checkpoint of epoch {checkpoint["epoch"]} (step '
+    f'{checkpoint["step"]}), views {"+".join(metrics["views"])}',
+    '',
+    *_scores(metrics),
+    '',
+    *_classes(metrics),
+  ]
+  if metrics['absent_classes']:
+    lines.append(
+      f'no example of {", ".join(metrics["absent_classes"])}: left out of '
+      'macro figures'
+    )
+  if 'looks' in metrics:
+    lines += [
+      '',
+      f'look {metrics["looks"]} at the test split of '
+      f'{metrics["dataset"]["name"]} under protocol {facts["name"]}, recorded',
+    ]
+  return '\n'.join(lines)
+
+
+def _scores(metrics: dict[str, Any]) -> list[str]:
+  auc = metrics['auc_macro']
+  rows = [
+    ('accuracy', metrics['accuracy'], _interval(metrics, 'accuracy')),
+    (
+      'balanced accuracy',
+      metrics['balanced_accuracy'],
+      _interval(metrics, 'balanced_accuracy'),
+    ),
+    ('macro F1', metrics['macro']['f1'], _interval(metrics, 'macro_f1')),
+    ('weighted F1', metrics['weighted']['f1'], ''),
+    ('calibration error', metrics['expected_calibration_error'], ''),
+  ]
+  rows += [
+    (
+      f'accuracy {name.replace("_", " ")}',
+      part['accuracy'],
+      f'{_interval(part, "accuracy")} n={part["n"]}',
+    )
+    for name, part in metrics['slices'].items()
+    if part['n']
+  ]
+  width = max(len(name) for name, *_ in rows)
+  lines = [
+    f'{name:<{width}}  {100 * value:6.2f} %  {note}'.rstrip()
+    for name, value, note in rows
+  ]
+  lines.insert(
+    4, f'{"macro AUC":<{width}}  {"-" if auc is None else f"{auc:.4f}":>6}'
+  )
+  return [*lines, f'{"cross-entropy":<{width}}  {metrics["loss"]:6.4f}']
+
+
+def _classes(metrics: dict[str, Any]) -> list[str]:
+  width = max(len('class'), *map(len, metrics['class_names']))
+  lines = [f'{"class":<{width}}       n  precision  recall      F1     AUC']
+  for row in metrics['per_class']:
+    cells = (
+      _cell(row['precision'], 9, percent=True),
+      _cell(row['recall'], 6, percent=True),
+      _cell(row['f1'], 6, percent=True),
+      _cell(row['auc'], 6),
+    )
+    lines.append(
+      f'{row["name"]:<{width}}  {row["support"]:>6}  ' + '  '.join(cells)
+    )
+  return lines
+
+
+def _interval(figures: dict[str, Any], name: str) -> str:
+  low, high = figures['intervals'][name]
+  return f'[{100 * low:.2f}, {100 * high:.2f}]'
+
+
+def _cell(value: float | None, width: int, *, percent: bool = False) -> str:
+  if value is None:
+    return '-'.rjust(width)
+  return f'{100 * value:{width}.1f}' if percent else f'{value:{width}.3f}'

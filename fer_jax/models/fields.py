@@ -1,0 +1,118 @@
+"""Fields of a preset: default, where it comes from, and what is allowed."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+SOURCES = ('stated', 'inferred', 'chosen')
+"""Whether a default stands in the paper, follows from what does, or is ours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One tunable field.
+
+  Attributes:
+    default: a number, string, bool, or tuple of those.
+    source: one of `SOURCES`.
+    note: why, in a few words.
+    check: takes a value and returns None where it will do, else what is
+      expected.
+  """
+
+  default: Any
+  source: str
+  note: str
+  check: Callable[[Any], str | None]
+
+
+def is_int(value: Any) -> bool:
+  """True for an int that is no bool."""
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def positive(value: Any) -> str | None:
+  """A positive int."""
+  return None if is_int(value) and value > 0 else 'a positive int'
+
+
+def odd(value: Any) -> str | None:
+  """A positive odd int."""
+  good = is_int(value) and value > 0 and value % 2
+  return None if good else 'a positive odd int'
+
+
+def rate(value: Any) -> str | None:
+  """A probability below 1."""
+  good = (is_int(value) or isinstance(value, float)) and 0 <= value < 1
+  return None if good else 'a number in [0, 1)'
+
+
+def boolean(value: Any) -> str | None:
+  """A bool."""
+  return None if isinstance(value, bool) else 'True or False'
+
+
+def among(*allowed: Any) -> Callable[[Any], str | None]:
+  """One of `allowed`."""
+
+  def check(value):
+    return (
+      None if value in allowed else f'one of {", ".join(map(str, allowed))}'
+    )
+
+  return check
+
+
+def positives(*, least: int = 0, length: int | None = None):
+  """A tuple of positive ints, with at least `least` or just `length`."""
+  if length is not None:
+    expected = f'{length} positive ints'
+  elif least:
+    expected = 'a non-empty tuple of positive ints'
+  else:
+    expected = 'a tuple of positive ints'
+
+  def check(value):
+    good = isinstance(value, tuple) and not any(map(positive, value))
+    if length is not None:
+      good = good and len(value) == length
+    return None if good and len(value) >= least else expected
+
+  return check
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """'; did you mean X?' for the known name that is most like `name`, or ''."""
+  match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+  return f'; did you mean {match[0]!r}?' if match else ''
+
+
+def resolve(
+  model: str, fields: dict[str, Field], overrides: dict[str, Any]
+) -> dict[str, Any]:
+  """The values of all fields, checked.
+
+  Args:
+    model: its name, for messages.
+    fields: by name.
+    overrides: values in the place of defaults; a list does for a tuple.
+
+  Raises:
+    ValueError: for an unknown field, and for a value out of range or of another
+      type.
+  """
+  values = {name: field.default for name, field in fields.items()}
+  for name, value in overrides.items():
+    if name not in fields:
+      raise ValueError(
+        f'{model} has no field {name!r}{nearest(name, fields)} (it has '
+        f'{", ".join(fields)})'
+      )
+    value = tuple(value) if isinstance(value, list) else value
+    expected = fields[name].check(value)
+    if expected:
+      raise ValueError(f'{model}: {name} must be {expected}, got {value!r}')
+    values[name] = value
+  return values

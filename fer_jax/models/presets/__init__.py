@@ -1,0 +1,1 @@
+"""Systems of the papers: fields, and the specification they stand for."""

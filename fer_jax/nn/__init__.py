@@ -1,0 +1,24 @@
+"""Layers for anyone's JAX code; importing them pulls in JAX and Flax only."""
+
+from fer_jax.nn.attention import AdditiveAttention
+from fer_jax.nn.conv import Conv, conv2d
+from fer_jax.nn.dropout import Dropout
+from fer_jax.nn.normalization import BatchNorm
+from fer_jax.nn.pooling import avg_pool, max_pool
+from fer_jax.nn.recurrent import GRU, LSTM, Bidirectional, Stacked
+from fer_jax.nn.residual import ResidualBlock
+
+__all__ = [
+  'GRU',
+  'LSTM',
+  'AdditiveAttention',
+  'BatchNorm',
+  'Bidirectional',
+  'Conv',
+  'Dropout',
+  'ResidualBlock',
+  'Stacked',
+  'avg_pool',
+  'conv2d',
+  'max_pool',
+]

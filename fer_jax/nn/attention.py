@@ -1,0 +1,84 @@
+"""Additive attention over a sequence.
+
+Legend: B batch, T steps, D features.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class AdditiveAttention(nnx.Module):
+  """Pools a sequence by weights that it learns to give to each step.
+
+      e_t = v' tanh(W h_t + b)     alpha = softmax(e)     z = sum_t alpha_t h_t
+
+  The source prints `tan` in the first equation; the additive attention that it
+  cites uses the hyperbolic tangent.
+
+  Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from fer_jax.nn import AdditiveAttention
+    >>> pool = AdditiveAttention(features=8, units=4, rngs=nnx.Rngs(0))
+    >>> context, weights = jax.jit(pool)(jnp.ones((2, 5, 8)))
+    >>> context.shape, weights.shape
+    ((2, 8), (2, 5))
+
+  Args:
+    features: D.
+    units: width of the hidden layer.
+    dtype: what to compute the hidden layer in; the softmax is float32.
+    rngs: the stream `params` draws the parameters.
+
+  Source: Munsarif and Ku-Mahamud, Deep residual bidirectional long short-term
+  memory fusion (2025), eqs. 8-10; Bahdanau et al., arXiv 1409.0473.
+  """
+
+  def __init__(
+    self, features: int, units: int, *, dtype: Any = None, rngs: nnx.Rngs
+  ):
+    glorot = nnx.initializers.glorot_uniform()
+    self.hidden = nnx.Linear(
+      features, units, kernel_init=glorot, dtype=dtype, rngs=rngs
+    )
+    self.score = nnx.Linear(
+      units, 1, use_bias=False, kernel_init=glorot, dtype=dtype, rngs=rngs
+    )
+    self.features = features
+
+  def __call__(
+    self, h_btd: jax.Array, mask_bt: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns context (B, D) and weights (B, T).
+
+    Args:
+      h_btd: the sequence.
+      mask_bt: True for steps that take part. The weights of the others are 0;
+        where no step takes part, so are all weights and the context.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    if h_btd.ndim != 3 or h_btd.shape[-1] != self.features:
+      raise ValueError(
+        f'attention takes a sequence (B, T, {self.features}), got {h_btd.shape}'
+      )
+    if mask_bt is not None and mask_bt.shape != h_btd.shape[:2]:
+      raise ValueError(
+        f'the mask of a sequence {h_btd.shape} must be {h_btd.shape[:2]}, got '
+        f'{mask_bt.shape}'
+      )
+    scores_bt = self.score(jnp.tanh(self.hidden(h_btd)))[..., 0]
+    scores_bt = scores_bt.astype(jnp.promote_types(h_btd.dtype, jnp.float32))
+    if mask_bt is not None:
+      # Finite, so that a sequence without any step gives no NaN.
+      scores_bt = jnp.where(mask_bt, scores_bt, -1e30)
+    weights_bt = jax.nn.softmax(scores_bt, -1)
+    if mask_bt is not None:
+      weights_bt = jnp.where(mask_bt, weights_bt, 0)
+    context_bd = jnp.sum(weights_bt[..., None] * h_btd, 1)
+    return context_bd.astype(h_btd.dtype), weights_bt

@@ -1,0 +1,51 @@
+"""Dropout whose rate may be a traced scalar and that holds no random state."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Dropout(nnx.Module):
+  """Zeroes each element with probability `rate`, scaling up the others.
+
+  The key is the caller's, so that a resumed run draws what the uninterrupted
+  one would have drawn; the rate of a call may be traced, so that trials that
+  differ in it share one compilation.
+
+  Args:
+    rate: probability of zero, in [0, 1).
+
+  Raises:
+    ValueError: for a rate outside [0, 1).
+
+  Source: Srivastava et al., Dropout, JMLR 15 (2014).
+  """
+
+  def __init__(self, rate: float):
+    if not 0 <= rate < 1:
+      raise ValueError(f'dropout rate must be in [0, 1), got {rate}')
+    self.rate = rate
+
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    rate: jax.Array | float | None = None,
+  ) -> jax.Array:
+    """Returns `x` of the same shape and dtype.
+
+    Args:
+      x: any shape.
+      key: PRNG key; None leaves `x` as it is.
+      rate: scalar in the place of the module's rate; may be traced.
+    """
+    if key is None:
+      return x
+    if rate is None:
+      if self.rate == 0:
+        return x
+      rate = self.rate
+    kept = 1 - jnp.asarray(rate, jnp.float32)
+    keep = jax.random.bernoulli(key, kept, x.shape)
+    return jnp.where(keep, x / kept.astype(x.dtype), jnp.zeros((), x.dtype))

@@ -1,0 +1,120 @@
+"""Batch normalisation with examples left out of the statistics.
+
+In the place of `flax.nnx.BatchNorm`, whose parameter and statistics names it
+keeps, for three reasons: its masked mean multiplies the mask with the whole map
+(here the mask meets the per-image sums, and forward plus backward takes 10 to
+30 % less on CPU); a batch of padding alone gives it NaN; and with bfloat16
+images it normalises in bfloat16 with running statistics rounded to it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+class BatchNorm(nnx.Module):
+  """Normalises each channel over the batch and all positions.
+
+  State: parameters `scale` and `bias` (C,), statistics `mean` and `var` (C,),
+  all float32. The variance is the biased one, as in Keras and Flax.
+
+  Args:
+    num_features: C.
+    momentum: share of the running statistics that an update keeps.
+    epsilon: added to the variance.
+    dtype: of the output; None gives that of the input. Statistics and the
+      normalisation itself are at least float32.
+    rngs: taken for the sake of a common signature; nothing is drawn.
+
+  Source: Ioffe and Szegedy, arXiv 1502.03167, algorithms 1 and 2.
+  """
+
+  def __init__(
+    self,
+    num_features: int,
+    *,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+    dtype: Any = None,
+    rngs: nnx.Rngs | None = None,
+  ):
+    del rngs
+    self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
+    self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+    self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+    self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+    self.num_features = num_features
+    self.momentum = momentum
+    self.epsilon = epsilon
+    self.dtype = dtype
+
+  def __call__(
+    self,
+    x: jax.Array,
+    use_running_average: bool,
+    *,
+    mask: jax.Array | None = None,
+  ) -> jax.Array:
+    """Normalises `x` (B, ..., C), channels last.
+
+    Args:
+      x: at least two axes.
+      use_running_average: True normalises by the running statistics; False
+        by those of this batch, and moves the running ones towards them.
+      mask: (B,), True for examples that enter the statistics; None for all.
+        The others are normalised too. If none enters, the running statistics
+        stay.
+
+    Raises:
+      ValueError: for another number of channels or another mask.
+    """
+    if x.ndim < 2 or x.shape[-1] != self.num_features:
+      raise ValueError(
+        f'BatchNorm takes (B, ..., {self.num_features}), got {x.shape}'
+      )
+    if mask is not None and mask.shape != x.shape[:1]:
+      raise ValueError(
+        f'the mask of {x.shape[0]} examples must be ({x.shape[0]},), got '
+        f'{mask.shape}'
+      )
+    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    wide = x.astype(wide_dtype)
+    if use_running_average:
+      mean, var = self.mean[...], self.var[...]
+    else:
+      mean, var = self._batch_statistics(wide, mask)
+    factor = self.scale[...] * lax.rsqrt(var + self.epsilon)
+    offset = self.bias[...] - mean * factor
+    along_channels = (1,) * (x.ndim - 1) + (-1,)
+    y = wide * factor.reshape(along_channels) + offset.reshape(along_channels)
+    return y.astype(self.dtype or x.dtype)
+
+  def _batch_statistics(self, x, mask):
+    """Mean and variance (C,) in one pass over `x`; updates the running ones.
+
+    Sums over an image come first and are summed over the batch afterwards:
+    fewer terms a sum, so less rounding, and the mask costs nothing. No matrix
+    product does it, because accelerators round the operands of those.
+    """
+    positions = tuple(range(1, x.ndim - 1))
+    sums_bc = x.sum(positions)
+    squares_bc = lax.square(x).sum(positions)
+    if mask is None:
+      examples = x.shape[0]
+    else:
+      kept_b1 = (mask > 0).astype(x.dtype)[:, None]
+      sums_bc, squares_bc = sums_bc * kept_b1, squares_bc * kept_b1
+      examples = kept_b1.sum()
+    per_image = x.size // (x.shape[0] * x.shape[-1])
+    count = jnp.maximum(examples, 1) * per_image
+    mean = sums_bc.sum(0) / count
+    # Rounding can leave the difference just below zero.
+    var = jnp.maximum(squares_bc.sum(0) / count - lax.square(mean), 0)
+    step = (1 - self.momentum) * jnp.minimum(examples, 1)
+    for running, new in ((self.mean, mean), (self.var, var)):
+      old = running[...]
+      running[...] = old + step * (lax.stop_gradient(new) - old)
+    return mean, var

@@ -1,0 +1,536 @@
+"""Whole-sequence recurrent layers on `lax.scan`.
+
+Legend: B batch, T steps, D input, H hidden, G gates (4H for LSTM, 3H for GRU).
+Suffixes name the axes, so `x_btd` is (B, T, D).
+
+A carry is what one step hands to the next: `(cell_bh, hidden_bh)` for LSTM,
+`(hidden_bh,)` for GRU. Every layer takes one and returns one, so a sequence
+may be fed in pieces, down to single steps, with the result of feeding it whole.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from fer_jax.nn.dropout import Dropout
+
+Carry = tuple[jax.Array, ...]
+Step = Callable[[Carry, jax.Array], Carry]
+
+
+class _Cell(nnx.Module):
+  """What LSTM and GRU share: parameters, and the call over a sequence."""
+
+  in_features: int
+  out_features: int
+  units: int
+  carry_names: tuple[str, ...]
+
+  def __init__(
+    self,
+    in_features: int,
+    units: int,
+    *,
+    gates: int,
+    bias: jax.Array,
+    dtype: Any,
+    param_dtype: Any,
+    kernel_init: Callable[..., jax.Array] | None,
+    recurrent_init: Callable[..., jax.Array] | None,
+    rngs: nnx.Rngs,
+  ):
+    if in_features < 1 or units < 1:
+      raise ValueError(
+        f'in_features and units must be positive, got {in_features}, {units}'
+      )
+    kernel_init = kernel_init or nnx.initializers.glorot_uniform()
+    recurrent_init = recurrent_init or nnx.initializers.orthogonal()
+    self.kernel = nnx.Param(
+      kernel_init(rngs.params(), (in_features, gates * units), param_dtype)
+    )
+    self.recurrent_kernel = nnx.Param(
+      recurrent_init(rngs.params(), (units, gates * units), param_dtype)
+    )
+    self.bias = nnx.Param(bias)
+    self.in_features = in_features
+    self.units = self.out_features = units
+    self.dtype = dtype
+
+  def compute_dtype(self, x: jax.Array) -> Any:
+    """What matrix products take; carries are at least float32."""
+    return self.dtype or jnp.result_type(x, self.kernel[...])
+
+  def project(self, x_btd: jax.Array) -> jax.Array:
+    """The input's share of all gates of all steps, (T, B, G)."""
+    raise NotImplementedError
+
+  def recurrence(self, dtype: Any) -> Step:
+    """The function from a carry and a step's gates (B, G) to the next carry."""
+    raise NotImplementedError
+
+  def initial_carry(self, batch: int, dtype: Any = jnp.float32) -> Carry:
+    """Zeros, one (B, H) array for each of `carry_names`."""
+    shape = (batch, self.units)
+    return tuple(jnp.zeros(shape, dtype) for _ in self.carry_names)
+
+  def final_hidden(self, carry: Carry) -> jax.Array:
+    """The hidden state (B, H) of a returned carry."""
+    return carry[-1]
+
+  def __call__(
+    self,
+    x_btd: jax.Array,
+    mask_bt: jax.Array | None = None,
+    *,
+    carry: Carry | None = None,
+    reverse: bool = False,
+  ) -> tuple[jax.Array, Carry]:
+    """Runs over the whole sequence.
+
+    Args:
+      x_btd: the sequence.
+      mask_bt: True for steps that count, or None for all. At the others the
+        carry passes through and the output is 0.
+      carry: where to start; None is zeros. Must be `carry_names`, each (B, H).
+      reverse: whether to run from the last step to the first. Outputs stay at
+        the place of their inputs (Keras' `go_backwards` turns them round).
+
+    Returns:
+      Outputs (B, T, H) of the dtype computed in, and the carry after the last
+      step taken, of at least float32.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    (y_bth,), (carry,) = _scan(
+      (self,), x_btd, mask_bt, (carry,), (reverse,)
+    )  # fmt: skip
+    return y_bth, carry
+
+
+class LSTM(_Cell):
+  """Long short-term memory over a whole sequence.
+
+      i, f, o = sigmoid(...)    g = tanh(...)    each of x_t W + h_(t-1) U + b
+      c_t = f c_(t-1) + i g     h_t = o tanh(c_t)
+
+  Parameters as in Keras: `kernel` (D, 4H), `recurrent_kernel` (H, 4H) and one
+  `bias` (4H,), gates in the order i f g o.
+
+  Examples:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from fer_jax.nn import LSTM
+    >>> lstm = LSTM(in_features=3, units=4, rngs=nnx.Rngs(0))
+    >>> clip = jnp.ones((2, 6, 3))
+    >>> outputs, (cell, hidden) = jax.jit(lstm)(clip)
+    >>> outputs.shape, cell.shape
+    ((2, 6, 4), (2, 4))
+
+    Fed step by step, it says the same:
+
+    >>> carry = None
+    >>> for t in range(6):
+    ...   output, carry = lstm(clip[:, t : t + 1], carry=carry)
+    >>> bool(jnp.allclose(output[:, 0], outputs[:, -1], atol=1e-6))
+    True
+
+    As a pure function of its parameters:
+
+    >>> graphdef, params = nnx.split(lstm)
+    >>> loss = lambda params: nnx.merge(graphdef, params)(clip)[0].sum()
+    >>> jax.grad(loss)(params)['recurrent_kernel'].shape
+    (4, 16)
+
+  Args:
+    in_features: D.
+    units: H.
+    dtype: what matrix products take, such as bfloat16; None takes that of
+      input and parameters. Sums, gates and carries are at least float32.
+    param_dtype: what to store parameters in.
+    kernel_init: of `kernel`; None is Glorot uniform.
+    recurrent_init: of `recurrent_kernel`; None is orthogonal.
+    rngs: the stream `params` draws the parameters. The bias starts at 1 for the
+      forget gate and 0 elsewhere.
+
+  Source: Hochreiter and Schmidhuber (1997) with the forget gate of Gers et al.
+  (2000).
+  """
+
+  carry_names = ('cell', 'hidden')
+
+  def __init__(
+    self,
+    in_features: int,
+    units: int,
+    *,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    kernel_init: Callable[..., jax.Array] | None = None,
+    recurrent_init: Callable[..., jax.Array] | None = None,
+    rngs: nnx.Rngs,
+  ):
+    forget_gate = jnp.repeat(jnp.array([0, 1, 0, 0], param_dtype), units)
+    super().__init__(
+      in_features,
+      units,
+      gates=4,
+      bias=forget_gate,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      kernel_init=kernel_init,
+      recurrent_init=recurrent_init,
+      rngs=rngs,
+    )
+
+  def project(self, x_btd):
+    gates_tbg = _matmul(
+      jnp.swapaxes(x_btd, 0, 1), self.kernel[...], self.compute_dtype(x_btd)
+    )
+    return gates_tbg + self.bias[...].astype(gates_tbg.dtype)[None, None]
+
+  def recurrence(self, dtype):
+    recurrent_hg = self.recurrent_kernel[...]
+
+    def step(carry, gates_bg):
+      cell_bh, hidden_bh = carry
+      gates_bg = gates_bg + _matmul(hidden_bh, recurrent_hg, dtype)
+      i, f, g, o = jnp.split(gates_bg, 4, -1)
+      keep, write = jax.nn.sigmoid(f), jax.nn.sigmoid(i)
+      cell_bh = keep * cell_bh + write * jnp.tanh(g)
+      return cell_bh, jax.nn.sigmoid(o) * jnp.tanh(cell_bh)
+
+    return step
+
+
+class GRU(_Cell):
+  """Gated recurrent unit over a whole sequence.
+
+      z, r = sigmoid(...)     each of x_t W + h_(t-1) U + b
+      g = tanh(x_t W_g + b_g + r (h_(t-1) U_g + b'_g))       reset_after
+      g = tanh(x_t W_g + b_g + (r h_(t-1)) U_g)              otherwise
+      h_t = z h_(t-1) + (1 - z) g
+
+  Parameters as in Keras: `kernel` (D, 3H), `recurrent_kernel` (H, 3H), gates in
+  the order z r g, and `bias` (2, 3H), of the input and of the hidden state,
+  or (3H,) without `reset_after`.
+
+  Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from fer_jax.nn import GRU
+    >>> gru = GRU(in_features=3, units=4, rngs=nnx.Rngs(0))
+    >>> mask = jnp.array([[True, True, False], [True, True, True]])
+    >>> outputs, (hidden,) = jax.jit(gru)(jnp.ones((2, 3, 3)), mask)
+    >>> outputs.shape, float(jnp.abs(outputs[0, 2]).max())
+    ((2, 3, 4), 0.0)
+
+  Args:
+    in_features, units, dtype, param_dtype: as for `LSTM`.
+    kernel_init, recurrent_init, rngs: as for `LSTM`; the bias starts at 0.
+    reset_after: whether the reset gate acts after the recurrent product (as
+      in cuDNN, torch and today's Keras) or before it (the original).
+
+  Source: Cho et al., arXiv 1406.1078; with `reset_after`, v3's variant as cuDNN
+  has it.
+  """
+
+  carry_names = ('hidden',)
+
+  def __init__(
+    self,
+    in_features: int,
+    units: int,
+    *,
+    reset_after: bool = True,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    kernel_init: Callable[..., jax.Array] | None = None,
+    recurrent_init: Callable[..., jax.Array] | None = None,
+    rngs: nnx.Rngs,
+  ):
+    bias_shape = (2, 3 * units) if reset_after else (3 * units,)
+    super().__init__(
+      in_features,
+      units,
+      gates=3,
+      bias=jnp.zeros(bias_shape, param_dtype),
+      dtype=dtype,
+      param_dtype=param_dtype,
+      kernel_init=kernel_init,
+      recurrent_init=recurrent_init,
+      rngs=rngs,
+    )
+    self.reset_after = reset_after
+
+  def project(self, x_btd):
+    gates_tbg = _matmul(
+      jnp.swapaxes(x_btd, 0, 1), self.kernel[...], self.compute_dtype(x_btd)
+    )
+    bias = self.bias[0] if self.reset_after else self.bias[...]
+    return gates_tbg + bias.astype(gates_tbg.dtype)[None, None]
+
+  def recurrence(self, dtype):
+    recurrent_hg = self.recurrent_kernel[...]
+    h = self.units
+    if self.reset_after:
+      bias_1g = self.bias[1][None]
+
+      def step(carry, gates_bg):
+        (hidden_bh,) = carry
+        inner_bg = _matmul(hidden_bh, recurrent_hg, dtype)
+        inner_bg = inner_bg + bias_1g.astype(inner_bg.dtype)
+        zr = jax.nn.sigmoid(gates_bg[:, : 2 * h] + inner_bg[:, : 2 * h])
+        z, r = jnp.split(zr, 2, -1)
+        g = jnp.tanh(gates_bg[:, 2 * h :] + r * inner_bg[:, 2 * h :])
+        return (z * hidden_bh + (1 - z) * g,)
+    else:
+
+      def step(carry, gates_bg):
+        (hidden_bh,) = carry
+        inner_bg = _matmul(hidden_bh, recurrent_hg[:, : 2 * h], dtype)
+        z, r = jnp.split(jax.nn.sigmoid(gates_bg[:, : 2 * h] + inner_bg), 2, -1)
+        inner_bh = _matmul(r * hidden_bh, recurrent_hg[:, 2 * h :], dtype)
+        g = jnp.tanh(gates_bg[:, 2 * h :] + inner_bh)
+        return (z * hidden_bh + (1 - z) * g,)
+
+    return step
+
+
+class Bidirectional(nnx.Module):
+  """Two layers over one sequence, one from each end, in one scan.
+
+  Outputs are beside each other, forward first. The carry is
+  `(forward carry, backward carry)`.
+
+  Example:
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from fer_jax.nn import LSTM, Bidirectional
+    >>> rngs = nnx.Rngs(0)
+    >>> both = Bidirectional(LSTM(3, 4, rngs=rngs), LSTM(3, 4, rngs=rngs))
+    >>> outputs, (forward, backward) = both(jnp.ones((2, 6, 3)))
+    >>> outputs.shape, both.final_hidden((forward, backward)).shape
+    ((2, 6, 8), (2, 8))
+
+  Args:
+    forward: an LSTM or GRU.
+    backward: another one for the same input.
+
+  Raises:
+    ValueError: where the two take different inputs.
+
+  Source: Schuster and Paliwal (1997).
+  """
+
+  def __init__(self, forward: LSTM | GRU, backward: LSTM | GRU):
+    if forward.in_features != backward.in_features:
+      raise ValueError(
+        'both directions read one sequence: forward takes '
+        f'{forward.in_features} features, backward {backward.in_features}'
+      )
+    self.forward = forward
+    self.backward = backward
+    self.in_features = forward.in_features
+    self.out_features = forward.units + backward.units
+
+  def initial_carry(
+    self, batch: int, dtype: Any = jnp.float32
+  ) -> tuple[Carry, Carry]:
+    """Zeros for both directions."""
+    return (
+      self.forward.initial_carry(batch, dtype),
+      self.backward.initial_carry(batch, dtype),
+    )
+
+  def final_hidden(self, carry: tuple[Carry, Carry]) -> jax.Array:
+    """Both hidden states of a returned carry, (B, forward + backward units)."""
+    return jnp.concatenate([direction[-1] for direction in carry], -1)
+
+  def __call__(
+    self,
+    x_btd: jax.Array,
+    mask_bt: jax.Array | None = None,
+    *,
+    carry: tuple[Carry | None, Carry | None] | None = None,
+  ) -> tuple[jax.Array, tuple[Carry, Carry]]:
+    """As for `LSTM`; outputs (B, T, forward + backward units)."""
+    outputs, carries = _scan(
+      (self.forward, self.backward),
+      x_btd,
+      mask_bt,
+      carry or (None, None),
+      (False, True),
+    )
+    return jnp.concatenate(outputs, -1), (carries[0], carries[1])
+
+
+class Stacked(nnx.Module):
+  """Recurrent layers on top of each other; the carry is one for each layer.
+
+  Args:
+    layers: the first reads the sequence, each other the outputs of the one
+      below it.
+    dropout: rate between layers; it acts where a call brings a key.
+
+  Raises:
+    ValueError: where there is no layer, or one does not fit the one below it.
+  """
+
+  def __init__(
+    self,
+    layers: Sequence['LSTM | GRU | Bidirectional'],
+    *,
+    dropout: float = 0.0,
+  ):
+    if not layers:
+      raise ValueError('Stacked takes at least one layer')
+    for below, above in itertools.pairwise(layers):
+      if below.out_features != above.in_features:
+        raise ValueError(
+          f'a layer takes {above.in_features} features, the one below it '
+          f'gives {below.out_features}'
+        )
+    self.depth = len(layers)
+    # Names, not numbers: they are keys of checkpoints too.
+    self.layers = nnx.Dict(
+      {f'layer{n}': layer for n, layer in enumerate(layers, 1)}
+    )
+    self.dropout = Dropout(dropout)
+    self.in_features = layers[0].in_features
+    self.out_features = layers[-1].out_features
+
+  def in_order(self) -> list['LSTM | GRU | Bidirectional']:
+    """The layers, the one that reads the sequence first."""
+    return [self.layers[f'layer{n}'] for n in range(1, self.depth + 1)]
+
+  def initial_carry(
+    self, batch: int, dtype: Any = jnp.float32
+  ) -> tuple[Any, ...]:
+    """Zeros for every layer."""
+    return tuple(layer.initial_carry(batch, dtype) for layer in self.in_order())
+
+  def final_hidden(self, carry: tuple[Any, ...]) -> jax.Array:
+    """The top layer's hidden state (B, out_features) of a returned carry."""
+    return self.in_order()[-1].final_hidden(carry[-1])
+
+  def __call__(
+    self,
+    x_btd: jax.Array,
+    mask_bt: jax.Array | None = None,
+    *,
+    carry: tuple[Any, ...] | None = None,
+    key: jax.Array | None = None,
+    rate: jax.Array | float | None = None,
+  ) -> tuple[jax.Array, tuple[Any, ...]]:
+    """As for `LSTM`; outputs of the top layer (B, T, out_features).
+
+    Args:
+      x_btd, mask_bt: as for `LSTM`.
+      carry: one for each layer, or None.
+      key, rate: of the dropout between layers, as for `Dropout`.
+    """
+    carries = carry or (None,) * self.depth
+    after = []
+    for n, layer in enumerate(self.in_order()):
+      if n and key is not None:
+        x_btd = self.dropout(x_btd, key=jax.random.fold_in(key, n), rate=rate)
+      x_btd, layer_carry = layer(x_btd, mask_bt, carry=carries[n])
+      after.append(layer_carry)
+    return x_btd, tuple(after)
+
+
+def _matmul(x, weights, dtype):
+  """Product over the last axis in `dtype`, summed in at least float32."""
+  return jnp.matmul(
+    x.astype(dtype),
+    weights.astype(dtype),
+    preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+  )
+
+
+def _scan(
+  cells: Sequence[_Cell],
+  x_btd: jax.Array,
+  mask_bt: jax.Array | None,
+  carries: Sequence[Carry | None],
+  reverse: Sequence[bool],
+) -> tuple[tuple[jax.Array, ...], tuple[Carry, ...]]:
+  """Runs cells side by side over one sequence, each in its own direction.
+
+  A cell that runs backwards gets the sequence turned round, so all take their
+  steps in the same iteration and the cost of a step's dispatch is paid once.
+
+  Returns:
+    For each cell its outputs (B, T, H), and its last carry.
+  """
+  features = cells[0].in_features
+  if x_btd.ndim != 3 or x_btd.shape[-1] != features:
+    raise ValueError(
+      f'a recurrent layer takes a sequence (B, T, {features}), got '
+      f'{x_btd.shape}'
+    )
+  if mask_bt is not None and mask_bt.shape != x_btd.shape[:2]:
+    raise ValueError(
+      f'the mask of a sequence {x_btd.shape} must be {x_btd.shape[:2]}, got '
+      f'{mask_bt.shape}'
+    )
+  batch = x_btd.shape[0]
+  starts, gates, masks, steps = [], [], [], []
+  for cell, carry, backwards in zip(cells, carries, reverse, strict=True):
+    dtype = cell.compute_dtype(x_btd)
+    carry_dtype = jnp.promote_types(dtype, jnp.float32)
+    if carry is None:
+      carry = cell.initial_carry(batch, carry_dtype)
+    _check_carry(cell, carry, batch)
+    starts.append(tuple(part.astype(carry_dtype) for part in carry))
+    gates.append(cell.project(jnp.flip(x_btd, 1) if backwards else x_btd))
+    steps.append(cell.recurrence(dtype))
+    if mask_bt is not None:
+      mask_bt1 = (jnp.flip(mask_bt, 1) if backwards else mask_bt)[..., None]
+      masks.append(jnp.swapaxes(mask_bt1 > 0, 0, 1))
+
+  def step_all(carries, inputs):
+    gates, masks = inputs
+    after, outputs = [], []
+    for n, (step, carry) in enumerate(zip(steps, carries, strict=True)):
+      new = step(carry, gates[n])
+      output = new[-1]
+      if masks:
+        new = tuple(
+          jnp.where(masks[n], moved, stayed)
+          for moved, stayed in zip(new, carry, strict=True)
+        )
+        output = jnp.where(masks[n], output, 0)
+      after.append(new)
+      outputs.append(output)
+    return tuple(after), tuple(outputs)
+
+  after, outputs = lax.scan(
+    step_all, tuple(starts), (tuple(gates), tuple(masks))
+  )
+  outputs_bth = tuple(
+    jnp.swapaxes(jnp.flip(y, 0) if backwards else y, 0, 1).astype(
+      cell.compute_dtype(x_btd)
+    )
+    for cell, y, backwards in zip(cells, outputs, reverse, strict=True)
+  )
+  return outputs_bth, after
+
+
+def _check_carry(cell: _Cell, carry: Carry, batch: int) -> None:
+  expected = (batch, cell.units)
+  shapes = tuple(part.shape for part in carry)
+  if shapes != (expected,) * len(cell.carry_names):
+    raise ValueError(
+      f'{type(cell).__name__} takes a carry ({", ".join(cell.carry_names)}), '
+      f'each {expected}; got {shapes}'
+    )

@@ -1,0 +1,249 @@
+"""The peers' architecture is ours: counts, and outputs with equal weights.
+
+The plain Flax contender is built from nothing but the translated layers. With
+our weights carried over it must give our logits and our gradients.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fer_jax import models
+from fer_jax.benchmark import architecture, translation
+from fer_jax.benchmark.contenders import flax_nnx
+from fer_jax.models import specification as spec
+
+CLASSES = 5
+SMALL = {
+  'input_shape': (16, 16, 1),
+  'stem_filters': (4,),
+  'filters': (6, 8),
+  'blocks': (1, 1),
+  'units': 7,
+  'attention_units': 3,
+  'head': (9,),
+}
+CASES = {
+  'bilstm': ('residual_bilstm', {}),
+  'lstm without attention': ('residual_lstm', {'attention': False}),
+  'two layers of gru over rows': (
+    'residual_gru',
+    {'tokens': 'rows', 'recurrent_layers': 2},
+  ),
+  'stride, more blocks, 5 x 5': (
+    'residual_bilstm',
+    {'downsample': 'stride', 'blocks': (2, 1), 'kernel_size': 5},
+  ),
+}
+
+
+def ours_and_layers(name, overrides):
+  overrides = {**SMALL, **overrides}
+  model = models.create(
+    name, num_classes=CLASSES, rngs=nnx.Rngs(0), **overrides
+  )
+  layers = translation.layers(
+    models.specify(name, **overrides), num_classes=CLASSES
+  )
+  return model, layers
+
+
+def count(model):
+  return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@pytest.mark.parametrize('name', models.available())
+def test_count_of_every_preset(name):
+  model = nnx.eval_shape(
+    lambda: models.create(name, num_classes=7, rngs=nnx.Rngs(0))
+  )
+  layers = translation.layers(models.specify(name), num_classes=7)
+  assert architecture.parameter_count(layers) == count(model)
+
+
+def carry_over(model, stack):
+  """Puts our weights into the plain Flax stack, layer by layer."""
+  for stage, layer in pairs(model, stack):
+    carry_layer(stage, layer)
+
+
+def pairs(model, stack):
+  """(our layer, Flax's layer), residual blocks taken apart."""
+  theirs = iter(flat(stack))
+  for ours in our_layers(model):
+    yield ours, next(theirs)
+  assert next(theirs, None) is None, 'Flax has a layer more than we have'
+
+
+def our_layers(model):
+  for part in ('backbone', 'body', 'head'):
+    modules = getattr(model, part)
+    for name in getattr(model, f'{part}_names'):
+      if name in modules:
+        yield from opened(modules[name])
+  yield model.logits
+
+
+def opened(module):
+  """A stage's layers with weights, in the order of a forward pass."""
+  if hasattr(module, 'conv1'):
+    yield from (module.conv1, module.norm1, module.conv2, module.norm2)
+    if module.projection is not None:
+      yield from (module.projection, module.projection_norm)
+  elif hasattr(module, 'conv'):
+    yield module.conv
+    if module.norm is not None:
+      yield module.norm
+  elif hasattr(module, 'linear'):
+    yield module.linear
+  elif hasattr(module, 'layers'):
+    yield from (module.layers[f'layer{n}'] for n in range(1, module.depth + 1))
+  elif jax.tree.leaves(nnx.state(module, nnx.Param)):
+    yield module
+
+
+def flat(stack):
+  for layer in stack.steps:
+    if isinstance(layer, flax_nnx.Residual):
+      yield from flat(layer.body)
+      yield from flat(layer.skip)
+    elif isinstance(layer, nnx.Module) and jax.tree.leaves(
+      nnx.state(layer, nnx.Param)
+    ):
+      yield layer
+
+
+def carry_layer(ours, theirs):
+  if isinstance(theirs, flax_nnx.Recurrent):
+    directions = (
+      ((ours.forward, theirs.rnn.forward_rnn),
+       (ours.backward, theirs.rnn.backward_rnn))
+      if theirs.bidirectional
+      else ((ours, theirs.rnn),)
+    )  # fmt: skip
+    for cell, rnn in directions:
+      carry_cell(cell, rnn.cell)
+  elif isinstance(theirs, flax_nnx.Attention):
+    for name in ('hidden', 'score'):
+      carry_layer(getattr(ours, name), getattr(theirs, name))
+  elif isinstance(theirs, nnx.BatchNorm):
+    theirs.scale[...], theirs.bias[...] = ours.scale[...], ours.bias[...]
+  else:
+    assert theirs.kernel.shape == ours.kernel.shape
+    theirs.kernel[...] = ours.kernel[...]
+    assert (theirs.bias is None) == (ours.bias is None)
+    if ours.bias is not None:
+      theirs.bias[...] = ours.bias[...]
+
+
+def carry_cell(ours, theirs):
+  """Gates of an LSTM lie i f g o in both; ours of a GRU z r n, Flax's r z n."""
+  if isinstance(theirs, nnx.OptimizedLSTMCell):
+    theirs.dense_i.kernel[...] = ours.kernel[...]
+    theirs.dense_h.kernel[...] = ours.recurrent_kernel[...]
+    theirs.dense_h.bias[...] = ours.bias[...]
+    return
+
+  def reordered(gates):
+    z, r, n = jnp.split(gates, 3, axis=-1)
+    return jnp.concatenate([r, z, n], axis=-1)
+
+  theirs.dense_i.kernel[...] = reordered(ours.kernel[...])
+  theirs.dense_h.kernel[...] = reordered(ours.recurrent_kernel[...])
+  theirs.dense_i.bias[...] = reordered(ours.bias[0])
+  theirs.dense_h.bias[...] = reordered(ours.bias[1])
+
+
+@nnx.jit
+def scrambled(model):
+  """Random values for what starts at zeros or ones, so that it counts."""
+  key = jax.random.key(1)
+  params = nnx.state(model, nnx.Param)
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  moved = [
+    leaf + 0.1 * jax.random.normal(key, leaf.shape)
+    for leaf, key in zip(leaves, keys, strict=True)
+  ]
+  nnx.update(model, jax.tree.unflatten(tree, moved))
+  return model
+
+
+def logits_and_gradient_norm(module, forward, direction):
+  """Logits in training mode and the norm of all their gradients."""
+
+  @nnx.jit
+  def both(module):
+    def objective(module):
+      logits = forward(module)
+      return jnp.sum(logits * direction), logits
+
+    (_, logits), gradient = nnx.value_and_grad(objective, has_aux=True)(module)
+    squares = [jnp.sum(g**2) for g in jax.tree.leaves(gradient)]
+    return logits, jnp.sqrt(sum(squares))
+
+  return both(module)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_plain_flax_with_our_weights_gives_our_logits_and_gradients(case):
+  model, layers = ours_and_layers(*CASES[case])
+  model = scrambled(model)
+  stack = flax_nnx.Stack(layers, rngs=nnx.Rngs(2))
+  assert count(stack) == count(model) == architecture.parameter_count(layers)
+  carry_over(model, stack)
+  images = jax.random.normal(jax.random.key(3), (6, 16, 16, 1))
+  direction = jax.random.normal(jax.random.key(4), (6, CLASSES))
+  # Dropout off in both: our key is None, theirs is told so.
+  stack.set_attributes(deterministic=True, raise_if_not_found=False)
+
+  our_logits, our_norm = logits_and_gradient_norm(
+    model, lambda m: m(images, train=True), direction
+  )
+  their_logits, their_norm = logits_and_gradient_norm(
+    stack, lambda m: m(images), direction
+  )
+  np.testing.assert_allclose(their_logits, our_logits, rtol=1e-4, atol=1e-4)
+  # Gates and directions lie differently in the two trees, so norms are
+  # compared; a layer missing its activation would change them.
+  assert our_norm > 0.1
+  np.testing.assert_allclose(their_norm, our_norm, rtol=1e-3)
+
+
+def test_what_peers_do_not_have_is_refused():
+  specification = spec.Specification(
+    input_shape=(8, 8, 1),
+    backbone=(),
+    body=(spec.Rows(), spec.Recurrent('gru', 3, reset_after=False)),
+    head=(),
+  )
+  with pytest.raises(ValueError, match='reset'):
+    translation.layers(specification, num_classes=3)
+  model = models.specify('residual_lstm', dtype='bfloat16')
+  with pytest.raises(ValueError, match='bfloat16'):
+    translation.layers(model, num_classes=3)
+
+
+def test_stages_that_no_preset_has_yet():
+  specification = spec.Specification(
+    input_shape=(11, 11, 3),
+    backbone=(
+      spec.Convolution(4, padding='VALID', normalise=False),
+      spec.MaxPool(2),
+      spec.Convolution(6, strides=2, use_bias=False, relu=False),
+      spec.Drop(0.1),
+    ),
+    body=(spec.GlobalAveragePool(), spec.Reshape((2, 3)), spec.Mean()),
+    head=(spec.Dense(5), spec.Drop(0.5)),
+  )
+  model = models.FusionModel(specification, num_classes=4, rngs=nnx.Rngs(0))
+  layers = translation.layers(specification, num_classes=4)
+  stack = flax_nnx.Stack(layers, rngs=nnx.Rngs(1))
+  carry_over(model, stack)
+  stack.set_attributes(deterministic=True, raise_if_not_found=False)
+  images = jax.random.normal(jax.random.key(0), (3, 11, 11, 3))
+  np.testing.assert_allclose(
+    stack(images), model(images, train=True), rtol=1e-4, atol=1e-4
+  )

@@ -1,0 +1,106 @@
+"""Streamed batches against those of the resident set."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fer_jax import datasets
+from fer_jax.data import randomness, resident, stream
+from fer_jax.errors import UserError
+
+KEY = jax.random.key(11)
+
+
+def _images(count):
+  shape = (count, 10, 10, 1)
+  return np.random.default_rng(4).integers(0, 256, shape, np.uint8)
+
+
+def _assert_same(got, expected):
+  assert got.keys() == expected.keys()
+  for name in expected:
+    assert got[name].dtype == expected[name].dtype, name
+    np.testing.assert_array_equal(got[name], expected[name])
+
+
+@pytest.mark.parametrize('clips', [False, True])
+def test_batches_are_those_of_the_resident_set(memory_set, clips):
+  if clips:
+    count = [1, 3, 2, 3, 1, 2, 2, 3, 1, 2, 3]
+    data = memory_set([_images(t) for t in count], frame_count=count)
+  else:
+    data = memory_set(_images(11))
+  index = np.array([10, 2, 3, 5, 7, 8, 0, 1, 4])
+  size = dict(image_size=(8, 8), channels=3)
+  held = resident.load_resident(data, index, **size)
+  read = stream.Stream(data, index, batch_size=4, key=KEY, **size)
+  assert read.steps_per_epoch == 3
+  for epoch in (0, 1):
+    order = randomness.epoch_order(KEY, epoch, 9, 12)
+    batches = list(read.epoch(epoch))
+    assert len(batches) == 3
+    for n, batch in enumerate(batches):
+      weight = (n * 4 + jnp.arange(4) < 9).astype(jnp.float32)
+      positions = order[n * 4 : n * 4 + 4]
+      _assert_same(batch, resident.gather(held, positions, weight))
+
+
+def test_without_a_key_rows_keep_their_order(memory_set):
+  images = _images(5)
+  read = stream.Stream(
+    memory_set(images),
+    np.arange(5),
+    batch_size=2,
+    image_size=(10, 10),
+    channels=1,
+  )
+  batches = list(read.epoch(0))
+  got = np.concatenate([b['image'][b['weight'] > 0] for b in batches])
+  np.testing.assert_array_equal(got, images)
+
+
+def test_resumes_at_a_batch_and_from_grains_state(memory_set):
+  data = memory_set(_images(20))
+  read = stream.Stream(
+    data,
+    np.arange(20),
+    batch_size=3,
+    image_size=(10, 10),
+    channels=1,
+    key=KEY,
+  )
+  whole = list(read.epoch(2))
+  for got, expected in zip(read.epoch(2, start=4), whole[4:], strict=True):
+    _assert_same(got, expected)
+  begun = read.epoch(2)
+  list(itertools.islice(begun, 3))
+  restored = read.epoch(2)
+  restored.set_state(begun.get_state())
+  for got, expected in zip(restored, whole[3:], strict=True):
+    _assert_same(got, expected)
+
+
+def test_no_rows_are_refused(memory_set):
+  with pytest.raises(UserError, match='no rows'):
+    stream.Stream(
+      memory_set([]),
+      np.arange(0),
+      batch_size=2,
+      image_size=(8, 8),
+      channels=1,
+    )
+
+
+def test_workers_give_the_same_batches(tmp_path):
+  # A set on disk, which worker processes open for themselves.
+  data = datasets.load('synthetic_faces', data_dir=tmp_path, images=64)
+  options = dict(batch_size=16, image_size=(24, 24), channels=1, key=KEY)
+  index = np.arange(len(data))
+  alone = stream.Stream(data, index, **options)
+  many = stream.Stream(data, index, workers=2, **options)
+  data.read([0])  # Open, which must not travel to the workers.
+  for got, expected in zip(many.epoch(0), alone.epoch(0), strict=True):
+    _assert_same(got, expected)

@@ -1,0 +1,59 @@
+"""Pictures: our PNG against Pillow's reader, and what is refused."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fer_jax.datasets import pictures
+
+
+@pytest.mark.parametrize(
+  'shape', [(48, 48, 1), (5, 7, 3), (1, 1, 1), (3, 1, 3)]
+)
+def test_png_is_exact_by_pillow(shape):
+  image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+  encoded = pictures.encode_png(image)
+  with Image.open(io.BytesIO(encoded)) as opened:
+    opened.load()
+    assert opened.format == 'PNG'
+    np.testing.assert_array_equal(
+      np.asarray(opened), image.squeeze(-1) if shape[-1] == 1 else image
+    )
+  np.testing.assert_array_equal(pictures.decode(encoded), image)
+
+
+@pytest.mark.parametrize(
+  ('mode', 'channels'),
+  [('L', 1), ('RGB', 3), ('1', 1), ('LA', 1), ('P', 3), ('RGBA', 3)],
+)
+def test_modes_become_grey_or_colour(mode, channels):
+  buffer = io.BytesIO()
+  Image.new(mode, (6, 4)).save(buffer, 'PNG')
+  image = pictures.decode(buffer.getvalue())
+  assert image.shape == (4, 6, channels)
+  assert image.dtype == np.uint8
+
+
+def test_a_claimed_size_is_refused_before_decoding():
+  encoded = bytearray(pictures.encode_png(np.zeros((2, 2, 1), np.uint8)))
+  for side in (40_000, 60_000):
+    encoded[16:24] = side.to_bytes(4, 'big') * 2
+    # A header with its own valid checksum, as a hostile file would have.
+    encoded[29:33] = zlib.crc32(bytes(encoded[12:29])).to_bytes(4, 'big')
+    with pytest.raises(ValueError, match='absurd size'):
+      pictures.decode(bytes(encoded))
+
+
+def test_what_is_no_picture():
+  whole = io.BytesIO()
+  noise = np.random.default_rng(0).integers(0, 256, (48, 48)).astype(np.uint8)
+  Image.fromarray(noise).save(whole, 'JPEG')
+  with pytest.raises(ValueError, match='damaged picture'):
+    pictures.decode(whole.getvalue()[:900])
+  with pytest.raises(ValueError, match='not a picture'):
+    pictures.decode(b'hello, world')
+  with pytest.raises(ValueError, match='empty file'):
+    pictures.decode(b'')

@@ -1,0 +1,194 @@
+"""Evaluation of a small run that was really trained."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fer_jax import config as config_lib
+from fer_jax import datasets
+from fer_jax.data import ledger, protocol
+from fer_jax.errors import UserError
+from fer_jax.evaluation import evaluate, runs, scores, summary
+from fer_jax.evaluation import workdir as workdir_lib
+from fer_jax.training import loop
+from fer_jax.training.inference import Predictor
+
+N_BOOT = 200
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  root = tmp_path_factory.mktemp('evaluation')
+  config = config_lib.get_base(
+    model='residual_bilstm', dataset='synthetic_faces'
+  )
+  config.data.data_dir = str(root / 'data')
+  config.data.options.images = 160
+  config.model.stem_filters = (4,)
+  config.model.filters = (4, 4)
+  config.model.blocks = (1, 1)
+  config.model.units = 4
+  config.model.head = (4,)
+  config.augment.enabled = False
+  config.train.batch_size = 16
+  config.train.epochs = 1
+  loop.train(config, root / 'run')
+  return root / 'run'
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+  return shutil.copytree(trained, tmp_path / 'run')
+
+
+def _dataset(workdir):
+  config = config_lib.load_json(workdir / 'config.json')
+  return datasets.load(
+    'synthetic_faces', data_dir=config.data.data_dir, **config.data.options
+  )
+
+
+def test_validation_agrees_with_training(trained):
+  metrics = evaluate.evaluate(trained, 'validation', n_boot=N_BOOT)
+  record = json.loads((trained / 'metrics.jsonl').read_text().splitlines()[-1])
+  seen = record['validation']
+  assert metrics['accuracy'] == pytest.approx(seen['accuracy'], abs=1e-6)
+  assert metrics['loss'] == pytest.approx(seen['loss'], rel=1e-5)
+  assert metrics['checkpoint'] == {
+    'which': 'best',
+    'step': record['step'],
+    'epoch': 1,
+  }
+  assert 'looks' not in metrics
+  evaluation = workdir_lib.read_evaluation(trained, 'validation')
+  partition = protocol.resolve(_dataset(trained), 'official')
+  np.testing.assert_array_equal(evaluation.ids, partition.validation_ids)
+
+
+def test_test_split_is_scored_recorded_and_counted(trained):
+  dataset = _dataset(trained)
+  before = len(ledger.read(dataset))
+  first = evaluate.evaluate(trained, 'test', n_boot=N_BOOT)
+  second = evaluate.evaluate(
+    trained, 'test', augmentations=('flip', 'crops'), n_boot=N_BOOT
+  )
+  entries = ledger.read(dataset)[before:]
+  assert [entry['run'] for entry in entries] == [str(trained)] * 2
+  assert entries[0]['figures']['accuracy'] == first['accuracy']
+  assert second['looks'] == first['looks'] + 1
+  assert second['views'] == ['crops', 'flip']
+  assert second['loss'] != first['loss']
+
+  evaluation = workdir_lib.read_evaluation(trained, 'test')
+  table = dataset.table
+  np.testing.assert_array_equal(
+    evaluation.ids, table['id'][table['official_split'] == 'test']
+  )
+  np.testing.assert_array_equal(
+    evaluation.labels, table['label'][table['official_split'] == 'test']
+  )
+  again = scores.all_scores(
+    evaluation.logits,
+    evaluation.labels,
+    second['class_names'],
+    n_boot=N_BOOT,
+  )
+  assert again['confusion'] == second['confusion']
+  assert again['intervals'] == second['intervals']
+  said = summary.text(second)
+  assert f'{100 * second["accuracy"]:.2f} %' in said
+  assert f'look {second["looks"]} at the test split' in said
+
+
+def test_examples_are_the_worst_mistakes_with_their_images(trained):
+  evaluate.evaluate(trained, 'validation', n_boot=N_BOOT)
+  evaluation = workdir_lib.read_evaluation(trained, 'validation')
+  mistakes = evaluation.examples.mistakes
+  wrong = evaluation.logits.argmax(-1) != evaluation.labels
+  assert len(mistakes) == min(wrong.sum(), evaluate.MISTAKES)
+  losses = -np.log(mistakes.probs[np.arange(len(mistakes)), mistakes.labels])
+  assert np.all(np.diff(losses) <= 1e-6)
+  assert not np.any(mistakes.probs.argmax(-1) == mistakes.labels)
+  dataset = _dataset(trained)
+  row = int(np.flatnonzero(dataset.table['id'] == mistakes.ids[0])[0])
+  np.testing.assert_array_equal(
+    mistakes.images[0], dataset.read(np.array([row]))[0]
+  )
+  attended = evaluation.examples.attended
+  np.testing.assert_array_equal(attended.labels, np.unique(evaluation.labels))
+  rows, columns = evaluation.examples.token_grid
+  assert attended.attention.shape == (len(attended), rows * columns)
+  np.testing.assert_allclose(attended.attention.sum(-1), 1, rtol=1e-5)
+
+
+def test_predictions_do_not_depend_on_how_many_are_read(trained, monkeypatch):
+  predictor, dataset = Predictor.from_workdir(trained), _dataset(trained)
+  index = np.arange(20)
+  whole, labels = evaluate.predict_rows(predictor, dataset, index, ('plain',))
+  monkeypatch.setattr(evaluate, '_ROWS_A_READ', 7)
+  parts, _ = evaluate.predict_rows(predictor, dataset, index, ('plain',))
+  np.testing.assert_allclose(parts, whole, atol=1e-6)
+  np.testing.assert_array_equal(labels, dataset.table['label'][:20])
+
+
+def test_a_run_on_other_data_or_another_partition_is_refused(copied):
+  facts = json.loads((copied / 'run.json').read_text())
+  changed = {**facts, 'dataset': {**facts['dataset'], 'checksum': 'other'}}
+  (copied / 'run.json').write_text(json.dumps(changed))
+  with pytest.raises(UserError, match='with checksum other'):
+    evaluate.evaluate(copied, 'validation')
+  changed = {**facts, 'protocol': {**facts['protocol'], 'digest': 'other'}}
+  (copied / 'run.json').write_text(json.dumps(changed))
+  looks = len(ledger.read(_dataset(copied), ledger.OPENED))
+  with pytest.raises(UserError, match='digest other'):
+    evaluate.evaluate(copied, 'test')
+  # Refused before the test split was opened.
+  assert len(ledger.read(_dataset(copied), ledger.OPENED)) == looks
+
+
+def test_bad_input_is_one_clear_line(copied, tmp_path):
+  with pytest.raises(UserError, match="--split is 'train'"):
+    evaluate.evaluate(copied, 'train')
+  with pytest.raises(UserError, match="--tta names 'mirror'"):
+    evaluate.evaluate(copied, 'test', augmentations=('mirror',))
+  with pytest.raises(UserError, match='no workdir'):
+    evaluate.evaluate(tmp_path, 'test')
+  shutil.rmtree(copied / 'checkpoints')
+  with pytest.raises(UserError, match='no intact checkpoint'):
+    evaluate.evaluate(copied, 'validation')
+
+
+def test_an_empty_split_is_refused(copied, monkeypatch):
+  resolve = protocol.resolve
+
+  def without_validation(*args, **options):
+    partition = resolve(*args, **options)
+    object.__setattr__(partition, 'validation', np.zeros(0, np.int64))
+    return partition
+
+  monkeypatch.setattr(evaluate.protocol, 'resolve', without_validation)
+  with pytest.raises(UserError, match='has no examples'):
+    evaluate.evaluate(copied, 'validation')
+
+
+@pytest.mark.parametrize(
+  ('augmentations', 'views'),
+  [
+    ((), ('plain',)),
+    (('flip',), ('plain', 'flip')),
+    (('crops',), ('crops',)),
+    (('crops', 'flip'), ('crops', 'flip')),
+  ],
+)
+def test_views(augmentations, views):
+  assert evaluate.checked_views(augmentations) == views
+
+
+def test_the_report_of_a_real_run_reads_its_files(trained):
+  evaluate.evaluate(trained, 'validation', n_boot=N_BOOT)
+  run = runs.read(trained)
+  assert 'validation' in run.evaluations
+  assert runs.best_validation(run)['epoch'] == 1
+  assert run.facts['protocol']['leaks'] is False

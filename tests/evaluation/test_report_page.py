@@ -1,0 +1,232 @@
+"""The report as a browser gets it: whole, self-contained, escaped, complete."""
+
+import base64
+import html.parser
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from fer_jax.errors import UserError
+from fer_jax.evaluation import page, report, runs, wording
+
+VOID = {'meta', 'img', 'wbr', 'br'}
+
+
+class _Page(html.parser.HTMLParser):
+  """Collects text, attributes and images; refuses badly nested tags."""
+
+  def __init__(self, source: str):
+    super().__init__()
+    self.open: list[str] = []
+    self.text: list[str] = []
+    self.images: list[dict] = []
+    self.links: list[str] = []
+    self.count: dict[str, int] = {}
+    self.feed(source)
+    self.close()
+    assert not self.open, f'never closed: {self.open}'
+
+  def handle_starttag(self, tag, attrs):
+    attributes = dict(attrs)
+    self.count[tag] = self.count.get(tag, 0) + 1
+    for name in ('src', 'href', 'srcset', 'action', 'data'):
+      if name in attributes:
+        self.links.append(attributes[name])
+    if tag == 'img':
+      self.images.append(attributes)
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open, f'stray </{tag}>'
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if not self.open or self.open[-1] != 'style':
+      self.text.append(data)
+
+  def says(self, words: str) -> bool:
+    whole = ' '.join(' '.join(self.text).replace('\xa0', ' ').split())
+    return words in whole
+
+
+@pytest.fixture(scope='module')
+def single(finished):
+  return report.render([runs.read(finished)])
+
+
+@pytest.fixture(scope='module')
+def parsed(single):
+  return _Page(single.html)
+
+
+def test_nothing_is_fetched(single, parsed):
+  assert parsed.links
+  assert all(link.startswith('data:image/png;base64,') for link in parsed.links)
+  assert not re.search(r'https?://|url\(|@import|<script|<link', single.html)
+
+
+def test_images_decode_and_say_what_they_show(parsed):
+  assert len(parsed.images) > 20
+  for image in parsed.images:
+    assert len(image['alt']) > 10
+    content = base64.b64decode(image['src'].partition(',')[2], validate=True)
+    Image.open(io.BytesIO(content)).verify()
+
+
+def test_protocol_leak_flag_and_figures_are_there(finished, parsed):
+  metrics = runs.read(finished).evaluations['test'].metrics
+  assert parsed.says('Protocol fer2013_dev. Leaks: no.')
+  assert parsed.says('sha256 ' + 'ab' * 32)
+  assert parsed.says('sha256 ' + 'cd' * 32)
+  assert parsed.says('3 by this protocol')
+  assert parsed.says(f'{100 * metrics["accuracy"]:.1f} %')
+  low, high = metrics['intervals']['accuracy']
+  assert parsed.says(f'{100 * low:.1f}–{100 * high:.1f} %')
+  for row in metrics['per_class']:
+    assert parsed.says(f'{100 * row["f1"]:.1f}')
+  assert parsed.says('without any twins')
+  assert parsed.says('0.10.2')
+  assert parsed.says('15 min')
+
+
+def test_every_config_field_is_listed(finished, single):
+  plain = single.html.replace('<wbr>', '')
+  for name in runs.flatten(runs.read(finished).config):
+    assert f'<code>{name}</code>' in plain
+
+
+def test_text_is_escaped(single, parsed):
+  assert 'twins &lt;kept&gt; on one side &amp; counted' in single.html
+  assert parsed.says('twins <kept> on one side & counted')
+
+
+def test_tables_have_headers_and_captions(parsed):
+  assert parsed.count['table'] == parsed.count['caption']
+  assert parsed.count['table'] >= 9
+  assert parsed.count['th'] > parsed.count['table']
+
+
+def test_all_pictures_are_files_too(single):
+  names = {'loss.png', 'accuracy.png'}
+  for split in ('test', 'validation'):
+    names |= {
+      f'{split}_{name}.png'
+      for name in (
+        'confusion',
+        'confusion_normalised',
+        'roc',
+        'reliability',
+        'mistakes',
+        'attention',
+      )
+    }
+  assert set(single.figures) == names
+  for content in single.figures.values():
+    Image.open(io.BytesIO(content)).verify()
+
+
+def test_a_leak_is_said_aloud_and_missing_pieces_are_named(run_maker, tmp_path):
+  path = run_maker(tmp_path / 'a<b', leaks=True, splits=(), epochs=0)
+  parsed = _Page(report.render([runs.read(path)]).html)
+  assert parsed.says('Leaks: yes. Its figures are no estimate')
+  assert parsed.says('The test split has not been evaluated.')
+  assert parsed.says('--split=validation')
+  assert parsed.says('No epoch has been recorded yet')
+  assert parsed.says('a<b')
+
+
+def test_a_run_without_run_json_is_of_unknown_protocol(run_maker, tmp_path):
+  path = run_maker(tmp_path / 'run', splits=(), epochs=1)
+  (path / 'run.json').unlink()
+  parsed = _Page(report.render([runs.read(path)]).html)
+  assert parsed.says('Protocol unknown. Leaks: unknown.')
+
+
+def test_clips_show_attention_by_frame(run_maker, tmp_path):
+  path = run_maker(tmp_path / 'clips', frames=3, splits=('test',), epochs=1)
+  parsed = _Page(report.render([runs.read(path)]).html)
+  assert parsed.says('Under each frame of the clip')
+
+
+def test_several_runs_are_compared_by_group(run_maker, tmp_path):
+  paths = [
+    run_maker(tmp_path / 'a', seed=0, splits=('test',), epochs=2),
+    run_maker(tmp_path / 'b', seed=1, splits=(), epochs=2),
+    run_maker(tmp_path / 'c', seed=0, learning_rate=0.1, splits=(), epochs=2),
+  ]
+  members = runs.read_all(paths)
+  made = report.render(members)
+  parsed = _Page(made.html)
+  assert parsed.says('3 runs compared')
+  assert parsed.says('All runs: fer2013, protocol fer2013_dev. Leaks: no.')
+  spread = runs.spread(
+    [runs.best_validation(run)['accuracy'] for run in members[:2]]
+  )
+  assert parsed.says(
+    f'{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f} %'
+  )
+  assert parsed.says('2 of 3 runs have not been evaluated on the test split.')
+  assert {
+    'compared_validation_accuracy.png',
+    'compared_validation_loss.png',
+    'compared_train_accuracy.png',
+    'compared_train_loss.png',
+    'a_loss.png',
+    'c_loss.png',
+  } <= set(made.figures)
+
+
+def test_runs_on_other_data_are_not_ranked(run_maker, tmp_path):
+  paths = [
+    run_maker(tmp_path / name, splits=(), epochs=0) for name in ('a', 'b')
+  ]
+  facts = (paths[1] / 'run.json').read_text().replace('ab' * 32, 'ef' * 32)
+  (paths[1] / 'run.json').write_text(facts)
+  parsed = _Page(report.render(runs.read_all(paths)).html)
+  assert parsed.says('do not rank them')
+
+
+def test_the_report_is_written_beside_the_run_or_where_told(
+  run_maker, tmp_path
+):
+  path = run_maker(tmp_path / 'run', splits=(), epochs=1)
+  assert report.write_report([path]) == path / 'report.html'
+  assert (path / 'figures' / 'loss.png').exists()
+  elsewhere = report.write_report([path], tmp_path / 'out' / 'deep')
+  assert elsewhere == tmp_path / 'out' / 'deep' / 'report.html'
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot write the report'):
+    report.write_report([path], tmp_path / 'file')
+
+
+def test_reporting_does_not_import_jax():
+  code = (
+    'import sys; import fer_jax.evaluation.report; '
+    "print([m for m in ('jax', 'flax', 'ml_collections', 'matplotlib.pyplot') "
+    'if m in sys.modules])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == '[]'
+
+
+def test_attributes_and_content_are_escaped():
+  made = page.tag('p', '<b>&', title='"><script>', class_='x')
+  assert made == (
+    '<p title="&quot;&gt;&lt;script&gt;" class="x">&lt;b&gt;&amp;</p>'
+  )
+  assert page.breakable('a.b_c=0.01') == 'a.<wbr>b_<wbr>c=<wbr>0.01'
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'said'),
+  [(12.4, '12 s'), (89, '89 s'), (600, '10 min'), (5460, '1 h 31 min')],
+)
+def test_durations(seconds, said):
+  assert wording.duration(seconds) == said

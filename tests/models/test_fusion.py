@@ -1,0 +1,473 @@
+"""The composition: every stage, clips, invariances, and the systems it can
+express."""
+
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fer_jax import models
+from fer_jax.models import FusionModel, fusion, registry
+from fer_jax.models import specification as spec
+
+K = 3
+SMALL = {
+  'input_shape': (16, 16, 1),
+  'stem_filters': (4,),
+  'filters': (8, 10),
+  'blocks': (1, 1),
+  'units': 6,
+  'attention_units': 5,
+  'head': (7,),
+}
+FAMILY = ('residual_lstm', 'residual_gru', 'residual_bilstm')
+
+
+def small(name='residual_bilstm', **overrides):
+  return models.create(
+    name, num_classes=K, rngs=nnx.Rngs(0), **{**SMALL, **overrides}
+  )
+
+
+def build(backbone, body, head=(), shape=(12, 10, 2), classes=K):
+  return FusionModel(
+    spec.Specification(shape, tuple(backbone), tuple(body), tuple(head)),
+    num_classes=classes,
+    rngs=nnx.Rngs(0),
+  )
+
+
+def images(n=4, seed=1, shape=(16, 16, 1)):
+  return jax.random.normal(jax.random.key(seed), (n, *shape))
+
+
+def split(model):
+  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+  return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+def evaluate(model, *arguments, **options):
+  """A jitted call in evaluation."""
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def call(state, arguments):
+    return nnx.merge(graphdef, state)(*arguments, **options)
+
+  return call(state, arguments)
+
+
+def train(model):
+  """A jitted step: (gradients, (logits, statistics)) of a weighted loss."""
+  graphdef, params, rest = split(model)
+
+  @jax.jit
+  def step(x, weight=None, frame_mask=None, key=None, rate=None):
+    def loss(params):
+      merged = nnx.merge(graphdef, params, rest, copy=True)
+      logits = merged(
+        x, frame_mask, train=True, key=key, dropout=rate, weight=weight
+      )
+      kept = jnp.ones(len(x)) if weight is None else weight
+      value = jnp.sum(jax.nn.log_softmax(logits)[:, 0] * kept)
+      statistics = nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Param)))
+      return value, (logits, statistics)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  return step
+
+
+def close(found, expected, atol=1e-5):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize('attention', [True, False])
+def test_prediction_depends_on_its_own_image_alone(name, attention):
+  """Batch of 1, of 5, and turned round; 2e-6."""
+  model = small(name, attention=attention)
+  x = images(5)
+  together = evaluate(model, x)
+  assert together.shape == (5, K)
+  assert together.dtype == jnp.float32
+  alone = jnp.concatenate([evaluate(model, x[n : n + 1]) for n in (0, 4)])
+  close(alone, together[jnp.array([0, 4])], 2e-6)
+  close(evaluate(model, x[::-1])[::-1], together, 2e-6)
+  # And it does depend on it.
+  assert jnp.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_padding_changes_nothing_in_training():
+  """Weight 0 on garbage against the batch without it: logits, running
+  statistics and gradients; 1e-5."""
+  step = train(small())
+  x = images(3)
+  garbage = jnp.concatenate([x[:2], 50 * images(2, seed=9), x[2:]])
+  weight = jnp.array([1.0, 1, 0, 0, 1])
+  gradient, (logits, statistics) = step(garbage, weight)
+  expected_gradient, (expected, expected_statistics) = step(x, jnp.ones(3))
+  close(logits[weight > 0], expected)
+  close(statistics, expected_statistics)
+  close(gradient, expected_gradient, 1e-4)
+  assert np.all(np.isfinite(logits))
+
+
+def test_training_moves_the_running_statistics_and_evaluation_does_not():
+  model = small()
+  before = split(model)[2]
+  model(images())
+  close(split(model)[2], before, 0)
+  model(images(), train=True)
+  moved = jax.tree.map(
+    lambda a, b: bool(jnp.any(a != b)), split(model)[2], before
+  )
+  assert all(jax.tree.leaves(moved))
+
+
+def test_masked_frames_change_nothing():
+  """Clips of unequal lengths, garbage behind the mask, against each clip cut
+  to its length: in evaluation, and of running statistics in training; 1e-5."""
+  model = small()
+  lengths = (4, 2)
+  clips = images(8).reshape(2, 4, 16, 16, 1)
+  mask = jnp.arange(4)[None] < jnp.array(lengths)[:, None]
+  filled = jnp.where(mask[..., None, None, None], clips, 50.0)
+  logits, features = evaluate(model, filled, mask, return_features=True)
+  for n, length in enumerate(lengths):
+    cut, cut_features = evaluate(
+      model, clips[n : n + 1, :length], return_features=True
+    )
+    close(logits[n], cut[0])
+    close(features['attention'][n, :length], cut_features['attention'][0])
+  assert not np.any(features['attention'][~mask])
+
+  weight = jnp.array([1.0, 0.0])
+  _, (_, statistics) = train(model)(filled, jnp.ones(2), mask)
+  _, (_, alone) = train(model)(filled, weight, mask)
+  whole = jnp.concatenate([clips[0], clips[1, :2]])
+  frames = build(
+    model.specification.backbone, [spec.GlobalAveragePool()], shape=(16, 16, 1)
+  )
+  nnx.update(frames.backbone, nnx.state(model.backbone))
+  _, (_, expected) = train(frames)(whole)
+  close(statistics, expected)
+  _, (_, expected) = train(frames)(clips[0])
+  close(alone, expected)
+
+
+def test_a_clip_of_padding_has_finite_gradients():
+  clips = images(4).reshape(2, 2, 16, 16, 1)
+  mask = jnp.array([[True, True], [False, False]])
+  for attention in (True, False):
+    gradient, (logits, _) = train(small(attention=attention))(
+      clips, jnp.array([1.0, 0.0]), mask
+    )
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
+    assert np.all(np.isfinite(logits))
+
+
+def test_features_of_images_and_clips():
+  model = small(dtype='bfloat16')
+  x = images(4)
+  _, features = evaluate(model, x, return_features=True)
+  assert model.token_grid == (4, 4)
+  assert features['map'].shape == (4, 4, 4, 10)
+  # Token 4 r + c is the map's cell (r, c): what attention maps rely on.
+  np.testing.assert_array_equal(
+    features['tokens'][:, 6], features['map'][:, 1, 2]
+  )
+  assert features['attention'].shape == (4, 16)
+  assert features['attention'].dtype == jnp.float32
+  assert features['embedding'].shape == (4, 12)
+  assert features['residual2'].shape == (4, 4, 4, 10)
+  assert features['dense1'].shape == (4, 7)
+  clips = x.reshape(2, 2, 16, 16, 1)
+  _, of_clips = evaluate(model, clips, return_features=True)
+  assert of_clips['residual2'].shape == (2, 2, 4, 4, 10)
+  assert of_clips['tokens'].shape == (2, 2, 10)
+  assert of_clips['attention'].shape == (2, 2)
+  close(
+    np.asarray(of_clips['tokens'].reshape(4, 10), np.float32),
+    np.asarray(features['map'].mean((1, 2)), np.float32),
+    0.02,
+  )
+
+
+def test_bfloat16_computes_low_and_stores_high():
+  """Against float32: 0.05 on logits of size 1."""
+  full, half = small(), small(dtype='bfloat16')
+  x = images()
+  logits, features = evaluate(half, x, return_features=True)
+  assert logits.dtype == jnp.float32
+  stages = ('conv1', 'residual2', 'recurrent1', 'attention1', 'dense1')
+  assert {features[name].dtype for name in stages} == {jnp.dtype('bfloat16')}
+  assert {p.dtype for p in jax.tree.leaves(split(half)[1:])} == {
+    jnp.dtype('float32')
+  }
+  expected = evaluate(full, x)
+  close(logits, expected, 0.05)
+  gradient, (_, statistics) = train(half)(x)
+  dtypes = {a.dtype for a in jax.tree.leaves((gradient, statistics))}
+  assert dtypes == {jnp.dtype('float32')}
+
+
+def test_dropout_needs_a_key_and_takes_a_traced_rate():
+  model = small(dropout=0.5)
+  step = train(model)
+  x, key = images(), jax.random.key(3)
+  _, (plain, _) = step(x)
+  _, (dropped, _) = step(x, key=key)
+  _, (again, _) = step(x, key=key)
+  np.testing.assert_array_equal(dropped, again)
+  assert jnp.abs(dropped - plain).max() > 1e-3
+  _, (none, _) = step(x, key=key, rate=0.0)
+  close(none, plain, 1e-6)
+  _, (half, _) = step(x, key=key, rate=0.5)
+  close(half, dropped, 1e-6)
+
+
+def test_vmap_over_members_equals_each_alone():
+  """Stacked parameters, statistics and images; 1e-5."""
+  members = [
+    models.create('residual_gru', num_classes=K, rngs=nnx.Rngs(s), **SMALL)
+    for s in (0, 1)
+  ]
+  graphdef = nnx.split(members[0])[0]
+  states = [split(m)[1:] for m in members]
+  stacked = jax.tree.map(lambda *a: jnp.stack(a), *states)
+  x = images(6).reshape(2, 3, 16, 16, 1)
+  logits = jax.jit(jax.vmap(lambda s, x: nnx.merge(graphdef, *s)(x)))(
+    stacked, x
+  )
+  for n, member in enumerate(members):
+    close(logits[n], evaluate(member, x[n]))
+
+
+def test_module_holds_parameters_and_statistics_only():
+  """No random state; the same graph definition from an abstract build."""
+  state = nnx.state(small(recurrent_layers=2, recurrent_dropout=0.3))
+  kinds = {type(v) for _, v in nnx.to_flat_state(state)}
+  assert kinds == {nnx.Param, nnx.BatchStat}
+  abstract = nnx.eval_shape(small)
+  assert nnx.split(abstract)[0] == nnx.split(small())[0]
+  # Keys of checkpoints are strings all the way.
+  paths = [p for p, _ in nnx.to_flat_state(state)]
+  assert all(isinstance(key, str) for path in paths for key in path)
+
+
+def test_kernels_alone_have_the_names_that_decay():
+  params = split(small(recurrent_layers=2))[1]
+  for path, array in jax.tree_util.tree_leaves_with_path(params):
+    decayed = path[-1].key in ('kernel', 'recurrent_kernel')
+    assert decayed == (array.ndim >= 2 and path[-1].key != 'bias'), path
+
+
+# Systems of the papers, as far as they are layers: what the stages must say.
+
+
+def p4_convolutions(*widths):
+  """Tables 2-4 of P4: first, third and fifth convolution unpadded."""
+  stages = []
+  for n, width in enumerate(widths):
+    padding = 'SAME' if n in (1, 3) else 'VALID'
+    stages.append(spec.Convolution(width, padding=padding))
+    if n in (1, 3, 4) or n == len(widths) - 1:
+      stages.append(spec.MaxPool())
+  return stages
+
+
+@pytest.mark.parametrize(
+  ('backbone', 'body', 'head', 'trainable', 'other'),
+  [
+    (
+      p4_convolutions(16, 32, 32),
+      [spec.Flatten()],
+      [spec.Dense(32), spec.Drop(0.6)],
+      116_871,
+      160,
+    ),
+    (
+      p4_convolutions(32, 64, 64, 128, 128),
+      [
+        spec.Reshape((64, 32)),
+        spec.Recurrent('lstm', 32, returns='last'),
+        spec.Reshape((1, 32)),
+        spec.Recurrent('lstm', 32, returns='last'),
+      ],
+      [spec.Dense(200), spec.Drop(0.6)],
+      302_663,
+      832,
+    ),
+    (
+      p4_convolutions(32, 64, 64, 128, 128),
+      [
+        spec.Reshape((16, 128)),
+        spec.Recurrent('lstm', 128, returns='last'),
+        spec.Reshape((2, 64)),
+        spec.Recurrent('lstm', 64, returns='last'),
+      ],
+      [spec.Dense(200), spec.Drop(0.6)],
+      457_031,
+      832,
+    ),
+  ],
+  ids=['table 2', 'table 3', 'table 4'],
+)
+def test_published_layer_tables(backbone, body, head, trainable, other):
+  """Reference: the totals printed in P4's tables 2, 3 and 4; exact."""
+  model = nnx.eval_shape(
+    lambda: build(backbone, body, head, shape=(48, 48, 1), classes=7)
+  )
+  _, params, rest = split(model)
+  assert sum(p.size for p in jax.tree.leaves(params)) == trainable
+  assert sum(p.size for p in jax.tree.leaves(rest)) == other
+
+
+@pytest.mark.parametrize(
+  ('body', 'grid', 'steps'),
+  [
+    # P2: globally pooled to a single step; two GRUs in a row.
+    (
+      [
+        spec.GlobalAveragePool(),
+        spec.Reshape((1, 4)),
+        spec.Recurrent('gru', 5),
+        spec.Recurrent('gru', 3, returns='last'),
+      ],
+      None,
+      (1, 4),
+    ),
+    # P2: pooled, flattened, cut into steps.
+    (
+      [
+        spec.MaxPool(),
+        spec.Flatten(),
+        spec.Reshape((3, 8)),
+        spec.Recurrent('gru', 5, reset_after=False, bidirectional=True),
+        spec.Mean(),
+      ],
+      None,
+      (3, 8),
+    ),
+    ([spec.Rows(), spec.Attention(4)], (6, 1), (6, 20)),
+    (
+      [spec.Grid(), spec.Recurrent('lstm', 3, layers=2), spec.Attention(4)],
+      (6, 5),
+      (30, 4),
+    ),
+    ([spec.Grid(), spec.Reshape((5, 24)), spec.Attention(4)], None, (5, 24)),
+  ],
+)
+def test_stages_of_other_systems(body, grid, steps):
+  model = build(
+    [spec.Convolution(4, normalise=False), spec.MaxPool(), spec.Drop(0.2)],
+    body,
+  )
+  x = images(2, shape=(12, 10, 2))
+  logits, features = evaluate(model, x, return_features=True)
+  assert logits.shape == (2, K)
+  assert model.token_grid == grid
+  assert features['tokens'].shape == (2, *steps)
+  cells = features['map'].reshape(2, -1)
+  if features['tokens'].size == cells.size:
+    np.testing.assert_array_equal(features['tokens'].reshape(2, -1), cells)
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+def test_sizes_are_known_before_the_call(stride, padding):
+  stages = [
+    spec.Convolution(3, strides=stride, padding=padding),
+    spec.Residual(4, strides=stride),
+  ]
+  model = nnx.eval_shape(
+    lambda: build(stages, [spec.Flatten()], shape=(13, 11, 2))
+  )
+  graphdef, state = nnx.split(model)
+  _, features = jax.eval_shape(
+    lambda s, x: nnx.merge(graphdef, s)(x, return_features=True),
+    state,
+    jax.ShapeDtypeStruct((1, 13, 11, 2), jnp.float32),
+  )
+  assert features['map'].shape[1:] == model.map_shape
+
+
+def test_mean_over_the_frames_there_are():
+  model = build([spec.Convolution(4)], [spec.Grid(), spec.Mean()])
+  clips = images(6, shape=(12, 10, 2)).reshape(2, 3, 12, 10, 2)
+  mask = jnp.array([[True, True, False], [True, True, True]])
+  _, features = evaluate(model, clips, mask, return_features=True)
+  tokens = features['tokens']
+  close(features['embedding'][0], tokens[0, :2].mean(0), 1e-6)
+  close(features['embedding'][1], tokens[1].mean(0), 1e-6)
+
+
+@pytest.mark.parametrize(
+  ('backbone', 'body', 'message'),
+  [
+    ([], [spec.Grid()], 'logits take a vector'),
+    ([], [spec.Recurrent('lstm', 3)], 'takes a sequence'),
+    ([], [spec.Flatten(), spec.Grid()], 'takes a map'),
+    ([], [spec.Reshape((7, 7))], 'does not hold what it gets'),
+    ([spec.MaxPool(64)], [spec.Flatten()], 'leaves nothing of a map'),
+    ([], [spec.Grid(), spec.Recurrent('rnn', 3)], 'cell must be one of'),
+    (
+      [],
+      [spec.Grid(), spec.Recurrent('gru', 3, returns='all')],
+      'returns must',
+    ),
+    ([], ['grid'], 'no stage of a model'),
+  ],
+)
+def test_stages_that_do_not_fit_are_named(backbone, body, message):
+  with pytest.raises(ValueError, match=message):
+    build(backbone, body)
+
+
+@pytest.mark.parametrize(
+  ('x', 'options', 'message'),
+  [
+    (jnp.zeros((16, 16, 1)), {}, r'takes float images \(B, 16, 16, 1\) or'),
+    (jnp.zeros((2, 16, 15, 1)), {}, r'got shape \(2, 16, 15, 1\)'),
+    (jnp.zeros((2, 16, 16, 3)), {}, r'got shape \(2, 16, 16, 3\)'),
+    (jnp.zeros((2, 16, 16, 1), jnp.uint8), {}, 'got uint8'),
+    (
+      jnp.zeros((2, 16, 16, 1)),
+      {'frame_mask': jnp.ones((2, 1), bool)},
+      'frame_mask is',
+    ),
+    (
+      jnp.zeros((2, 3, 16, 16, 1)),
+      {'frame_mask': jnp.ones((3, 2), bool)},
+      r'frame_mask is .* got \(3, 2\)',
+    ),
+    (jnp.zeros((2, 16, 16, 1)), {'weight': jnp.ones(3)}, r'must be \(2,\)'),
+  ],
+)
+def test_wrong_inputs_are_told_what_the_model_takes(x, options, message):
+  with pytest.raises(ValueError, match=message):
+    small()(x, **options)
+
+
+def test_clips_need_steps_as_wide_as_the_map():
+  clips = jnp.zeros((1, 2, 16, 16, 1))
+  with pytest.raises(ValueError, match='built for steps of 40 features'):
+    small(tokens='rows')(clips)
+  no_sequence = build([], [spec.Flatten()], shape=(16, 16, 1))
+  with pytest.raises(ValueError, match=r'images \(B, 16, 16, 1\); got'):
+    no_sequence(clips)
+
+
+@pytest.mark.parametrize('module', [fusion, registry])
+def test_examples_run(module):
+  results = doctest.testmod(module)
+  assert results.attempted > 3
+  assert results.failed == 0

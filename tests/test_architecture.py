@@ -1,0 +1,74 @@
+"""Data flows one way: a module imports only from its left."""
+
+import ast
+import pathlib
+
+import fer_jax
+
+ROOT = pathlib.Path(fer_jax.__file__).parent
+
+# Left to right. Rooms of one entry may import each other.
+ORDER = (
+  ('errors', 'files', 'provenance', 'nn', 'metrics'),
+  ('datasets',),
+  ('data',),
+  ('models',),
+  ('config', 'config_json'),
+  ('training',),
+  ('evaluation',),
+  ('benchmark',),
+  ('commands',),
+  ('__main__',),
+)
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+
+
+def _room(path: pathlib.Path) -> str:
+  return path.relative_to(ROOT).parts[0].removesuffix('.py')
+
+
+def _imports(path: pathlib.Path):
+  """Rooms of fer_jax that a module imports, wherever in the module."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    else:
+      continue
+    for name in names:
+      parts = name.split('.')
+      if parts[0] == 'fer_jax' and len(parts) > 1 and parts[1] in RANK:
+        yield parts[1]
+
+
+def test_every_module_has_a_place_in_the_order():
+  rooms = {_room(path) for path in ROOT.rglob('*.py')}
+  assert rooms - {'__init__'} == set(RANK)
+
+
+def test_modules_import_only_from_their_left():
+  wrong = [
+    f'{path.relative_to(ROOT)} imports {room}'
+    for path in ROOT.rglob('*.py')
+    if _room(path) != '__init__'
+    for room in _imports(path)
+    if RANK[room] > RANK[_room(path)]
+  ]
+  assert wrong == []
+
+
+def test_nn_and_metrics_import_nothing_else_of_the_package():
+  for room in ('nn', 'metrics'):
+    paths = [p for p in ROOT.rglob('*.py') if _room(p) == room]
+    assert paths
+    for path in paths:
+      assert set(_imports(path)) <= {room}, path
+
+
+def test_graphs_are_split_and_merged_in_one_place():
+  for path in ROOT.rglob('*.py'):
+    if path == ROOT / 'training' / 'state.py' or _room(path) == 'benchmark':
+      continue
+    for word in ('nnx.split(', 'nnx.merge(', 'nnx.as_pure('):
+      assert word not in path.read_text(), path

@@ -1,0 +1,92 @@
+"""The command line as its user meets it: in a process of its own."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from fer_jax.__main__ import verbs
+
+
+def _run(*arguments, cwd=None):
+  return subprocess.run(
+    [sys.executable, '-m', 'fer_jax', *arguments],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    check=False,
+  )
+
+
+def _one_line(done) -> str:
+  assert done.returncode == 2, done.stderr
+  assert 'Traceback' not in done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1, done.stderr
+  return lines[0]
+
+
+def test_without_a_verb_all_verbs_are_listed_with_a_line_each():
+  done = _run()
+  assert done.returncode == 0
+  for verb in ('data', 'train', 'evaluate', 'report', 'summary', 'benchmark'):
+    assert any(
+      line.split()[:1] == [verb] and len(line.split()) > 3
+      for line in done.stdout.splitlines()
+    ), verb
+
+
+@pytest.mark.parametrize('verb', verbs())
+def test_every_verb_has_help(verb):
+  done = _run(verb, '--help')
+  assert done.returncode == 0, done.stderr
+  assert '--' in done.stdout
+
+
+def test_an_unknown_verb_names_those_there_are():
+  assert 'expected benchmark, data' in _one_line(_run('trian'))
+
+
+def test_missing_config_names_the_flag():
+  assert '--config is missing' in _one_line(_run('train', '--workdir=x'))
+
+
+def test_a_misspelt_override_is_one_line(tmp_path):
+  path = tmp_path / 'c.py'
+  path.write_text(
+    'from fer_jax import config\ndef get_config():\n  return config.get_base()\n'
+  )
+  line = _one_line(
+    _run(
+      'train',
+      f'--config={path}',
+      f'--workdir={tmp_path}/w',
+      '--config.optim.learning_rat=1',
+    )
+  )
+  assert 'learning_rat' in line
+  assert 'learning_rate' in line
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+  line = _one_line(
+    _run('train', '--config=nowhere.py', f'--workdir={tmp_path}/w')
+  )
+  assert 'nowhere.py' in line
+
+
+def test_a_workdir_made_by_another_config_says_which_fields(tmp_path):
+  from fer_jax import config as config_lib
+  from fer_jax import files
+
+  there = config_lib.get_base()
+  there.seed = 5
+  files.write_json(tmp_path / 'config.json', config_lib.to_json(there))
+  path = pathlib.Path(tmp_path) / 'c.py'
+  path.write_text(
+    'from fer_jax import config\ndef get_config():\n  return config.get_base()\n'
+  )
+  line = _one_line(_run('train', f'--config={path}', f'--workdir={tmp_path}'))
+  assert 'seed is 5 there and 0 here' in line

@@ -1,0 +1,175 @@
+"""A run killed at any moment and resumed equals one never interrupted.
+
+The reference is the same run undisturbed, in the same kind of process; equal
+means bit for bit.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from fer_jax import config as config_lib
+from fer_jax.training import checkpoint, records, task
+
+_CONFIG = """
+from fer_jax import config as base
+
+def get_config():
+  config = base.get_base(model='residual_bilstm', dataset='synthetic_faces')
+  config.data.data_dir = {data_dir!r}
+  config.data.options.images = 400
+  config.model.stem_filters = (8,)
+  config.model.filters = (8, 8)
+  config.model.blocks = (1, 1)
+  config.model.units = 8
+  config.model.head = (8,)
+  config.augment.erasing = 0.5
+  config.augment.mixup = 0.2
+  config.optim.schedule = 'cosine'
+  config.train.batch_size = 32
+  config.train.epochs = 4
+  config.train.block_steps = 3
+  config.train.ema_decay = 0.9
+  return config
+"""
+
+
+def _start(config, workdir):
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'fer_jax',
+      'train',
+      f'--config={config}',
+      f'--workdir={workdir}',
+    ],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def _finish(process) -> str:
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  return output
+
+
+def _kill_when(process, happened) -> None:
+  """SIGKILL as soon as something is seen; fails if the run ends first."""
+  deadline = time.monotonic() + 300
+  while not happened():
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+
+
+def _final(workdir):
+  config = config_lib.load_json(workdir / 'config.json')
+  sealed = checkpoint.latest_intact(workdir)
+  run = json.loads((workdir / 'run.json').read_text())
+  target = task.abstract_state(config, len(run['class_names']))
+  return sealed, checkpoint.restore(sealed, target)
+
+
+def _timeless(workdir):
+  return [
+    {
+      k: v
+      for k, v in record.items()
+      if k not in ('time', 'seconds', 'images_per_second')
+    }
+    for record in records.read_metrics(workdir)
+  ]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  root = tmp_path_factory.mktemp('resume')
+  config = root / 'config.py'
+  config.write_text(_CONFIG.format(data_dir=str(root / 'data')))
+  workdir = root / 'undisturbed'
+  _finish(_start(config, workdir))
+  return config, workdir
+
+
+def test_killed_three_times_equals_undisturbed(undisturbed, tmp_path):
+  config, reference = undisturbed
+  workdir: pathlib.Path = tmp_path / 'killed'
+  folder = checkpoint.directory(workdir)
+
+  def lines():
+    return len(records.read_metrics(workdir))
+
+  # While the second epoch runs, its predecessor's checkpoint being written.
+  _kill_when(_start(config, workdir), lambda: lines() == 1)
+  before = lines()
+  # As soon as another checkpoint's folder appears, sealed or not.
+  seen = set(folder.glob('[0-9]*'))
+  _kill_when(
+    _start(config, workdir), lambda: set(folder.glob('[0-9]*')) - seen
+  )
+  # After the third epoch is logged, wherever its checkpoint is.
+  _kill_when(_start(config, workdir), lambda: lines() >= 3)
+  output = _finish(_start(config, workdir))
+  assert before == 1
+  assert 'resuming' in output
+
+  sealed, state = _final(workdir)
+  sealed_reference, state_reference = _final(reference)
+  assert sealed.step == sealed_reference.step
+  assert sealed.best_step == sealed_reference.best_step
+  jax.tree.map(np.testing.assert_array_equal, state, state_reference)
+  assert _timeless(workdir) == _timeless(reference)
+  epochs = [record['epoch'] for record in records.read_metrics(workdir)]
+  assert epochs == [1, 2, 3, 4]
+
+
+def test_block_length_changes_no_bit(undisturbed, tmp_path):
+  config, reference = undisturbed
+  workdir = tmp_path / 'blocks'
+  changed = tmp_path / 'config.py'
+  changed.write_text(config.read_text().replace('block_steps = 3', 'block_steps = 7'))
+  _finish(_start(changed, workdir))
+  jax.tree.map(
+    np.testing.assert_array_equal, _final(workdir)[1], _final(reference)[1]
+  )
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed):
+  config, reference = undisturbed
+  before = (reference / 'metrics.jsonl').read_text()
+  output = _finish(_start(config, reference))
+  assert 'resuming' in output
+  assert (reference / 'metrics.jsonl').read_text() == before
+
+
+def test_a_damaged_latest_checkpoint_falls_back_aloud(undisturbed, tmp_path):
+  config, reference = undisturbed
+  workdir = tmp_path / 'damaged'
+  subprocess.run(['cp', '-r', str(reference), str(workdir)], check=True)
+  newest = checkpoint.checkpoints(workdir)[-1]
+  victim = max(
+    (p for p in newest.path.rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 4
+  victim.write_bytes(bytes(content))
+  output = _finish(_start(config, workdir))
+  assert 'passing over damaged checkpoint' in output
+  jax.tree.map(
+    np.testing.assert_array_equal, _final(workdir)[1], _final(reference)[1]
+  )
