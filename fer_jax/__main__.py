@@ -5,7 +5,9 @@ import logging
 import os
 import pathlib
 import pkgutil
+import re
 import sys
+import traceback
 
 from absl import flags
 
@@ -34,13 +36,53 @@ def _complain(message: str) -> int:
   return USAGE_ERROR
 
 
-def _json_config(argument: str) -> str:
-  """Lets --config=FILE.json stand where a Python config file is expected."""
-  name, equals, path = argument.partition('=')
-  if name.lstrip('-') == 'config' and equals and path.endswith('.json'):
-    loader = pathlib.Path(__file__).with_name('config_json.py')
-    return f'--config={loader}:{path}'
-  return argument
+def _config_argument(argument: str) -> str:
+  """Lets --config=FILE.json stand where a Python config file is expected.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  name, _, value = argument.partition('=')
+  if name.lstrip('-') != 'config' or not value:
+    return argument
+  path = value if value.endswith('.json') else value.partition(':')[0]
+  if not pathlib.Path(path).is_file():
+    raise UserError(f'--config={value}: there is no file {path}')
+  if not path.endswith('.json'):
+    return argument
+  loader = pathlib.Path(__file__).with_name('config_json.py')
+  return f'--config={loader}:{path}'
+
+
+def _parse(arguments: list[str]) -> list[str]:
+  """Parses the flags, which runs the config file.
+
+  Returns:
+    The arguments that are no flags.
+
+  Raises:
+    UserError: what the config file or an override does is a mistake.
+  """
+  try:
+    return flags.FLAGS(arguments)
+  except (UserError, flags.Error):
+    raise
+  except Exception as error:  # whatever a user's Python file may raise
+    raise UserError(_config_mistake(error, arguments)) from error
+
+
+def _config_mistake(error: Exception, arguments: list[str]) -> str:
+  """What is wrong, and the line of the config file where it happened."""
+  config = next((a for a in arguments if a.lstrip('-').startswith('config=')), '')
+  path = pathlib.Path(config.partition('=')[2].partition(':')[0])
+  where = config
+  for frame in traceback.extract_tb(error.__traceback__):
+    if config and pathlib.Path(frame.filename).name == path.name:
+      where = f'{path} line {frame.lineno}'
+  # ml_collections lists every field there is between name and suggestion.
+  said = re.sub(r' Other fields present: .*(?=\\nDid|\nDid)', '', str(error))
+  said = said.replace('\\n', ' ').replace("\\'", "'").strip('\'"')
+  return f'{where}: {type(error).__name__}: {said}'
 
 
 def _use_compilation_cache() -> None:
@@ -72,15 +114,15 @@ def main(argv: list[str]) -> int:
   _use_compilation_cache()
   module = importlib.import_module(f'fer_jax.commands.{verb}')
   module.define_flags()
-  arguments = [f'fer_jax {verb}', *map(_json_config, argv[2:])]
-  if any(a in ('-h', '--help') for a in arguments):
+  if any(a in ('-h', '--help') for a in argv):
     print(f'{module.SUMMARY}\n\nusage: python -m fer_jax {verb} [flags]\n')
     print(flags.FLAGS.module_help(module.__name__))
     return 0
-  # config_flags reads the overrides from sys.argv.
-  sys.argv = arguments
   try:
-    remaining = flags.FLAGS(arguments)
+    arguments = [f'fer_jax {verb}', *map(_config_argument, argv[2:])]
+    # config_flags reads the overrides from sys.argv.
+    sys.argv = arguments
+    remaining = _parse(arguments)
     return module.main([verb, *remaining[1:]]) or 0
   except (UserError, flags.Error) as error:
     return _complain(str(error))

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 from fer_jax.errors import UserError
@@ -12,15 +11,16 @@ from fer_jax.errors import UserError
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file through a temporary one beside it and a rename."""
   path = pathlib.Path(path)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  # Not of `tempfile`, whose files nobody else may read.
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    with os.fdopen(handle, 'w', encoding='utf-8') as f:
+    with temporary.open('w', encoding='utf-8') as f:
       f.write(text)
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
   except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
     raise
 
 

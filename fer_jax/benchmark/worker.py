@@ -21,7 +21,6 @@ import traceback
 
 from fer_jax import provenance
 from fer_jax.benchmark import machine
-from fer_jax.errors import UserError
 
 TAIL_LINES = 12
 """How much of a failed worker's stderr is shown."""
@@ -166,9 +165,10 @@ def serve(contender: str) -> None:
         answer = {'seconds': run(message['steps'])}
     except ModuleNotFoundError as error:
       answer = {'absent': f'{error.name} is not installed'}
-    except (UserError, ValueError) as error:
+    except Exception as error:  # The parent says what any of them says.
       traceback.print_exc()
-      answer = {'error': f'{type(error).__name__}: {error}'}
+      message = ' '.join(str(error).split())
+      answer = {'error': f'{type(error).__name__}: {message}'}
     print(json.dumps(answer), file=answers, flush=True)
 
 

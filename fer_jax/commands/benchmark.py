@@ -1,6 +1,5 @@
 """Times training on this machine against peers measured in the same run."""
 
-import ast
 import datetime
 import difflib
 import json
@@ -10,9 +9,10 @@ from collections.abc import Iterable
 
 from absl import flags
 
+from fer_jax.commands.summary import parse_assignment
 from fer_jax.errors import UserError
 
-SUMMARY = 'time train step, input path and start-up against peers'
+SUMMARY = 'Times train step, input path and start-up against peers.'
 
 MEASUREMENTS = ('train_step', 'input', 'startup')
 NUM_CLASSES = 7
@@ -22,9 +22,9 @@ LEARNING_RATE = 1e-3
 
 def define_flags() -> None:
   """Defines this verb's flags."""
-  flags.DEFINE_string('model', 'residual_bilstm', 'a name of `fer_jax summary`')
+  flags.DEFINE_string('model', 'residual_bilstm', 'name of the model')
   flags.DEFINE_multi_string(
-    'set', [], 'a field of the model, as --set=units=64; may be repeated'
+    'set', [], 'FIELD=VALUE of the model, such as filters=32,64; may repeat'
   )
   flags.DEFINE_integer('batch_size', 64, 'images a step', lower_bound=1)
   flags.DEFINE_list('what', list(MEASUREMENTS), f'of {", ".join(MEASUREMENTS)}')
@@ -125,64 +125,24 @@ def _case(model: str, assignments: list[str], batch_size: int) -> dict:
   from fer_jax import models
   from fer_jax.benchmark import translation
 
-  if model not in models.available():
-    raise UserError(
-      f'--model {model} is not known{_nearest(model, models.available())}; '
-      f'known: {", ".join(models.available())}'
-    )
-  defaults = models.fields(model)
-  overrides = parse_overrides(assignments, defaults)
-  fields = {**defaults, **overrides}
+  overrides = dict(map(parse_assignment, assignments))
+  try:
+    specification = models.specify(model, **overrides)
+    layers = translation.layers(specification, num_classes=NUM_CLASSES)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  fields = {**models.fields(model), **overrides}
   return {
     'model': model,
     'overrides': overrides,
-    'layers': translation.layers(
-      models.specify(model, **overrides), num_classes=NUM_CLASSES
-    ),
-    'input_shape': list(fields['input_shape']),
+    'layers': layers,
+    'input_shape': list(specification.input_shape),
     'dropout': fields['dropout'],
     'num_classes': NUM_CLASSES,
     'batch_size': batch_size,
     'learning_rate': LEARNING_RATE,
     'seed': SEED,
   }
-
-
-def parse_overrides(assignments: list[str], defaults: dict) -> dict:
-  """Reads `field=value` texts after the types of the defaults.
-
-  Raises:
-    UserError: an unknown field (the nearest is named) or another type.
-  """
-  overrides = {}
-  for assignment in assignments:
-    name, equals, text = assignment.partition('=')
-    if not equals:
-      raise UserError(f'--set {assignment}: expected field=value')
-    if name not in defaults:
-      raise UserError(
-        f'--set {assignment}: no field {name}{_nearest(name, defaults)}'
-      )
-    overrides[name] = _value(assignment, text, defaults[name])
-  return overrides
-
-
-def _value(assignment: str, text: str, default):
-  if isinstance(default, str):
-    return text
-  try:
-    value = ast.literal_eval(
-      text.strip().capitalize() if isinstance(default, bool) else text
-    )
-  except (ValueError, SyntaxError):
-    value = None
-  if isinstance(default, tuple) and isinstance(value, int):
-    value = (value,)
-  if isinstance(default, float) and type(value) is int:
-    value = float(value)
-  if type(value) is not type(default):
-    raise UserError(f'--set {assignment}: expected a value like {default!r}')
-  return value
 
 
 def _no_arguments(argv: list[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from fer_jax.data import randomness, resident
 from fer_jax.datasets.dataset import Dataset
@@ -128,6 +129,9 @@ class Stream:
     )
     read = grain.MapDataset.source(batches).to_iter_dataset(self._read_options)
     if self._workers:
+      if not flags.FLAGS.is_parsed():
+        # Grain reads flags of its own, which a library user never parsed.
+        flags.FLAGS.mark_as_parsed()
       read = read.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=self._workers)
       )

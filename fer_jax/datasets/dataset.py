@@ -411,12 +411,16 @@ class Dataset:
   def _records(self) -> Any:
     """TFDS data source whose images stay encoded."""
     tfds = _tfds()
+
+    # Decoded by us: TFDS warns about a missing OpenCV otherwise.
+    class Encoded(tfds.decode.SkipDecoding):
+      def decode_batch_example_np(self, frames: Any) -> Any:
+        return frames
+
     folder = self.root / 'records' / self.name / self.version
     column = 'frames' if self.is_clips else 'image'
     return tfds.builder_from_directory(folder).as_data_source(
-      split=_SPLIT,
-      # Decoded here: TFDS warns about a missing OpenCV otherwise.
-      decoders={column: tfds.decode.SkipDecoding()},
+      split=_SPLIT, decoders={column: Encoded()}
     )
 
 

@@ -72,8 +72,8 @@ IDENTITY = {
 # The same for the circumstances of one picture. Shifts are fractions of the
 # picture's side, angles radians, noise in grey levels.
 CONDITIONS = {
-  'shift_x': (-0.055, 0.055),
-  'shift_y': (-0.045, 0.045),
+  'shift_x': (-0.07, 0.07),
+  'shift_y': (-0.06, 0.06),
   'scale': (0.43, 0.51),
   'aspect': (0.95, 1.05),
   'roll': (-0.26, 0.26),

@@ -135,7 +135,7 @@ def curves(lines: Sequence[Line], *, title: str, percent: bool) -> bytes:
     axes.set_xlabel('Epoch')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if percent:
-      axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+      axes.yaxis.set_major_formatter(PercentFormatter(1))
     else:
       axes.set_ylim(0, 1.06 * max(float(np.max(line.y)) for line in lines))
     columns = 1 if any(len(line.label) > 22 for line in lines) else 2

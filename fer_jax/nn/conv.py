@@ -102,9 +102,7 @@ def conv2d(
       f'{form} loses too much precision in {x_bhwc.dtype}: use winograd2'
     )
   tile = int(form[-1])
-  return winograd_conv(
-    x_bhwc, kernel_hwio, pads, stride=stride[0], tile=tile
-  )
+  return winograd_conv(x_bhwc, kernel_hwio, pads, stride=stride[0], tile=tile)
 
 
 def choose_form(

@@ -249,8 +249,7 @@ def _windows(x, matrix, count, step, axis, out_axis):
   """
   last = (count - 1) * step + 1
   parts = [
-    lax.slice_in_dim(x, i, i + last, step, axis)
-    for i in range(matrix.shape[1])
+    lax.slice_in_dim(x, i, i + last, step, axis) for i in range(matrix.shape[1])
   ]
   return jnp.stack([_combine(parts, row) for row in matrix], out_axis)
 

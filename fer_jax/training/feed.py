@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax.data import randomness
+from fer_jax.data import randomness, stream
 from fer_jax.training import step as step_lib
 from fer_jax.training.state import TrainState
 
@@ -92,3 +92,57 @@ class ResidentFeed:
     return self._validation(
       state, self._images, self._validation_rows, self._validation_count
     )
+
+
+class StreamFeed:
+  """Steps on batches that Grain reads from disk."""
+
+  def __init__(
+    self,
+    training: stream.Stream,
+    validation: stream.Stream,
+    *,
+    key: jax.Array,
+    graphdef: Any,
+    settings: step_lib.StepSettings,
+    block_steps: int,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      training: batches in the run's order.
+      validation: batches of the validation rows.
+      key: the run's key.
+      graphdef: of the model.
+      settings: of the step.
+      block_steps: steps between two looks at the sums.
+    """
+    self._training = training
+    self._validation = validation
+    self._key = key
+    self._block_steps = block_steps
+    self._step = step_lib.make_stream_step(graphdef, settings)
+    self._validate = step_lib.make_stream_validation(graphdef, settings)
+    self.steps_per_epoch = training.steps_per_epoch
+
+  def train_epoch(
+    self, state: TrainState, epoch: int
+  ) -> Iterator[tuple[TrainState, Sums, int]]:
+    """Yields (state, sums of the block, steps of this epoch taken)."""
+    totals = step_lib.zero_sums()
+    for taken, batch in enumerate(self._training.epoch(epoch), 1):
+      state, sums = self._step(state, batch, self._key)
+      totals = jax.tree.map(jnp.add, totals, sums)
+      if taken % self._block_steps == 0 or taken == self.steps_per_epoch:
+        yield state, totals, taken
+        if not bool(state.progress.active):
+          return
+        totals = step_lib.zero_sums()
+
+  def validate(self, state: TrainState) -> Sums:
+    """Sums over the validation rows."""
+    totals = step_lib.zero_sums()
+    for batch in self._validation.epoch(0):
+      sums = self._validate(state, batch)
+      totals = jax.tree.map(jnp.add, totals, sums)
+    return totals

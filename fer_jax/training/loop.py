@@ -178,11 +178,12 @@ class Run:
   def _show(self, epoch, sums, taken, begun) -> None:
     per_epoch = self._task.feed.steps_per_epoch
     done = epoch * per_epoch + taken
+    loss = step_lib.means(sums)['loss']  # waits for the block
     rate = taken / (time.monotonic() - begun)
     self._display.running(
       epoch + 1,
       done,
-      step_lib.means(sums)['loss'],
+      loss,
       rate * self._config.train.batch_size,
       (self._task.total_steps - done) / rate,
     )

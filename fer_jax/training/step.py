@@ -245,12 +245,20 @@ def make_stream_step(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
   """Compiles one step on a batch that comes from the host.
 
   Returns:
-    `step(state, batch, key) -> (state, sums)`; the state is donated.
+    `step(state, batch, key) -> (state, sums)`; the state is donated, and left
+    as it is once a loss was not finite, as in a block.
   """
-  return jax.jit(
-    functools.partial(train_step, graphdef=graphdef, settings=settings),
-    donate_argnums=0,
-  )
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state, batch, key):
+    return lax.cond(
+      state.progress.active,
+      lambda s: train_step(s, batch, key, graphdef=graphdef, settings=settings),
+      lambda s: (s, zero_sums()),
+      state,
+    )
+
+  return step
 
 
 def make_validation(

@@ -5,14 +5,13 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 
 from fer_jax import config as config_lib
 from fer_jax import datasets, metrics, models
-from fer_jax.data import protocol, randomness, resident
+from fer_jax.data import protocol, randomness, resident, stream
 from fer_jax.errors import UserError
 from fer_jax.training import feed as feed_lib
 from fer_jax.training import optim
@@ -31,7 +30,6 @@ class Task:
   """Everything the loop needs that does not change while it runs.
 
   Attributes:
-    graphdef: of the model.
     feed: hands out blocks of steps.
     settings: of the step.
     selection: how validation steers.
@@ -43,8 +41,7 @@ class Task:
     config: what it was made from.
   """
 
-  graphdef: nnx.GraphDef
-  feed: feed_lib.ResidentFeed
+  feed: feed_lib.ResidentFeed | feed_lib.StreamFeed
   settings: step_lib.StepSettings
   selection: SelectionSettings
   key: jax.Array
@@ -203,26 +200,19 @@ def prepare(config: ml_collections.ConfigDict) -> Task:
     ema_decay=config.train.ema_decay,
     class_weights=_class_weights(config, dataset, partition.train),
   )
-  graphdef = graph_definition(config, len(class_names))
-  size = config.data.image_size
-  images = resident.load_resident(
-    dataset,
-    np.concatenate([partition.train, partition.validation]),
-    image_size=(size, size),
-    channels=config.data.channels,
-    limit_bytes=int(config.data.resident_gib * 2**30),
+  make_feed = (
+    _stream_feed if streams(config, dataset, partition) else _resident_feed
   )
-  feed = feed_lib.ResidentFeed(
-    images,
-    train_count=train_count,
-    validation_count=len(partition.validation),
+  feed = make_feed(
+    config,
+    dataset,
+    partition,
     key=key,
-    graphdef=graphdef,
+    graphdef=graph_definition(config, len(class_names)),
     settings=settings,
     block_steps=config.train.block_steps,
   )
   return Task(
-    graphdef=graphdef,
     feed=feed,
     settings=settings,
     selection=selection_settings(config),
@@ -245,6 +235,60 @@ def prepare(config: ml_collections.ConfigDict) -> Task:
     },
     total_steps=steps_per_epoch * config.train.epochs,
     config=config,
+  )
+
+
+def streams(config, dataset, partition) -> bool:
+  """Whether the examples are streamed rather than kept on the device."""
+  if config.data.residence != 'auto':
+    return config.data.residence == 'stream'
+  size = config.data.image_size
+  frames = dataset.table.get('frame_count')
+  needed = resident.resident_bytes(
+    len(partition.train) + len(partition.validation),
+    image_size=(size, size),
+    channels=config.data.channels,
+    num_classes=len(dataset.class_names),
+    frames=0 if frames is None else int(frames.max()),
+  )
+  return needed > config.data.resident_gib * 2**30
+
+
+def _resident_feed(config, dataset, partition, **options):
+  size = config.data.image_size
+  images = resident.load_resident(
+    dataset,
+    np.concatenate([partition.train, partition.validation]),
+    image_size=(size, size),
+    channels=config.data.channels,
+  )
+  return feed_lib.ResidentFeed(
+    images,
+    train_count=len(partition.train),
+    validation_count=len(partition.validation),
+    **options,
+  )
+
+
+def _stream_feed(config, dataset, partition, *, key, **options):
+  size = config.data.image_size
+
+  def batches(index, key):
+    return stream.Stream(
+      dataset,
+      index,
+      batch_size=config.train.batch_size,
+      image_size=(size, size),
+      channels=config.data.channels,
+      key=key,
+      workers=config.data.workers,
+    )
+
+  return feed_lib.StreamFeed(
+    batches(partition.train, key),
+    batches(partition.validation, None),
+    key=key,
+    **options,
   )
 
 

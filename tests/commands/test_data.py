@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from absl import flags
 from absl.testing import flagsaver
-from PIL import Image
 
 from fer_jax import datasets
 from fer_jax.commands import data

@@ -5,24 +5,26 @@ import sys
 
 import pytest
 
+WORKDIR = '--workdir={}'
+
 
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
     ((), '--workdir is missing'),
-    (('--workdir=.', 'more'), "takes no argument 'more'"),
-    (('--workdir=.', '--json=no/such/file'), 'no such folder'),
-    (('--workdir=.', '--tta=mirror'), "--tta names 'mirror'"),
-    (('--workdir=.', '--split=test'), 'is no workdir'),
+    ((WORKDIR, 'more'), "takes no argument 'more'"),
+    ((WORKDIR, '--json=no/such/file'), 'no such folder'),
+    ((WORKDIR, '--tta=mirror'), "--tta names 'mirror'"),
+    ((WORKDIR, '--split=test'), 'is no workdir'),
   ],
 )
 def test_mistakes_are_one_line(arguments, said, tmp_path):
+  filled = [argument.format(tmp_path) for argument in arguments]
   done = subprocess.run(
-    [sys.executable, '-m', 'fer_jax', 'evaluate', *arguments],
+    [sys.executable, '-m', 'fer_jax', 'evaluate', *filled],
     capture_output=True,
     text=True,
     check=False,
-    cwd=tmp_path,
   )
   assert done.returncode == 2
   assert said in done.stderr

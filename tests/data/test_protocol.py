@@ -83,7 +83,7 @@ def test_digest_is_of_names_and_ordered_ids(whole_set):
 
 
 def test_official_without_test_names_the_other_protocol(dev_set):
-  with pytest.raises(UserError, match='has none; .*fer2013_dev'):
+  with pytest.raises(UserError, match=r'has none; .*fer2013_dev'):
     protocol.resolve(dev_set, 'official')
 
 

@@ -34,7 +34,7 @@ def test_batches_are_those_of_the_resident_set(memory_set, clips):
   else:
     data = memory_set(_images(11))
   index = np.array([10, 2, 3, 5, 7, 8, 0, 1, 4])
-  size = dict(image_size=(8, 8), channels=3)
+  size = {'image_size': (8, 8), 'channels': 3}
   held = resident.load_resident(data, index, **size)
   read = stream.Stream(data, index, batch_size=4, key=KEY, **size)
   assert read.steps_per_epoch == 3
@@ -97,7 +97,12 @@ def test_no_rows_are_refused(memory_set):
 def test_workers_give_the_same_batches(tmp_path):
   # A set on disk, which worker processes open for themselves.
   data = datasets.load('synthetic_faces', data_dir=tmp_path, images=64)
-  options = dict(batch_size=16, image_size=(24, 24), channels=1, key=KEY)
+  options = {
+    'batch_size': 16,
+    'image_size': (24, 24),
+    'channels': 1,
+    'key': KEY,
+  }
   index = np.arange(len(data))
   alone = stream.Stream(data, index, **options)
   many = stream.Stream(data, index, workers=2, **options)

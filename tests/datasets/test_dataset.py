@@ -316,7 +316,7 @@ def slow(source, options, intake):
   for example in test_dataset._grey(source, options, intake):
     yield example
     if example['id'] == 'tiny/3':
-      print('half', flush=True)
+      print('half', file=sys.__stdout__, flush=True)
       time.sleep(600)
 
 sys.modules['tiny_builder'] = test_dataset._module(slow)
@@ -382,7 +382,7 @@ def test_a_cut_or_changed_file_is_found(register, tmp_path):
   record = next(root.glob('records/tiny/1.0.0/*array_record*'))
   whole = record.read_bytes()
   record.write_bytes(whole[:-1])
-  with pytest.raises(UserError, match='array_record.* is missing or cut'):
+  with pytest.raises(UserError, match=r'array_record.* is missing or cut'):
     datasets.load('tiny', data_dir=tmp_path)
   record.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
   with pytest.raises(UserError, match='is damaged'):
@@ -436,7 +436,7 @@ def test_not_enough_disk(register, tmp_path, monkeypatch):
 
   with monkeypatch.context() as context:
     context.setattr(dataset_lib, '_PixelCache', on_full_disk)
-    with pytest.raises(UserError, match='no space left in .*nothing was kept'):
+    with pytest.raises(UserError, match=r'no space left in .*nothing was kept'):
       datasets.build('tiny', data_dir=tmp_path, count=5000)
   assert datasets.builds('tiny', data_dir=tmp_path) == []
   assert len(datasets.build('tiny', data_dir=tmp_path)) == 6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from fer_jax import datasets
 from fer_jax.datasets import face_renderer, synthetic_faces
@@ -132,7 +133,7 @@ def _dark_row(image, *box, level=110) -> float:
 
 
 _INNER_BROW = (0.14, 0.30, -0.62, -0.22)
-_OUTER_BROW = (0.42, 0.56, -0.62, -0.22)
+_OUTER_BROW = (0.40, 0.50, -0.56, -0.22)
 _PUPIL = (0.32, 0.40, -0.30, 0.10)
 _MOUTH = (-0.45, 0.45, 0.36, 0.92)
 _LIPS = (-0.15, 0.15, 0.42, 0.68)
@@ -160,8 +161,10 @@ def test_inner_and_outer_brow_move_apart():
     ('au1', _INNER_BROW, _OUTER_BROW),
     ('au2', _OUTER_BROW, _INNER_BROW),
   ):
-    up = [_dark_row(_face(), *b) - _dark_row(_face(**{unit: 1}), *b)
-          for b in (near, far)]
+    up = [
+      _dark_row(_face(), *b) - _dark_row(_face(**{unit: 1}), *b)
+      for b in (near, far)
+    ]
     assert up[0] > 1.5 * up[1], (unit, up)
 
 
@@ -173,7 +176,7 @@ def test_mouth_corners_rise_and_fall():
 
   rest = slope(_face())
   assert abs(rest) < 0.03
-  assert slope(_face(au12=1)) < rest - 0.08
+  assert slope(_face(au12=1)) < rest - 0.05
   assert slope(_face(au15=1)) > rest + 0.06
 
 
@@ -222,8 +225,8 @@ def test_dimpler_darkens_the_corners():
 def test_action_unit_changes_its_part_of_the_face_alone(unit):
   upper = (-0.75, 0.75, -0.85, 0.30)
   lower = (-0.75, 0.75, -0.10, 1.20)
-  boxes = {u: upper for u in (1, 2, 4, 5, 7)}
-  boxes |= {u: lower for u in (12, 14, 15, 16, 20, 23, 26)}
+  boxes = dict.fromkeys((1, 2, 4, 5, 7), upper)
+  boxes |= dict.fromkeys((12, 14, 15, 16, 20, 23, 26), lower)
   change = np.abs(_face(**{f'au{unit}': 1}) - _face())
   assert (change > 12).sum() > 25
   if unit in boxes:
@@ -245,10 +248,8 @@ def test_labels_are_balanced_and_names_in_order(classes):
   look = Look(classes=classes)
   options = synthetic_faces.OPTIONS | {'classes': classes}
   names = synthetic_faces.class_names(options)
-  assert names[:7] == (
-    'angry disgust fear happy sad surprise neutral'.split() == list(names[:7])
-    and synthetic_faces.CLASS_NAMES
-  )
+  expected = 'angry disgust fear happy sad surprise neutral contempt'
+  assert names == tuple(expected.split())[:classes]
   assert len(names) == classes
   label = synthetic_faces.draw(look, np.arange(1600)).label
   counts = np.bincount(label, minlength=classes)
@@ -268,6 +269,19 @@ def test_splits_are_by_subject_and_subjects_keep_their_identity():
       assert len(np.unique(column[rows])) == 1
     assert len(np.unique(samples.conditions['roll'][rows])) == rows.sum()
   assert len(np.unique(samples.identity['skin_tone'])) == 80
+
+
+def test_prototypes_are_those_of_the_facs_literature():
+  assert synthetic_faces.PROTOTYPES == {
+    'happy': (6, 12),
+    'sad': (1, 4, 15),
+    'surprise': (1, 2, 5, 26),
+    'fear': (1, 2, 4, 5, 7, 20, 26),
+    'angry': (4, 5, 7, 23),
+    'disgust': (9, 15, 16),
+    'contempt': (12, 14),
+    'neutral': (),
+  }
 
 
 def test_apex_shows_the_prototype_of_its_label():
@@ -327,8 +341,168 @@ def test_pixels_are_hard_for_a_linear_model_and_action_units_are_not():
   scores = []
   for inputs in (pixels, strengths):
     scaler = StandardScaler().fit(inputs[train])
-    model = LogisticRegression(C=1e-3 if inputs is pixels else 1.0, tol=1e-2)
+    model = LogisticRegression(C=1e-3 if inputs is pixels else 1.0, tol=0.05)
     model.fit(scaler.transform(inputs[train]), samples.label[train])
-    scores.append(model.score(scaler.transform(inputs[rest]), samples.label[rest]))
+    scores.append(
+      model.score(scaler.transform(inputs[rest]), samples.label[rest])
+    )
   assert 0.25 < scores[0] < 0.60
   assert scores[1] > 0.97
+
+
+# ---------------------------------------------------------------------------
+# The temporal variant
+
+
+def test_levels_of_both_directions_are_the_same_at_every_position():
+  frames = 6
+  look = Look(variant='temporal', frames=frames)
+  samples = synthetic_faces.draw(look, np.arange(6000))
+  assert abs(samples.label.mean() - 0.5) < 0.01
+  level = np.rint(np.stack(samples.intensity) * (frames - 1)).astype(int)
+  for position in range(frames):
+    for label in (0, 1):
+      counts = np.bincount(
+        level[samples.label == label, position], minlength=frames
+      )
+      # 3,000 draws over 6 levels: 500 each, standard deviation 20.4.
+      assert np.abs(counts - 500).max() < 90, (position, label, counts)
+  # A clip shows every level once: its frames without order tell nothing.
+  assert (np.sort(level, 1) == np.arange(frames)).all()
+  # Emotions are shared evenly too.
+  for label in (0, 1):
+    counts = np.bincount(samples.emotion[samples.label == label])[:6]
+    assert np.abs(counts - 500).max() < 10
+  steps = np.median(np.diff(level, axis=1), axis=1)
+  np.testing.assert_array_equal(steps, np.where(samples.label == 0, 1, -1))
+
+
+@pytest.fixture(scope='module')
+def temporal():
+  look = Look(variant='temporal', frames=6)
+  samples = synthetic_faces.draw(look, np.arange(800))
+  clips = np.stack(synthetic_faces.render(look, samples))
+  small = clips.reshape(800, 6, 24, 2, 24, 2).mean((3, 5))
+  return samples, small.reshape(800, 6, -1).astype(np.float32)
+
+
+def _linear_accuracy(inputs, labels, train):
+  scaler = StandardScaler().fit(inputs[train])
+  model = LogisticRegression(C=1e-3, tol=1e-2)
+  model.fit(scaler.transform(inputs[train]), labels[train])
+  return model.score(scaler.transform(inputs[~train]), labels[~train])
+
+
+def test_no_single_frame_tells_the_direction(temporal):
+  samples, pixels = temporal
+  train = samples.split == 'train'
+  # 200 held-out clips: chance is 0.5 with a standard deviation of 0.035.
+  for position in range(6):
+    accuracy = _linear_accuracy(pixels[:, position], samples.label, train)
+    assert 0.36 < accuracy < 0.64, position
+  # All frames at once do not help a linear model: class means are equal.
+  flat = pixels.reshape(len(pixels), -1)
+  assert 0.36 < _linear_accuracy(flat, samples.label, train) < 0.64
+
+
+def test_no_single_frame_tells_even_one_who_sees_the_action_units():
+  samples = synthetic_faces.draw(
+    Look(variant='temporal', frames=6), np.arange(4000)
+  )
+  train = samples.split == 'train'
+  level = np.stack(samples.intensity)
+  # All that a frame's pixels may depend on and that could tell: the strength
+  # of its expression, the expression, and the drifting pose.
+  known = np.column_stack(
+    [samples.action_units.max(1), samples.emotion, *samples.drift.values()]
+  )
+
+  def accuracy(extra):
+    model = DecisionTreeClassifier(max_depth=6, random_state=0)
+    inputs = np.column_stack([known, extra])
+    model.fit(inputs[train], samples.label[train])
+    return model.score(inputs[~train], samples.label[~train])
+
+  # 1,000 held-out clips: chance is 0.5 with a standard deviation of 0.016.
+  for position in range(6):
+    assert 0.44 < accuracy(level[:, position]) < 0.56, position
+  # Control: two frames do tell, but for the 1 in 6 where the loop jumps,
+  # and there the size of the jump does.
+  assert accuracy(level[:, 1] - level[:, 0]) > 0.97
+
+
+def test_the_order_of_frames_tells_the_direction(temporal):
+  samples, pixels = temporal
+  train = samples.split == 'train'
+  level = np.stack(samples.intensity) - 0.5
+  change = pixels - pixels.mean(1, keepdims=True)
+  size = change.shape[-1]
+  ridge = Ridge(3e4).fit(change[train].reshape(-1, size), level[train].ravel())
+  seen = ridge.predict(change[~train].reshape(-1, size)).reshape(-1, 6)
+  ramp = np.linspace(-0.5, 0.5, 6)
+  onsets = np.stack([np.roll(ramp, shift) for shift in range(6)])
+  scores = [(seen @ loop.T).max(1) for loop in (onsets, onsets[:, ::-1])]
+  accuracy = ((scores[1] > scores[0]) == samples.label[~train]).mean()
+  assert accuracy > 0.75
+
+
+# ---------------------------------------------------------------------------
+# Options and the build
+
+
+@pytest.mark.parametrize(
+  ('options', 'part'),
+  [
+    ({'images': 63}, "'images' of synthetic_faces is 63, expected 64"),
+    ({'size': 47}, "'size' of synthetic_faces is 47, expected 48 to 112"),
+    ({'size': 113}, 'expected 48 to 112'),
+    ({'channels': 2}, 'expected 1 or 3'),
+    ({'classes': 6}, 'expected 7 or 8'),
+    ({'seed': -1}, "'seed' of synthetic_faces is -1"),
+    ({'variant': 'apex'}, "is 'apex', expected emotion or temporal"),
+    ({'frames': 1}, "'frames' of synthetic_faces is 1, expected 2 to 64"),
+    ({'frames': 2, 'variant': 'temporal'}, 'expected 3 to 64'),
+    ({'frames': 4, 'min_frames': 5}, "'min_frames' of synthetic_faces is 5"),
+    ({'per_subject': 0}, "'per_subject' of synthetic_faces is 0"),
+  ],
+)
+def test_bad_options_are_refused_in_one_line(options, part):
+  with pytest.raises(UserError) as error:
+    synthetic_faces.check_options(synthetic_faces.OPTIONS | options)
+  assert part in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'images': 24, 'per_subject': 3},
+    {'images': 16, 'per_subject': 2, 'channels': 3, 'size': 56},
+    {
+      'images': 16,
+      'per_subject': 2,
+      'clips': True,
+      'frames': 4,
+      'min_frames': 2,
+      'classes': 8,
+    },
+    {'images': 16, 'per_subject': 2, 'variant': 'temporal', 'frames': 3},
+  ],
+  ids=['grey', 'colour', 'clips', 'temporal'],
+)
+def test_built_set_holds_what_is_rendered(options, tmp_path):
+  dataset = datasets.load('synthetic_faces', data_dir=tmp_path, **options)
+  look = synthetic_faces._look(synthetic_faces.OPTIONS | options)
+  index = np.arange(options['images'])
+  samples = synthetic_faces.draw(look, index)
+  expected = synthetic_faces.render(look, samples)
+  assert len(dataset) == len(index)
+  assert dataset.is_clips == look.is_clip
+  for row, pixels in enumerate(dataset.read(index)):
+    np.testing.assert_array_equal(pixels, expected[row])
+  np.testing.assert_array_equal(dataset.table['label'], samples.label)
+  np.testing.assert_array_equal(dataset.table['official_split'], samples.split)
+  assert len(np.unique(dataset.table['id'])) == len(index)
+  assert len(np.unique(dataset.table['subject'])) == 8
+  if look.is_clip:
+    assert len(np.unique(dataset.table['sequence'])) == len(index)

@@ -90,7 +90,7 @@ def test_stages(table, name, trainable, multiply_adds, shape):
 def test_inner_layers_add_up_to_their_stage(table):
   rows = table['layers']
   start = rows.index(stage(table, 'residual1'))
-  inner = [r for r in rows[start + 1 : start + 7]]
+  inner = rows[start + 1 : start + 7]
   assert [r['name'] for r in inner] == [
     'conv1', 'norm1', 'conv2', 'norm2', 'projection', 'projection_norm',
   ]  # fmt: skip

@@ -28,7 +28,9 @@ def reduce_window(x, initial, operation, window, strides, padding):
 
 def value_and_gradient(function, x):
   y, transpose = jax.vjp(function, x)
-  return y, transpose(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
+  return y, transpose(
+    jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+  )[0]
 
 
 @pytest.mark.parametrize(('shape', 'window', 'strides', 'padding'), WINDOWS)
@@ -56,9 +58,7 @@ def test_avg_pool_matches_reduce_window(shape, window, strides, padding):
   )
   area = window[0] * window[1]
   want = value_and_gradient(
-    lambda x: (
-      reduce_window(x, 0.0, lax.add, window, strides, padding) / area
-    ),
+    lambda x: reduce_window(x, 0.0, lax.add, window, strides, padding) / area,
     x,
   )
   for a, b in zip(got, want, strict=True):
@@ -75,7 +75,9 @@ def test_windows_side_by_side_by_default():
 def test_ties_spend_the_gradient_once():
   x = jnp.zeros((1, 4, 4, 1))
   dx = jax.grad(lambda x: pooling.max_pool(x).sum())(x)
-  np.testing.assert_array_equal(pooling.avg_pool(dx) * 4, jnp.ones((1, 2, 2, 1)))
+  np.testing.assert_array_equal(
+    pooling.avg_pool(dx) * 4, jnp.ones((1, 2, 2, 1))
+  )
 
 
 def test_bfloat16_stays():

@@ -4,6 +4,9 @@
 of its own; without it Keras takes its default, TensorFlow.
 """
 
+# Of the extra `bench`, which a type check must do without.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
+
 import time
 from collections.abc import Callable
 

@@ -1,5 +1,8 @@
 """PyTorch, with channels-last memory format: its fastest form on images."""
 
+# Of the extra `bench`, which a type check must do without.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
+
 import time
 from collections.abc import Callable
 

@@ -1,0 +1,133 @@
+"""The benchmark verb: its flags, its record, its mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fer_jax.benchmark import contest, train_step
+from fer_jax.commands import benchmark
+from fer_jax.errors import UserError
+
+TINY = [
+  '--set=input_shape=8,8,1',
+  '--set=stem_filters=2,',
+  '--set=filters=4,',
+  '--set=blocks=1,',
+  '--set=units=3',
+  '--set=attention=false',
+  '--set=head=()',
+]
+
+
+def run(*arguments, timeout=300):
+  return subprocess.run(
+    [sys.executable, '-m', 'fer_jax', 'benchmark', *arguments],
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def test_record_of_a_whole_run(tmp_path):
+  target = tmp_path / 'record.json'
+  result = run(
+    *TINY,
+    *['--model=residual_lstm', '--batch_size=2', '--what=train_step,input'],
+    *['--peers=flax', '--rounds=2', '--warm_up=1', '--turn_seconds=0'],
+    f'--json={target}',
+  )
+  assert result.returncode == 0, result.stderr
+  record = json.loads(target.read_text())
+  assert record['settings']['overrides']['units'] == 3
+  assert record['settings']['overrides']['filters'] == [4]
+  assert record['machine']['cores'] == len(os.sched_getaffinity(0))
+  step = record['train_step']
+  assert set(step['contenders']) == {'fer_jax', 'flax'}
+  for row in step['contenders'].values():
+    assert row['parameters'] == step['parameters']
+    assert row['versions']['jax']
+    assert len(row['rounds']) == 2
+    assert row['images_per_second']['min'] > 0
+  rows = record['input']['contenders']
+  assert set(rows) == {'whole', 'without_augmentation', 'input_path'}
+  # The input path is a part of the whole, on any machine.
+  assert record['input']['input_share']['min'] > 0
+  assert 'images/s' in result.stdout
+  assert f'record: {target}' in result.stdout
+
+
+def test_another_network_is_not_compared():
+  layers = [{'layer': 'dense', 'inputs': 8, 'units': 7}]
+  case = {
+    'model': 'residual_lstm',
+    'overrides': {},
+    'layers': layers,
+    'input_shape': [48, 48, 1],
+    'num_classes': 7,
+    'batch_size': 2,
+    'learning_rate': 1e-3,
+    'dropout': 0.0,
+    'seed': 0,
+  }
+  with pytest.raises(UserError, match=r'fer_jax has \d+ .* has 63'):
+    train_step.measure(case, [], contest.Effort(rounds=1))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--model=residual_bilstn'], "did you mean 'residual_bilstm'"),
+    (['--what=train_steps'], 'did you mean train_step'),
+    (['--peers=toch'], 'did you mean torch'),
+    (['--what=startup', '--startup_config=none.py'], 'none.py is no file'),
+    (['--json=/no/such/folder/x.json'], 'is not a folder'),
+    (['--what=train_step', '--set=dtype=bfloat16'], 'float32'),
+    (['--set=unit=3'], "did you mean 'units'"),
+    (['--set=units'], 'expected FIELD=VALUE'),
+    (['surplus'], "not 'surplus'"),
+  ],
+)
+def test_mistakes_are_one_line(arguments, message):
+  result = run(*arguments)
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert result.stderr.count('\n') == 1, result.stderr
+
+
+def test_rendering():
+  spread = {'median': 2.0, 'min': 1.0, 'max': 3.0}
+  row = {'images_per_second': spread, 'speedup_of_reference': spread}
+  text = benchmark.render(
+    {
+      'machine': {'cpu': 'A CPU', 'cores': 2, 'load_average_before': 0.1},
+      'settings': {'model': 'm', 'batch_size': 4, 'rounds': 5},
+      'train_step': {
+        'parameters': 1234,
+        'reference': 'fer_jax',
+        'contenders': {'fer_jax': row, 'flax': row},
+        'absent': {'torch': 'torch is not installed'},
+      },
+      'startup': {
+        'config': 'quickstart.py',
+        'seconds_to_first_step': spread,
+        'cold': 9.0,
+      },
+    }
+  ).splitlines()
+  assert text == [
+    'm, batch 4, 5 rounds, medians (smallest to largest)',
+    'A CPU, 2 cores, load before 0.10',
+    '',
+    'train step, 1,234 parameters each',
+    '                                  images/s          speed of fer_jax',
+    'fer_jax                   2.0 (1.0 to 3.0)',
+    'flax                      2.0 (1.0 to 3.0)     2.00 (1.00 to 3.00) x',
+    'torch             absent: torch is not installed',
+    '',
+    'start-up of quickstart.py: first training step after '
+    '2.0 (1.0 to 3.0) s, 9.0 s the first time',
+  ]
