@@ -13,7 +13,7 @@ from absl import flags
 from fer_jax import datasets
 from fer_jax.errors import UserError
 
-SUMMARY = 'Build, list, describe or export a data set.'
+SUMMARY = 'Data sets: data build|list|describe|export.'
 
 _ACTIONS = ('build', 'list', 'describe', 'export')
 _EXPORTS = ('.csv', '.json', '.npz')
@@ -250,7 +250,7 @@ def _summarise(dataset: datasets.Dataset) -> dict[str, Any]:
       f'{figure:>{width},}'
       for figure, width in zip(figures, widths, strict=False)
     ]
-    print(f'  {split:<{wide}}', *cells, f' {word}'.rstrip())
+    print(' '.join([f'  {split:<{wide}}', *cells, f' {word}']).rstrip())
   print()
   if official is not None:
     print(f'class counts: {_conclusion(words)}')

@@ -4,13 +4,11 @@ The public functions are `names`, `build`, `load` and `default_data_dir`; they
 import a builder module only when its set is asked for.
 """
 
-from fer_jax.datasets.dataset import (
-  Dataset,
-  build,
+from fer_jax.datasets.building import build, builds, load
+from fer_jax.datasets.dataset import Dataset
+from fer_jax.datasets.registry import (
   builder_module,
-  builds,
   default_data_dir,
-  load,
   names,
   resolve_options,
 )

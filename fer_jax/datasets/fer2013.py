@@ -106,7 +106,7 @@ def examples(
 ) -> Iterator[dict[str, Any]]:
   """Rows of the csv, or pictures of the folders in the order of their names.
 
-  See `dataset` for the contract.
+  See `registry` for the contract.
 
   Raises:
     UserError: the source is no form of FER2013.

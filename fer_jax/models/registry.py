@@ -71,7 +71,7 @@ def create(
     >>> from flax import nnx
     >>> from fer_jax import models
     >>> model = models.create(
-    ...   'residual_bilstm', num_classes=7, rngs=nnx.Rngs(0), filters=(8, 16, 32)
+    ...   'residual_bilstm', num_classes=7, rngs=nnx.Rngs(0), filters=(8, 16, 8)
     ... )
     >>> model.token_grid
     (6, 6)

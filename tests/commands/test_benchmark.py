@@ -64,7 +64,7 @@ def test_another_network_is_not_compared():
   layers = [{'layer': 'dense', 'inputs': 8, 'units': 7}]
   case = {
     'model': 'residual_lstm',
-    'overrides': {},
+    'overrides': {'filters': [2], 'blocks': [1], 'units': 2},
     'layers': layers,
     'input_shape': [48, 48, 1],
     'num_classes': 7,

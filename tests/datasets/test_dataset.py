@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from fer_jax import datasets
+from fer_jax.datasets import building, pictures, records, registry
 from fer_jax.datasets import dataset as dataset_lib
-from fer_jax.datasets import pictures
 from fer_jax.errors import UserError
 
 
@@ -45,7 +45,7 @@ def register(monkeypatch):
   def register(make, **attributes):
     module = _module(make, **attributes)
     monkeypatch.setitem(sys.modules, 'tiny_builder', module)
-    monkeypatch.setitem(dataset_lib._MODULES, 'tiny', 'tiny_builder')
+    monkeypatch.setitem(registry._MODULES, 'tiny', 'tiny_builder')
     return module
 
   return register
@@ -147,7 +147,7 @@ def test_the_table_is_read_without_decoding(register, tmp_path, monkeypatch):
     raise AssertionError('decoded')
 
   monkeypatch.setattr(pictures, 'decode', fail)
-  monkeypatch.setattr(dataset_lib, '_tfds', fail)
+  monkeypatch.setattr(dataset_lib, 'tensorflow_datasets', fail)
   assert len(datasets.load('tiny', data_dir=tmp_path).table['id']) == 6
 
 
@@ -310,7 +310,7 @@ import sys, time, types
 sys.path.insert(0, {tests!r})
 import test_dataset
 from fer_jax import datasets
-from fer_jax.datasets import dataset as dataset_lib
+from fer_jax.datasets import registry
 
 def slow(source, options, intake):
   for example in test_dataset._grey(source, options, intake):
@@ -320,7 +320,7 @@ def slow(source, options, intake):
       time.sleep(600)
 
 sys.modules['tiny_builder'] = test_dataset._module(slow)
-dataset_lib._MODULES['tiny'] = 'tiny_builder'
+registry._MODULES['tiny'] = 'tiny_builder'
 datasets.build('tiny', data_dir={data_dir!r})
 """
 
@@ -423,19 +423,19 @@ def test_not_enough_disk(register, tmp_path, monkeypatch):
   register(_grey)
   with monkeypatch.context() as context:
     usage = types.SimpleNamespace(free=5_000_000)
-    context.setattr(dataset_lib.shutil, 'disk_usage', lambda _: usage)
+    context.setattr(building.shutil, 'disk_usage', lambda _: usage)
     with pytest.raises(UserError, match='5 MB free, the build needs about'):
       datasets.build('tiny', data_dir=tmp_path)
 
   # /dev/full gives ENOSPC on the first write.
-  full = dataset_lib._PixelCache
+  full = records._PixelCache
 
   def on_full_disk(path):
     path.symlink_to('/dev/full')
     return full(path)
 
   with monkeypatch.context() as context:
-    context.setattr(dataset_lib, '_PixelCache', on_full_disk)
+    context.setattr(records, '_PixelCache', on_full_disk)
     with pytest.raises(UserError, match=r'no space left in .*nothing was kept'):
       datasets.build('tiny', data_dir=tmp_path, count=5000)
   assert datasets.builds('tiny', data_dir=tmp_path) == []

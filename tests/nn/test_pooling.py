@@ -1,5 +1,7 @@
 """Pooling against lax.reduce_window, which is Flax's; float32 to 1e-6."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,7 @@ def reduce_window(x, initial, operation, window, strides, padding):
   )  # fmt: skip
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def value_and_gradient(function, x):
   y, transpose = jax.vjp(function, x)
   return y, transpose(
@@ -38,11 +41,9 @@ def test_max_pool_matches_reduce_window(shape, window, strides, padding):
   # A permutation, so that no two elements tie.
   values = np.random.default_rng(0).permutation(int(np.prod(shape)))
   x = jnp.asarray(values.reshape(shape) - values.size / 2, jnp.float32)
-  got = jax.jit(
-    lambda x: value_and_gradient(
-      lambda x: pooling.max_pool(x, window, strides, padding), x
-    )
-  )(x)
+  got = value_and_gradient(
+    lambda x: pooling.max_pool(x, window, strides, padding), x
+  )
   want = value_and_gradient(
     lambda x: reduce_window(x, -jnp.inf, lax.max, window, strides, padding), x
   )

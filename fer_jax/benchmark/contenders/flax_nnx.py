@@ -6,6 +6,7 @@ Nothing of `fer_jax.nn` is used. Of Flax's two LSTM cells this takes
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ class Recurrent(nnx.Module):
     )
 
   def __call__(self, x_btd: jax.Array) -> jax.Array:
-    y_bth = self.rnn(x_btd)
+    y_bth: Any = self.rnn(x_btd)  # without carries, as none were asked for
     if self.returns == 'sequence':
       return y_bth
     if not self.bidirectional:

@@ -1,0 +1,163 @@
+"""Which data sets there are, and the contract of their builder modules.
+
+Each data set is one module of this package, entered in `_MODULES` below. The
+module holds no input or output of its own: it turns a source into examples.
+It must not import TensorFlow Datasets, and it offers
+
+  CLASS_NAMES: tuple[str, ...]   in label order; or a function
+                                 `class_names(options) -> tuple[str, ...]`
+                                 where the options decide
+  VERSION: str                   'MAJOR.MINOR.PATCH'; raised whenever the same
+                                 source and options would give other examples
+  DESCRIPTION: str               one line
+  LICENCE: str                   one line: where it comes from, what it allows
+  OPTIONS: dict[str, default]    all options with their defaults; a default is
+                                 a number, string, bool or a tuple of them and
+                                 fixes the option's type
+  NEEDS_SOURCE: bool             False: the module makes its own examples
+  check_options(options)         optional; raises UserError on a bad value
+  OFFICIAL_COUNTS                optional; {split: (images per class, ...)}
+
+  examples(source, options, intake) -> iterator of example dicts
+
+`source` is a `sources.Source`, or None where NEEDS_SOURCE is False. `options`
+holds every option. `intake` takes what the module has to say beside the
+examples: `intake.reject(where, why)` for a bad row (the row is simply not
+yielded; whether that ends the build is not the module's business),
+`intake.expect(count)`
+for the progress line, and `intake.notes`, a JSON-able dict kept as
+`Dataset.notes`.
+
+An example is a dict. All examples of a set have the same keys:
+
+  id              str, stable and unique in the set, e.g. 'fer2013/00012'
+  label           int, an index of the class names
+  official_split  str: 'train', 'validation', 'test', 'test_unsplit' (a test
+                  part that mixes validation and test rows), or 'none'
+  image           uint8 array (H, W, C), C 1 or 3; or bytes of a PNG or JPEG
+                  file, which are then stored as they came
+  frames          instead of `image`, for a clip: uint8 array (T, H, W, C) or
+                  a list of T frames, each as `image`; T may differ
+  subject         optional str; the person
+  sequence        optional str; the recording
+  votes           optional float sequence (V,): annotators per category
+
+Arrays are stored as PNG. Options and the source's checksum are in the path of
+a build, so a build is never mistaken for another one.
+"""
+
+import difflib
+import importlib
+import os
+import pathlib
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fer_jax.errors import UserError
+
+_MODULES = {
+  'fer2013': 'fer_jax.datasets.fer2013',
+  'synthetic_faces': 'fer_jax.datasets.synthetic_faces',
+}
+
+
+def names() -> tuple[str, ...]:
+  """Names of all data sets."""
+  return tuple(_MODULES)
+
+
+def default_data_dir() -> pathlib.Path:
+  """Where builds live: FER_JAX_DATA, or fer_jax_data in the home folder."""
+  named = os.environ.get('FER_JAX_DATA')
+  return pathlib.Path(named) if named else pathlib.Path.home() / 'fer_jax_data'
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+  near = difflib.get_close_matches(word, known, n=1)
+  return f'; did you mean {near[0]!r}?' if near else ''
+
+
+def builder_module(name: str) -> types.ModuleType:
+  """The module that makes the examples of a data set.
+
+  Raises:
+    UserError: no such data set.
+  """
+  if name not in _MODULES:
+    raise UserError(
+      f'no data set {name!r}; there are {", ".join(_MODULES)}'
+      f'{_nearest(name, list(_MODULES))}'
+    )
+  return importlib.import_module(_MODULES[name])
+
+
+def _coerce(name: str, option: str, default: Any, value: Any) -> Any:
+  """An option's value in the type of its default."""
+  where = f'option {option!r} of {name}'
+  if isinstance(default, tuple):
+    if isinstance(value, str):
+      value = [part for part in value.split(',') if part]
+    if not isinstance(value, (list, tuple)):
+      raise UserError(f'{where}: {value!r} is not a list')
+    kind = default[0] if default else ''
+    return tuple(_coerce(name, option, kind, part) for part in value)
+  if isinstance(default, bool):
+    words = {'true': True, 'false': False, '1': True, '0': False}
+    found = words.get(str(value).lower())
+    if found is None:
+      raise UserError(f'{where}: {value!r} is neither true nor false')
+    return found
+  if isinstance(default, (int, float)):
+    kind = type(default)
+    try:
+      number = float(value)
+      if isinstance(value, bool) or not np.isfinite(number):
+        raise ValueError
+      if kind is int and number != int(number):
+        raise ValueError
+    except (TypeError, ValueError):
+      what = 'a whole number' if kind is int else 'a number'
+      raise UserError(f'{where}: {value!r} is not {what}') from None
+    return (
+      int(value)
+      if isinstance(value, (int, str)) and kind is int
+      else kind(number)
+    )
+  if not isinstance(value, str):
+    raise UserError(f'{where}: {value!r} is not text')
+  return value
+
+
+def resolve_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
+  """All options of a data set: the given ones, typed, over the defaults.
+
+  Args:
+    name: data set.
+    given: values as such or as text from a command line.
+
+  Raises:
+    UserError: unknown option or a value that it does not take.
+  """
+  module = builder_module(name)
+  allowed = module.OPTIONS
+  options = dict(allowed)
+  for option, value in given.items():
+    if option not in allowed:
+      offer = f'it takes {", ".join(allowed)}' if allowed else 'it takes none'
+      raise UserError(
+        f'{name} has no option {option!r}; {offer}'
+        f'{_nearest(option, list(allowed))}'
+      )
+    options[option] = _coerce(name, option, allowed[option], value)
+  if hasattr(module, 'check_options'):
+    module.check_options(options)
+  return options
+
+
+def class_names_of(module: types.ModuleType, options: dict) -> tuple[str, ...]:
+  if hasattr(module, 'class_names'):
+    return tuple(module.class_names(options))
+  return tuple(module.CLASS_NAMES)
