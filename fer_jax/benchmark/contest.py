@@ -61,7 +61,7 @@ def hold(
     effort: how long is measured.
     images: images in a step.
     check: called with what the contenders say of themselves before anything
-      is timed; raises where they must not be compared.
+      compiles; raises where they must not be compared.
     say: takes lines of progress.
 
   Returns:
@@ -77,7 +77,7 @@ def hold(
   reference = contenders[0].name
   with contextlib.ExitStack() as stack:
     for contender in contenders:
-      say(f'{contender.name}: building and compiling')
+      say(f'{contender.name}: building')
       worker = stack.enter_context(
         Worker(contender.module, environment=contender.environment)
       )
@@ -91,7 +91,7 @@ def hold(
         workers[contender.name] = worker
     check({name: worker.info for name, worker in workers.items()})
     for name, worker in workers.items():
-      say(f'{name}: warming up')
+      say(f'{name}: compiling and warming up')
       worker.calibrate(warm_up=effort.warm_up, turn_seconds=effort.turn_seconds)
 
     def turn_of(worker: Worker) -> Callable[[], float]:

@@ -93,7 +93,7 @@ class Worker:
     return ''.join(self._errors.readlines()[-TAIL_LINES:]).rstrip()
 
   def prepare(self, case: dict) -> dict:
-    """Builds what `case` describes, and runs it once (which compiles).
+    """Builds what `case` describes; its first run will compile.
 
     Returns:
       What the contender says of itself, or {'absent': reason} where its
@@ -159,7 +159,6 @@ def serve(contender: str) -> None:
       if message['do'] == 'prepare':
         module = importlib.import_module(contender)
         run, answer = module.prepare(message['case'])
-        run(answer['steps_per_dispatch'])
       else:
         assert run is not None, 'run before prepare'
         answer = {'seconds': run(message['steps'])}

@@ -218,7 +218,8 @@ def _read_cache(
   path: pathlib.Path, dataset: Dataset, threshold: float
 ) -> Twins | None:
   try:
-    with np.load(path, allow_pickle=False) as kept:
+    # Opened here: np.load leaves a damaged file open.
+    with path.open('rb') as f, np.load(f, allow_pickle=False) as kept:
       if str(kept['key']) != _cache_key(dataset, threshold):
         return None
       return Twins(kept['image'], kept['pairs'], kept['correlation'])

@@ -25,6 +25,7 @@ from fer_jax.nn import (
   Stacked,
   max_pool,
 )
+from fer_jax.nn.initializers import he_normal
 
 SEQUENCE_STAGES = (spec.Recurrent, spec.Attention, spec.Mean)
 
@@ -43,7 +44,7 @@ class ConvolutionLayer(nnx.Module):
       padding=stage.padding,
       use_bias=stage.use_bias,
       dtype=dtype,
-      kernel_init=nnx.initializers.he_normal(),
+      kernel_init=he_normal,
       rngs=rngs,
     )
     self.norm = BatchNorm(stage.filters) if stage.normalise else nnx.data(None)

@@ -61,7 +61,7 @@ def conv2d(
     raise ValueError(
       f'images are {x_bhwc.dtype}, the kernel is {kernel_hwio.dtype}'
     )
-  kernel_size = kernel_hwio.shape[:2]
+  kernel_size = (kernel_hwio.shape[0], kernel_hwio.shape[1])
   stride = pair(strides, 'strides')
   pads = resolve_padding(padding, x_bhwc.shape[1:3], kernel_size, stride)
   output_size = tuple(

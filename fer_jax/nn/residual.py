@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from fer_jax.nn.conv import Conv
+from fer_jax.nn.initializers import he_normal
 from fer_jax.nn.normalization import BatchNorm
 
 
@@ -46,7 +47,7 @@ class ResidualBlock(nnx.Module):
         strides=step,
         use_bias=False,
         dtype=dtype,
-        kernel_init=nnx.initializers.he_normal(),
+        kernel_init=he_normal,
         rngs=rngs,
       )
 

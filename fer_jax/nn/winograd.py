@@ -224,15 +224,13 @@ def _product(spec, a, b):
 
 def _combine(parts, coefficients):
   """The sum of coefficient * part, without the zeros and the ones."""
-  total = None
-  for part, coefficient in zip(parts, coefficients, strict=True):
-    if coefficient == 0:
-      continue
-    term = part if abs(coefficient) == 1 else part * abs(float(coefficient))
-    if total is None:
-      total = term if coefficient > 0 else -term
-    else:
-      total = total + term if coefficient > 0 else total - term
+  terms = [(p, c) for p, c in zip(parts, coefficients, strict=True) if c != 0]
+  part, coefficient = terms[0]
+  total = part if coefficient == 1 else part * float(coefficient)
+  for part, coefficient in terms[1:]:
+    size = abs(float(coefficient))
+    term = part if size == 1 else part * size
+    total = total + term if coefficient > 0 else total - term
   return total
 
 

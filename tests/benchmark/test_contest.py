@@ -66,8 +66,6 @@ def test_turns_are_interleaved_and_long_enough(contender, tmp_path):
   )
   turns = (tmp_path / 'log').read_text().split('\n')[:-1]
   assert turns == [
-    # Compiling, for each.
-    *['quick 2', 'slow 2'],
     # Warming up in whole dispatches, and one dispatch to choose the turns by.
     *['quick 4', 'quick 2', 'slow 4', 'slow 2'],
     # 0.04 s are 8 steps of the quick one and 2 of the slow one.
@@ -83,7 +81,7 @@ def test_turns_are_interleaved_and_long_enough(contender, tmp_path):
   assert slow['threads'] == str(len(os.sched_getaffinity(0)))
 
 
-def test_check_sees_everyone_before_anything_is_timed(contender, tmp_path):
+def test_check_sees_everyone_before_anything_runs(contender, tmp_path):
   def check(infos):
     assert {n: i['parameters'] for n, i in infos.items()} == {'a': 5, 'b': 6}
     raise KeyError('different')
@@ -96,7 +94,7 @@ def test_check_sees_everyone_before_anything_is_timed(contender, tmp_path):
       check=check,
       say=lambda line: None,
     )
-  assert (tmp_path / 'log').read_text() == 'a 2\nb 2\n'
+  assert not (tmp_path / 'log').exists()
 
 
 def test_a_framework_that_is_not_installed_is_named_and_left_out(contender):

@@ -199,7 +199,7 @@ def carried_over(case):
   return model, stack, jax.random.normal(jax.random.key(3), (6, 16, 16, 1))
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', list(CASES)[1:])
 def test_plain_flax_with_our_weights_gives_our_logits(case):
   model, stack, images = carried_over(case)
   np.testing.assert_allclose(
@@ -210,24 +210,31 @@ def test_plain_flax_with_our_weights_gives_our_logits(case):
   )
 
 
-def test_plain_flax_with_our_weights_gives_gradients_as_large_as_ours():
+def test_plain_flax_with_our_weights_gives_our_logits_and_gradients():
   model, stack, images = carried_over('bilstm, attention')
   direction = jax.random.normal(jax.random.key(4), (6, CLASSES))
 
-  def gradient_norm(module, forward):
+  def logits_and_gradient_norm(module, forward):
+    def objective(module):
+      logits = forward(module)
+      return jnp.sum(logits * direction), logits
+
     @nnx.jit
-    def norm(module):
-      gradient = nnx.grad(lambda m: jnp.sum(forward(m) * direction))(module)
-      return jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+    def both(module):
+      gradient, logits = nnx.grad(objective, has_aux=True)(module)
+      squares = [jnp.sum(g**2) for g in jax.tree.leaves(gradient)]
+      return logits, jnp.sqrt(sum(squares))
 
-    return float(norm(module))
+    return both(module)
 
-  ours = gradient_norm(model, lambda m: m(images, train=True))
-  assert ours > 0.1
-  # Gates lie differently in the two trees, so norms are compared.
-  np.testing.assert_allclose(
-    gradient_norm(stack, lambda m: m(images)), ours, rtol=1e-3
+  ours, our_norm = logits_and_gradient_norm(
+    model, lambda m: m(images, train=True)
   )
+  theirs, their_norm = logits_and_gradient_norm(stack, lambda m: m(images))
+  np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4)
+  # Gates lie differently in the two trees, so norms are compared.
+  assert our_norm > 0.1
+  np.testing.assert_allclose(their_norm, our_norm, rtol=1e-3)
 
 
 def test_what_peers_do_not_have_is_refused():

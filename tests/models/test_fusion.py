@@ -44,7 +44,8 @@ def build(backbone, body, head=(), shape=(12, 10, 2), classes=K):
 
 
 def images(n=4, seed=1, shape=SHAPE):
-  return jax.random.normal(jax.random.key(seed), (n, *shape))
+  draw = np.random.default_rng(seed)
+  return jnp.asarray(draw.standard_normal((n, *shape)), jnp.float32)
 
 
 def split(model):

@@ -76,13 +76,13 @@ def make(kind, in_features=D, units=H, seed=0, **options):
     options['reset_after'] = False
   cls = LSTM if kind == 'lstm' else GRU
   layer = cls(in_features, units, rngs=nnx.Rngs(seed), **options)
-  noise = jax.random.normal(jax.random.key(seed + 100), layer.bias.shape)
-  layer.bias[...] = layer.bias[...] + noise.astype(layer.bias.dtype)
+  layer.bias[...] = layer.bias[...] + sequence(seed + 100, layer.bias.shape)
   return layer
 
 
 def sequence(seed=1, shape=(B, T, D)):
-  return jax.random.normal(jax.random.key(seed), shape)
+  draw = np.random.default_rng(seed)
+  return jnp.asarray(draw.standard_normal(shape), jnp.float32)
 
 
 KINDS = ('lstm', 'gru', 'gru_before')
