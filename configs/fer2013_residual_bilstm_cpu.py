@@ -1,6 +1,6 @@
 """residual_bilstm on FER2013, sized for two CPU cores.
 
-Data     FER2013 (`python -m fer_jax data build --dataset=fer2013 --source=...`).
+Data     FER2013: python -m fer_jax data build --dataset=fer2013 --source=...
 Command  python -m fer_jax train \
            --config=configs/fer2013_residual_bilstm_cpu.py \
            --workdir=runs/fer2013_cpu

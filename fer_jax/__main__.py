@@ -73,7 +73,9 @@ def _parse(arguments: list[str]) -> list[str]:
 
 def _config_mistake(error: Exception, arguments: list[str]) -> str:
   """What is wrong, and the line of the config file where it happened."""
-  config = next((a for a in arguments if a.lstrip('-').startswith('config=')), '')
+  config = next(
+    (a for a in arguments if a.lstrip('-').startswith('config=')), ''
+  )
   path = pathlib.Path(config.partition('=')[2].partition(':')[0])
   where = config
   for frame in traceback.extract_tb(error.__traceback__):

@@ -29,6 +29,10 @@ from fer_jax import datasets, metrics, models
 from fer_jax.data import augment, protocol
 from fer_jax.errors import UserError
 
+Config = Any
+"""A `ml_collections.ConfigDict` made by `get_base`. Any, because that class
+types its sections as unions that no access to a field gets through."""
+
 OPTIMIZERS = ('adam', 'adamw', 'sgd')
 SCHEDULES = ('constant', 'cosine', 'step', 'plateau')
 SELECTION_METRICS = ('accuracy', 'loss')
@@ -54,8 +58,12 @@ def _number(
   below: bool = False,
 ) -> Check:
   """A finite number in [low, high]; `above` and `below` exclude the ends."""
-  left = f'{"above" if above else "at least"} {low:g}' if low > -math.inf else ''
-  right = f'{"below" if below else "at most"} {high:g}' if high < math.inf else ''
+  left = (
+    f'{"above" if above else "at least"} {low:g}' if low > -math.inf else ''
+  )
+  right = (
+    f'{"below" if below else "at most"} {high:g}' if high < math.inf else ''
+  )
   allowed = ' and '.join(filter(None, ['a number', left, right])).replace(
     'a number and', 'a number'
   )
@@ -139,7 +147,9 @@ FIELDS: dict[str, Field] = {
     8.0, 'the largest set kept on the device, GiB', _number(0)
   ),
   'data.workers': Field(
-    0, "Grain's reading processes when streaming; 0 reads in this one", _whole(0)
+    0,
+    "Grain's reading processes when streaming; 0 reads in this one",
+    _whole(0),
   ),
   # Augmentation, on the device. Amplitudes are multiplied by strength.
   'augment.enabled': Field(True, 'whether training images are changed', _flag),
@@ -149,9 +159,7 @@ FIELDS: dict[str, Field] = {
   'augment.rotation': Field(
     30.0, 'largest rotation either way, degrees', _number(0, 180)
   ),
-  'augment.flip': Field(
-    0.5, 'probability of a horizontal flip', _number(0, 1)
-  ),
+  'augment.flip': Field(0.5, 'probability of a horizontal flip', _number(0, 1)),
   'augment.crop': Field(
     0.8,
     'smallest side of a random crop that is resized back, as a fraction',
@@ -166,25 +174,19 @@ FIELDS: dict[str, Field] = {
   'augment.brightness': Field(
     0.2, 'largest change, as a fraction of the full scale', _number(0, 1)
   ),
-  'augment.contrast': Field(
-    0.2, 'largest relative change', _number(0, 1)
-  ),
+  'augment.contrast': Field(0.2, 'largest relative change', _number(0, 1)),
   'augment.saturation': Field(
     0.2, 'largest relative change; RGB only', _number(0, 1)
   ),
   'augment.hue': Field(
     0.05, 'largest turn of the colour circle; RGB only', _number(0, 0.5)
   ),
-  'augment.erasing': Field(
-    0.0, 'probability of random erasing', _number(0, 1)
-  ),
+  'augment.erasing': Field(0.0, 'probability of random erasing', _number(0, 1)),
   'augment.mixup': Field(0.0, "mixup's alpha, 0 is off", _number(0)),
   'augment.cutmix': Field(0.0, "cutmix's alpha, 0 is off", _number(0)),
   # The optimiser.
   'optim.name': Field('adam', 'the optimiser', _one_of(*OPTIMIZERS)),
-  'optim.learning_rate': Field(
-    1e-3, 'at its peak', _number(0, above=True)
-  ),
+  'optim.learning_rate': Field(1e-3, 'at its peak', _number(0, above=True)),
   'optim.momentum': Field(
     0.9, "SGD's momentum, Adam's first moment", _number(0, 1, below=True)
   ),
@@ -264,7 +266,7 @@ FREE_ON_RESUME = frozenset(
 
 def get_base(
   *, model: str = 'residual_bilstm', dataset: str = 'synthetic_faces'
-) -> ml_collections.ConfigDict:
+) -> Config:
   """The base config for a model and a data set, locked against new fields.
 
   Args:
@@ -272,7 +274,7 @@ def get_base(
     dataset: a name of `datasets.names()`; its options make
       `config.data.options`.
   """
-  config = ml_collections.ConfigDict()
+  config: Config = ml_collections.ConfigDict()
   for name, field in FIELDS.items():
     _set(config, name, field.default)
   config.data.name = dataset
@@ -286,7 +288,7 @@ def get_base(
   return config.lock()
 
 
-def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+def _set(config: Config, name: str, value: Any) -> None:
   *sections, leaf = name.split('.')
   for section in sections:
     if section not in config:
@@ -295,9 +297,7 @@ def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
   config[leaf] = value
 
 
-def flatten(
-  config: ml_collections.ConfigDict, prefix: str = ''
-) -> Iterator[tuple[str, Any]]:
+def flatten(config: Config, prefix: str = '') -> Iterator[tuple[str, Any]]:
   """Yields (dotted name, value) of every leaf."""
   for name in config:
     value = config[name]
@@ -313,7 +313,7 @@ def nearest(name: str, known) -> str:
   return f' (did you mean {close[0]}?)' if close else ''
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: Config) -> None:
   """Checks every field before anything compiles.
 
   Raises:
@@ -335,9 +335,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   expected = dict(flatten(get_base(model=name, dataset=dataset)))
   for field in values:
     if field not in expected:
-      raise UserError(
-        f'unknown config field {field}{nearest(field, expected)}'
-      )
+      raise UserError(f'unknown config field {field}{nearest(field, expected)}')
   for field in expected:
     if field not in values:
       raise UserError(f'config field {field} is missing')
@@ -376,7 +374,7 @@ def _validate_together(values: dict[str, Any]) -> None:
     )
 
 
-def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def model_overrides(config: Config) -> dict[str, Any]:
   """The keyword arguments of `models.create` that the config stands for."""
   fields = {k: v for k, v in config.model.items() if k != 'name'}
   size = config.data.image_size
@@ -385,12 +383,12 @@ def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return fields
 
 
-def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
   """Nested plain values, as config.json holds them."""
   return json.loads(json.dumps(config.to_dict()))
 
 
-def from_json(value: dict[str, Any], *, source: str) -> Any:
+def from_json(value: dict[str, Any], *, source: str) -> Config:
   """A config from the content of a config.json.
 
   Raises:
@@ -399,16 +397,21 @@ def from_json(value: dict[str, Any], *, source: str) -> Any:
   try:
     model, dataset = value['model']['name'], value['data']['name']
   except (KeyError, TypeError):
-    raise UserError(f'{source} is no config: it names no model and data') from None
+    raise UserError(
+      f'{source} is no config: it names no model and data'
+    ) from None
   if model not in models.available() or dataset not in datasets.names():
-    raise UserError(f'{source} names model {model!r} and data set {dataset!r}; '
-                    'at least one is not known here')
+    raise UserError(
+      f'{source} names model {model!r} and data set {dataset!r}; '
+      'at least one is not known here'
+    )
   config = get_base(model=model, dataset=dataset)
   known = dict(flatten(config))
   for name, leaf in _leaves(value):
     if name not in known:
-      raise UserError(f'{source}: unknown config field {name}'
-                      f'{nearest(name, known)}')
+      raise UserError(
+        f'{source}: unknown config field {name}{nearest(name, known)}'
+      )
     if isinstance(known[name], tuple) and isinstance(leaf, list):
       leaf = _as_tuple(leaf)
     try:
@@ -420,7 +423,9 @@ def from_json(value: dict[str, Any], *, source: str) -> Any:
 
 
 def _as_tuple(value: Any) -> Any:
-  return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
+  return (
+    tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
+  )
 
 
 def _leaves(value: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -431,7 +436,7 @@ def _leaves(value: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield f'{prefix}{name}', leaf
 
 
-def load_json(path: str | pathlib.Path) -> Any:
+def load_json(path: str | pathlib.Path) -> Config:
   """Reads a config.json.
 
   Raises:
@@ -446,9 +451,7 @@ def load_json(path: str | pathlib.Path) -> Any:
   return from_json(value, source=str(path))
 
 
-def differences(
-  there: ml_collections.ConfigDict, here: ml_collections.ConfigDict
-) -> list[str]:
+def differences(there: Config, here: Config) -> list[str]:
   """'field is X there and Y here' for each that changes results."""
   a, b = dict(flatten(there)), dict(flatten(here))
   return [
@@ -458,19 +461,17 @@ def differences(
   ]
 
 
-def augmentation(config: ml_collections.ConfigDict) -> Any:
+def augmentation(config: Config) -> Any:
   """The static settings of augmentation, None where it is off."""
   if not config.augment.enabled:
     return None
   fields = {
-    k: v
-    for k, v in config.augment.items()
-    if k not in ('enabled', 'strength')
+    k: v for k, v in config.augment.items() if k not in ('enabled', 'strength')
   }
   return augment.Augmentation(**fields)
 
 
-def hparams(config: ml_collections.ConfigDict) -> dict[str, float]:
+def hparams(config: Config) -> dict[str, float]:
   """The traced scalars of the training state."""
   return {
     'learning_rate': config.optim.learning_rate,

@@ -10,8 +10,15 @@ from typing import Any
 
 _IMPORTED = time.time()
 
-PACKAGES = ('fer-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
-            'numpy')
+PACKAGES = (
+  'fer-jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+)
 
 
 def cpu_name() -> str:

@@ -70,7 +70,7 @@ def test_warmup_longer_than_the_run_is_refused():
   config = _base()
   config.train.epochs = 5
   config.optim.warmup_epochs = 5.0
-  with pytest.raises(UserError, match='fewer than train.epochs, 5'):
+  with pytest.raises(UserError, match=r'fewer than train\.epochs, 5'):
     config_lib.validate(config)
 
 

@@ -8,6 +8,13 @@ import pytest
 
 from fer_jax.__main__ import verbs
 
+_BASE_CONFIG = """
+from fer_jax import config
+
+def get_config():
+  return config.get_base()
+"""
+
 
 def _run(*arguments, cwd=None):
   return subprocess.run(
@@ -54,9 +61,7 @@ def test_missing_config_names_the_flag():
 
 def test_a_misspelt_override_is_one_line(tmp_path):
   path = tmp_path / 'c.py'
-  path.write_text(
-    'from fer_jax import config\ndef get_config():\n  return config.get_base()\n'
-  )
+  path.write_text(_BASE_CONFIG)
   line = _one_line(
     _run(
       'train',
@@ -85,8 +90,6 @@ def test_a_workdir_made_by_another_config_says_which_fields(tmp_path):
   there.seed = 5
   files.write_json(tmp_path / 'config.json', config_lib.to_json(there))
   path = pathlib.Path(tmp_path) / 'c.py'
-  path.write_text(
-    'from fer_jax import config\ndef get_config():\n  return config.get_base()\n'
-  )
+  path.write_text(_BASE_CONFIG)
   line = _one_line(_run('train', f'--config={path}', f'--workdir={tmp_path}'))
   assert 'seed is 5 there and 0 here' in line

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from fer_jax.errors import UserError
 from fer_jax import files
+from fer_jax.errors import UserError
 from fer_jax.training.state import TrainState
 
 MANIFEST = 'manifest.json'
@@ -186,7 +186,7 @@ def restore(sealed: Sealed, target: TrainState) -> TrainState:
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), target
   )
-  return ocp.load(sealed.path, abstract)
+  return ocp.load(str(sealed.path), abstract)
 
 
 def _arrays(tree: Any) -> dict[str, str]:
@@ -227,7 +227,7 @@ class Writer:
     if path.exists():  # unsealed or damaged, else it would have been resumed
       shutil.rmtree(path)
     copied = jax.tree.map(jnp.copy, state)
-    response = ocp.save_async(path, copied)
+    response = ocp.save_async(str(path), copied)
     self._pending = self._thread.submit(
       self._seal, response, path, step, epoch, best_step, _arrays(state)
     )

@@ -30,7 +30,12 @@ class Display:
     self._last = time.monotonic()
 
   def running(
-    self, epoch: int, step: int, loss: float, images_per_second: float, eta: float
+    self,
+    epoch: int,
+    step: int,
+    loss: float,
+    images_per_second: float,
+    eta: float,
   ) -> None:
     """Shows where the run is within an epoch."""
     now = time.monotonic()

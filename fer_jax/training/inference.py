@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from fer_jax import config as config_lib
@@ -38,7 +37,7 @@ class Predictor:
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    config: config_lib.Config,
     class_names: tuple[str, ...],
     params: Any,
     model_state: Any,
@@ -189,10 +188,7 @@ def _attention(graphdef, views, arrays, batch):
 
 def _views(image, views):
   """The views of images (..., H, W, C) in [0, 255]."""
-  if 'crops' in views:
-    seen = _crops(image)
-  else:
-    seen = [image]
+  seen = _crops(image) if 'crops' in views else [image]
   if 'flip' in views:
     seen = [*seen, *(view[..., :, ::-1, :] for view in seen)]
   return seen

@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 
 from fer_jax import config as config_lib
 from fer_jax import files, provenance
@@ -46,7 +45,7 @@ class Outcome:
 
 
 def train(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   workdir: str | pathlib.Path,
   *,
   max_seconds: float = 0.0,
@@ -130,7 +129,8 @@ class Run:
     begun = time.monotonic()
     totals = step_lib.zero_sums()
     previous = None
-    for state, sums, taken in self._task.feed.train_epoch(state, epoch):
+    for block in self._task.feed.train_epoch(state, epoch):
+      state, sums, taken = block
       # One block behind: reading these sums waits for a block that is done
       # while the next one already runs.
       if previous is not None:
@@ -215,9 +215,7 @@ def _epoch_line(record: dict, epochs: int, state: TrainState) -> str:
   return f'{text}  {record["images_per_second"]:.0f} images/s'
 
 
-def claim_workdir(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> None:
+def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
   """Makes the workdir this config's, or finds that it already is.
 
   Raises:
@@ -247,7 +245,7 @@ def claim_workdir(
 
 def write_run_json(
   workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   prepared: task.Task,
   state: TrainState,
 ) -> None:
@@ -267,4 +265,3 @@ def write_run_json(
       'environment': provenance.environment(),
     },
   )
-

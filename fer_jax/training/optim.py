@@ -19,8 +19,8 @@ class OptimSettings:
   """What of the optimiser is fixed at compilation.
 
   Attributes:
-    name: one of `config.OPTIMIZERS`. Adam and AdamW differ only in what their users
-      expect: decoupled weight decay belongs to `adamw` and `sgd`.
+    name: one of `config.OPTIMIZERS`. Adam and AdamW differ only in what their
+      users expect: decoupled weight decay belongs to `adamw` and `sgd`.
     momentum: SGD's momentum (Nesterov) and Adam's first moment decay.
     beta2: Adam's second moment decay.
     eps: Adam's epsilon.
@@ -95,9 +95,9 @@ def schedule(settings: OptimSettings) -> Callable[[jax.Array], jax.Array]:
     # The first step already moves: (step + 1) / warmup, not step / warmup.
     rising = (step + 1) / settings.warmup_steps
     falling = body(jnp.maximum(step - settings.warmup_steps, 0))
-    return jnp.where(
-      step < settings.warmup_steps, rising, falling
-    ).astype(jnp.float32)
+    return jnp.where(step < settings.warmup_steps, rising, falling).astype(
+      jnp.float32
+    )
 
   return warmed
 

@@ -56,7 +56,9 @@ def update(
   lr_factor = progress.lr_factor
   if settings.plateau_patience:
     reduce = plateau_waited >= settings.plateau_patience
-    lr_factor = jnp.where(reduce, lr_factor * settings.plateau_factor, lr_factor)
+    lr_factor = jnp.where(
+      reduce, lr_factor * settings.plateau_factor, lr_factor
+    )
     plateau_waited = jnp.where(reduce, 0, plateau_waited)
   active = progress.active
   if settings.patience:

@@ -1,7 +1,6 @@
 """What a run writes beside its checkpoints: metrics.jsonl and event files."""
 
 import json
-import math
 import os
 import pathlib
 from typing import Any
@@ -70,10 +69,9 @@ class Recorder:
 
 
 def _scalars(record: dict[str, Any], prefix: str = ''):
-  """(name, value) of the finite numbers of a record, nested with a slash."""
+  """(name, value) of the numbers of a record, nested with a slash."""
   for name, value in record.items():
     if isinstance(value, dict):
       yield from _scalars(value, f'{prefix}{name}/')
-    elif isinstance(value, int | float) and name != 'step':
-      if math.isfinite(value):
-        yield f'{prefix}{name}', value
+    elif name != 'step' and isinstance(value, int | float):
+      yield f'{prefix}{name}', value

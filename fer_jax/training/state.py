@@ -1,9 +1,9 @@
 """The training state: one pytree of raw arrays, and the one place that splits
 and merges NNX modules.
 
-Everything else in `training` is a pure function over these arrays. A module
-is only ever rebuilt inside a traced function, from its graph definition (static)
-and its arrays, so that crossing the `jax.jit` boundary costs what a nested
+Everything else in `training` is a pure function over these arrays. A module is
+only ever rebuilt inside a traced function, from its static graph definition and
+its arrays, so that crossing the `jax.jit` boundary costs what a nested
 dictionary of arrays costs and nothing more.
 """
 
@@ -129,9 +129,7 @@ def initial_state(
     model_state=model_state,
     opt_state=opt_state,
     ema=jax.tree.map(jnp.copy, averages),
-    hparams={
-      name: jnp.asarray(hparams[name], jnp.float32) for name in HPARAMS
-    },
+    hparams={name: jnp.asarray(hparams[name], jnp.float32) for name in HPARAMS},
     progress=initial_progress(),
   )
 

@@ -48,26 +48,29 @@ class StepSettings:
   batch_size: int
   loss: str = 'cross_entropy'
   augmentation: augment.Augmentation | None = None
-  optim: optim_lib.OptimSettings = optim_lib.OptimSettings()
+  optim: optim_lib.OptimSettings = dataclasses.field(
+    default_factory=optim_lib.OptimSettings
+  )
   ema_decay: float = 0.0
   class_weights: tuple[float, ...] | None = None
 
 
 def prepare(
   batch: dict[str, jax.Array],
-  key: jax.Array,
-  step: jax.Array,
-  strength: jax.Array,
-  augmentation: augment.Augmentation | None,
+  augmentation: augment.Augmentation | None = None,
+  *,
+  key: jax.Array | None = None,
+  step: jax.Array | int = 0,
+  strength: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Turns a batch's uint8 images into what the model takes.
 
   Args:
     batch: see DESIGN of a batch: image uint8, target, weight.
-    key: the run's key.
+    augmentation: static settings, None for none.
+    key: the run's key; needed where there is augmentation.
     step: int32 scalar, which draws this step's augmentation.
     strength: float32 scalar, scales the augmentation's amplitudes.
-    augmentation: static settings, None for none.
 
   Returns:
     (images float32, standardised per image; targets float32 (B, K)).
@@ -75,6 +78,8 @@ def prepare(
   images = batch['image'].astype(jnp.float32) / 255.0
   targets = batch['target']
   if augmentation is not None:
+    if key is None:
+      raise ValueError('augmentation draws from a key, and key is None')
     images, targets = augment.augment(
       randomness.stream_key(key, randomness.AUGMENT, step),
       images,
@@ -120,7 +125,11 @@ def train_step(
   """
   hparams = state.hparams
   images, targets = prepare(
-    batch, key, state.step, hparams['augment_strength'], settings.augmentation
+    batch,
+    settings.augmentation,
+    key=key,
+    step=state.step,
+    strength=hparams['augment_strength'],
   )
   class_weights = settings.class_weights
 
@@ -308,7 +317,7 @@ def make_stream_validation(
 def _validation_sums(graphdef, settings, params, model_state, batch):
   """Sums of the plain loss and of correct predictions, in evaluation mode."""
   model: Any = merge(graphdef, params, model_state)
-  images, targets = prepare(batch, None, None, None, None)
+  images, targets = prepare(batch)
   logits = model(images, batch.get('frame_mask'), train=False)
   return metrics.sums(logits, targets, batch['weight'], loss=settings.loss)
 

@@ -1,11 +1,10 @@
-"""What a config stands for: data on the device, a model, the step's settings."""
+"""What a config stands for: data on the device, a model, a step."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
-import ml_collections
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -49,7 +48,7 @@ class Task:
   dataset_facts: dict[str, Any]
   protocol_facts: dict[str, Any]
   total_steps: int
-  config: ml_collections.ConfigDict
+  config: config_lib.Config
 
   def initial_state(self) -> TrainState:
     """The state before the first step."""
@@ -74,7 +73,7 @@ class Task:
 
 
 def create_model(
-  config: ml_collections.ConfigDict, num_classes: int, key: jax.Array
+  config: config_lib.Config, num_classes: int, key: jax.Array
 ) -> nnx.Module:
   """The config's model with fresh parameters."""
   return models.create(
@@ -86,7 +85,7 @@ def create_model(
 
 
 def graph_definition(
-  config: ml_collections.ConfigDict, num_classes: int
+  config: config_lib.Config, num_classes: int
 ) -> nnx.GraphDef:
   """The model's static part, without computing a parameter."""
   model = nnx.eval_shape(
@@ -96,7 +95,7 @@ def graph_definition(
 
 
 def initial_arrays(
-  config: ml_collections.ConfigDict, num_classes: int, key: jax.Array
+  config: config_lib.Config, num_classes: int, key: jax.Array
 ) -> tuple[Arrays, Arrays]:
   """(params, model_state) before the first step, made in one dispatch."""
 
@@ -107,9 +106,7 @@ def initial_arrays(
   return make(key)
 
 
-def abstract_state(
-  config: ml_collections.ConfigDict, num_classes: int
-) -> TrainState:
+def abstract_state(config: config_lib.Config, num_classes: int) -> TrainState:
   """The shapes and dtypes of a run's state, without data or computation."""
 
   def make(key):
@@ -127,7 +124,7 @@ def abstract_state(
 
 
 def optim_settings(
-  config: ml_collections.ConfigDict, steps_per_epoch: int
+  config: config_lib.Config, steps_per_epoch: int
 ) -> optim.OptimSettings:
   """The optimiser's static part, epochs turned into steps."""
   section = config.optim
@@ -150,7 +147,7 @@ def optim_settings(
   )
 
 
-def selection_settings(config: ml_collections.ConfigDict) -> SelectionSettings:
+def selection_settings(config: config_lib.Config) -> SelectionSettings:
   """How validation steers, from the config."""
   plateau = config.optim.schedule == 'plateau'
   return SelectionSettings(
@@ -161,7 +158,7 @@ def selection_settings(config: ml_collections.ConfigDict) -> SelectionSettings:
   )
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> datasets.Dataset:
+def load_dataset(config: config_lib.Config) -> datasets.Dataset:
   """The config's data set, built before (synthetic sets build themselves)."""
   return datasets.load(
     config.data.name,
@@ -170,7 +167,7 @@ def load_dataset(config: ml_collections.ConfigDict) -> datasets.Dataset:
   )
 
 
-def prepare(config: ml_collections.ConfigDict) -> Task:
+def prepare(config: config_lib.Config) -> Task:
   """Loads the data, puts it on the device and fixes all settings.
 
   Raises:
@@ -189,7 +186,9 @@ def prepare(config: ml_collections.ConfigDict) -> Task:
       f'{train_count} training examples of {dataset.name} under protocol '
       f'{partition.protocol}'
     )
-  steps_per_epoch = feed_lib.padded_length(train_count, batch_size) // batch_size
+  steps_per_epoch = (
+    feed_lib.padded_length(train_count, batch_size) // batch_size
+  )
   key = jax.random.key(config.seed)
   class_names = tuple(dataset.class_names)
   settings = step_lib.StepSettings(
@@ -298,4 +297,6 @@ def _class_weights(config, dataset, train) -> tuple[float, ...] | None:
   counts = np.bincount(
     dataset.table['label'][train], minlength=len(dataset.class_names)
   )
-  return tuple(float(w) for w in metrics.balanced_class_weights(counts))
+  return tuple(
+    float(w) for w in metrics.balanced_class_weights(jnp.asarray(counts))
+  )

@@ -169,6 +169,10 @@ def filled(abstract):
   draws = np.random.default_rng(0)
 
   def values(path, leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.key(0)
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+      return jnp.zeros(leaf.shape, leaf.dtype)
     noise = draws.standard_normal(leaf.shape)
     match path[-1]:
       case 'kernel' | 'recurrent_kernel':
@@ -191,7 +195,9 @@ def filled(abstract):
 def carried_over(case):
   """Our model, a plain Flax stack with its weights, and images for both."""
   model, layers = ours_and_layers(*CASES[case])
-  stack = flax_nnx.Stack(layers, rngs=nnx.Rngs(2))
+  stack = filled(
+    nnx.eval_shape(lambda: flax_nnx.Stack(layers, rngs=nnx.Rngs(0)))
+  )
   assert count(stack) == count(model) == architecture.parameter_count(layers)
   carry_over(model, stack)
   # Dropout off in both: ours gets no key, theirs is told so.
@@ -251,8 +257,8 @@ def test_what_peers_do_not_have_is_refused():
     translation.layers(model, num_classes=3)
 
 
-def test_stages_that_no_preset_has_yet():
-  specification = spec.Specification(
+OTHER_STAGES = {
+  'convolutions': spec.Specification(
     input_shape=(11, 11, 3),
     backbone=(
       spec.Convolution(4, padding='VALID', normalise=False),
@@ -262,17 +268,36 @@ def test_stages_that_no_preset_has_yet():
     ),
     body=(spec.GlobalAveragePool(), spec.Reshape((2, 3)), spec.Mean()),
     head=(spec.Dense(5), spec.Drop(0.5)),
-  )
+  ),
+  'last state of both directions': spec.Specification(
+    input_shape=(3, 4, 2),
+    backbone=(),
+    body=(
+      spec.Rows(),
+      spec.Recurrent('gru', 3, bidirectional=True, returns='last'),
+      spec.Flatten(),
+    ),
+    head=(),
+  ),
+}
+
+
+@pytest.mark.parametrize('stages', OTHER_STAGES)
+def test_stages_that_the_cases_above_have_not(stages):
+  specification = OTHER_STAGES[stages]
   model = filled(
     nnx.eval_shape(
       lambda: models.FusionModel(specification, num_classes=4, rngs=nnx.Rngs(0))
     )
   )
   layers = translation.layers(specification, num_classes=4)
-  stack = flax_nnx.Stack(layers, rngs=nnx.Rngs(1))
+  stack = filled(
+    nnx.eval_shape(lambda: flax_nnx.Stack(layers, rngs=nnx.Rngs(0)))
+  )
   carry_over(model, stack)
   stack.set_attributes(deterministic=True, raise_if_not_found=False)
-  images = jax.random.normal(jax.random.key(0), (3, 11, 11, 3))
+  shape = (3, *specification.input_shape)
+  images = jax.random.normal(jax.random.key(0), shape)
   np.testing.assert_allclose(
     nnx.jit(lambda m: m(images))(stack),
     nnx.jit(lambda m: m(images, train=True))(model),

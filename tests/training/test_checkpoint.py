@@ -137,7 +137,7 @@ def test_a_damaged_best_is_named(tmp_path):
   _write(tmp_path, [(10, 10), (20, 10), (30, 10)])
   best = checkpoint.checkpoints(tmp_path)[0]
   _flip_bit(_data_files(best)[0])
-  with pytest.raises(UserError, match='best checkpoint .*10 is damaged'):
+  with pytest.raises(UserError, match=r'best checkpoint .*10 is damaged'):
     checkpoint.best_intact(tmp_path)
 
 
@@ -145,5 +145,7 @@ def test_another_models_checkpoint_is_refused(tmp_path):
   _write(tmp_path, [(10, 10)])
   other = _state(0)
   other = other._replace(params={**other.params, 'bias': jnp.zeros(5)})
-  with pytest.raises(UserError, match=r'params\.bias is float32\[4\] there and float32\[5\]'):
+  with pytest.raises(
+    UserError, match=r'params\.bias is float32\[4\] there and float32\[5\]'
+  ):
     checkpoint.restore(checkpoint.latest_intact(tmp_path), other)

@@ -33,7 +33,9 @@ def _prepared(config, residence):
 
 def _epoch(prepared, state):
   totals = step_lib.zero_sums()
-  for state, sums, taken in prepared.feed.train_epoch(state, 1):
+  taken = 0
+  for block in prepared.feed.train_epoch(state, 1):
+    state, sums, taken = block
     totals = jax.tree.map(lambda a, b: a + b, totals, sums)
   return state, totals, taken
 

@@ -53,7 +53,9 @@ def test_a_run_and_its_predictions(tiny_config, tmp_path, capsys):
     return exp / exp.sum(-1, keepdims=True)
 
   both = predictor.predict(images['image'], views=('plain', 'flip'))
-  mirrored = predictor.predict(np.ascontiguousarray(images['image'][:, :, ::-1]))
+  mirrored = predictor.predict(
+    np.ascontiguousarray(images['image'][:, :, ::-1])
+  )
   expected = (probabilities(logits) + probabilities(mirrored)) / 2
   np.testing.assert_allclose(probabilities(both), expected, atol=1e-5)
 
@@ -130,7 +132,7 @@ def test_a_workdir_that_is_a_file_is_named(tiny_config, tmp_path):
 
 
 def test_no_workdir_is_named(tmp_path):
-  with pytest.raises(UserError, match='has no config.json'):
+  with pytest.raises(UserError, match=r'has no config\.json'):
     Predictor.from_workdir(tmp_path)
 
 

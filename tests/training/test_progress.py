@@ -48,9 +48,7 @@ def test_plateau_reduces_and_waits_anew():
 
 def test_members_of_a_population_progress_by_themselves():
   settings = progress.SelectionSettings(patience=1)
-  start = jax.tree.map(
-    lambda x: jax.numpy.stack([x, x]), initial_progress()
-  )
+  start = jax.tree.map(lambda x: jax.numpy.stack([x, x]), initial_progress())
 
   def update(now, value):
     return progress.update(now, settings, {'accuracy': value}, 1)

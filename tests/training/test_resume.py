@@ -118,9 +118,7 @@ def test_killed_three_times_equals_undisturbed(undisturbed, tmp_path):
   before = lines()
   # As soon as another checkpoint's folder appears, sealed or not.
   seen = set(folder.glob('[0-9]*'))
-  _kill_when(
-    _start(config, workdir), lambda: set(folder.glob('[0-9]*')) - seen
-  )
+  _kill_when(_start(config, workdir), lambda: set(folder.glob('[0-9]*')) - seen)
   # After the third epoch is logged, wherever its checkpoint is.
   _kill_when(_start(config, workdir), lambda: lines() >= 3)
   output = _finish(_start(config, workdir))
@@ -141,7 +139,9 @@ def test_block_length_changes_no_bit(undisturbed, tmp_path):
   config, reference = undisturbed
   workdir = tmp_path / 'blocks'
   changed = tmp_path / 'config.py'
-  changed.write_text(config.read_text().replace('block_steps = 3', 'block_steps = 7'))
+  changed.write_text(
+    config.read_text().replace('block_steps = 3', 'block_steps = 7')
+  )
   _finish(_start(changed, workdir))
   jax.tree.map(
     np.testing.assert_array_equal, _final(workdir)[1], _final(reference)[1]

@@ -90,7 +90,9 @@ def test_padding_changes_nothing():
   batch = _batch()
   padded = {
     'image': jnp.concatenate([batch['image'], batch['image'][:3] * 3]),
-    'target': jnp.concatenate([batch['target'], jnp.full((3, CLASSES), jnp.nan)]),
+    'target': jnp.concatenate(
+      [batch['target'], jnp.full((3, CLASSES), jnp.nan)]
+    ),
     'weight': jnp.concatenate([batch['weight'], jnp.zeros(3)]),
   }
   _, state, sums = _step(settings, batch)
@@ -139,7 +141,7 @@ def test_class_weights_scale_each_examples_loss():
   from fer_jax import metrics
   from fer_jax.training.state import merge
 
-  images, targets = step.prepare(batch, jax.random.key(0), 0, 1.0, None)
+  images, targets = step.prepare(batch)
   logits = merge(graphdef, state.params, state.model_state)(
     images, train=True, key=jax.random.key(1), dropout=0.0
   )
@@ -148,9 +150,7 @@ def test_class_weights_scale_each_examples_loss():
 
 
 def test_averages_follow_the_parameters():
-  settings = step.StepSettings(
-    batch_size=BATCH, optim=PLAIN_SGD, ema_decay=0.5
-  )
+  settings = step.StepSettings(batch_size=BATCH, optim=PLAIN_SGD, ema_decay=0.5)
   before, after, _ = _step(settings, _batch())
   # The first step keeps (1 + 0) / (10 + 0) of the start.
   expected = jax.tree.map(

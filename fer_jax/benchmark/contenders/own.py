@@ -116,7 +116,7 @@ def _input_path(images, order, key, settings) -> Callable[[int], float]:
       rows = jax.lax.dynamic_slice_in_dim(order, (start + i) * size, size)
       batch = resident.gather(images, rows, jnp.ones(size))
       inputs, targets = step_lib.prepare(
-        batch, key, step + i, jnp.ones(()), settings.augmentation
+        batch, settings.augmentation, key=key, step=step + i
       )
       # Every pixel is asked for, or the compiler would leave the work out.
       return total + jnp.sum(jnp.square(inputs)) + jnp.sum(targets)
