@@ -1,5 +1,9 @@
 """residual_bilstm on FER2013, sized for two CPU cores.
 
+Cost     46 minutes on two busy cores of an AMD EPYC (303 images/s).
+Score    PublicTest, looked at once, flip-averaged: 65.8 % (95 % interval 64.2
+         to 67.3), 63.7 % without twins; one seed. Validation 64.3 %.
+Record   docs/records/fer2013_residual_bilstm_cpu/
 Data     FER2013: python -m fer_jax data build --dataset=fer2013 --source=...
 Command  python -m fer_jax train \
            --config=configs/fer2013_residual_bilstm_cpu.py \

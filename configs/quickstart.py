@@ -1,6 +1,8 @@
 """Quickstart: residual_bilstm on synthetic faces, on a laptop's CPU.
 
 Data     synthetic_faces, rendered by the package itself on the first run.
+Cost     82 s on two busy cores of an AMD EPYC, compilation included.
+Score    test 95.9 % (94.7 to 97.1), one seed; record docs/records/quickstart/
 Command  python -m fer_jax train --config=configs/quickstart.py \
            --workdir=runs/quickstart
 """

@@ -133,7 +133,8 @@ class Run:
       state, sums, taken = block
       # One block behind: reading these sums waits for a block that is done
       # while the next one already runs.
-      if previous is not None:
+      # A first step's time is compilation and tells nothing of the rate.
+      if previous is not None and previous[1] > 1:
         self._show(epoch, *previous, begun)
       totals = jax.tree.map(lambda a, b: a + b, totals, sums)
       previous = (sums, taken)

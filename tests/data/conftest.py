@@ -1,31 +1,10 @@
 """Small data sets in memory with the interface of `datasets.Dataset`."""
 
-import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-
-
-@dataclasses.dataclass(eq=False)
-class MemorySet:
-  """A data set whose images are a list."""
-
-  images: list[np.ndarray]
-  table: dict[str, np.ndarray]
-  root: pathlib.Path
-  name: str = 'fer2013'
-  version: str = '1.0.0'
-  checksum: str = 'c0ffee'
-  class_names: tuple[str, ...] = ('angry', 'happy', 'sad')
-  options: dict = dataclasses.field(default_factory=dict)
-
-  def __len__(self):
-    return len(self.images)
-
-  def read(self, index):
-    return [self.images[i] for i in index]
+from memory_sets import MemorySet
 
 
 @pytest.fixture

@@ -306,7 +306,9 @@ def test_a_module_that_breaks_the_contract(change, reason, register, tmp_path):
 
 
 _SLOW_BUILD = """
-import sys, time, types
+import signal, sys, time, types
+# A job in the background of a script inherits that it ignores SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 import test_dataset
 from fer_jax import datasets

@@ -295,8 +295,26 @@ def test_bfloat16_keeps_its_carry_in_float32(kind):
   assert all(part.dtype == jnp.float32 for part in carry)
   assert layer.kernel.dtype == jnp.float32
   np.testing.assert_allclose(np.asarray(y, np.float32), exact(x)[0], atol=0.03)
-  # Not rounded to bfloat16 on the way.
-  assert np.any(np.asarray(carry[-1].astype(jnp.bfloat16)) != carry[-1])
+
+
+@pytest.mark.parametrize('kind', ['lstm', 'gru'])
+def test_bfloat16_rounds_what_enters_a_product_and_nothing_else(kind):
+  """One step against a float64 loop on rounded operands; 1e-5, where a
+  rounded sum would be off by 1e-3 and more."""
+
+  def rounded(array):
+    return np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
+
+  layer, x = make(kind, dtype=jnp.bfloat16), sequence(shape=(B, 1, D))
+  parts = len(layer.carry_names)
+  carry = tuple(rounded(sequence(7 + n, (B, H))) for n in range(parts))
+  _, after = layer(x, carry=tuple(map(jnp.float32, carry)))
+  params = weights(layer)
+  for name in ('kernel', 'recurrent_kernel'):
+    params[name] = rounded(params[name])
+  _, expected = loop(layer, rounded(x), carry=carry, params=params)
+  for part, expected_part in zip(after, expected, strict=True):
+    np.testing.assert_allclose(part, expected_part, atol=1e-5)
 
 
 def test_initialisation_is_that_of_keras():
