@@ -36,6 +36,17 @@ def _complain(message: str) -> int:
   return USAGE_ERROR
 
 
+def _joined(arguments: list[str]) -> list[str]:
+  """`--config FILE` as `--config=FILE`."""
+  joined: list[str] = []
+  for argument in arguments:
+    if joined and joined[-1] in ('--config', '-config'):
+      joined[-1] += f'={argument}'
+    else:
+      joined.append(argument)
+  return joined
+
+
 def _config_argument(argument: str) -> str:
   """Lets --config=FILE.json stand where a Python config file is expected.
 
@@ -121,13 +132,17 @@ def main(argv: list[str]) -> int:
     print(flags.FLAGS.module_help(module.__name__))
     return 0
   try:
-    arguments = [f'fer_jax {verb}', *map(_config_argument, argv[2:])]
+    arguments = _joined(argv[2:])
+    arguments = [f'fer_jax {verb}', *map(_config_argument, arguments)]
     # config_flags reads the overrides from sys.argv.
     sys.argv = arguments
     remaining = _parse(arguments)
     return module.main([verb, *remaining[1:]]) or 0
   except (UserError, flags.Error) as error:
     return _complain(str(error))
+  except OSError as error:
+    where = f'{error.filename}: ' if error.filename else ''
+    return _complain(f'{where}{error.strerror or error}')
   except KeyboardInterrupt:
     return _complain('interrupted')
 

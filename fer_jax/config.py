@@ -17,6 +17,7 @@ A config file is Python:
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import pathlib
@@ -125,6 +126,12 @@ FIELDS: dict[str, Field] = {
   'data.data_dir': Field(
     '', "where data sets are built; '' is $FER_JAX_DATA or the default", _text
   ),
+  'data.checksum': Field(
+    '',
+    "first characters of the source's SHA-256, where builds of several "
+    'sources stand side by side',
+    _text,
+  ),
   'data.protocol': Field(
     'official',
     'who trains, who selects, who is reported',
@@ -169,7 +176,7 @@ FIELDS: dict[str, Field] = {
     0.0, 'largest shift, as a fraction of the side', _number(0, 1)
   ),
   'augment.zoom': Field(
-    0.0, 'largest zoom in or out, as a fraction', _number(0, 1, below=True)
+    0.0, 'largest zoom in or out, as a fraction', _number(0, 0.9)
   ),
   'augment.brightness': Field(
     0.2, 'largest change, as a fraction of the full scale', _number(0, 1)
@@ -182,8 +189,8 @@ FIELDS: dict[str, Field] = {
     0.05, 'largest turn of the colour circle; RGB only', _number(0, 0.5)
   ),
   'augment.erasing': Field(0.0, 'probability of random erasing', _number(0, 1)),
-  'augment.mixup': Field(0.0, "mixup's alpha, 0 is off", _number(0)),
-  'augment.cutmix': Field(0.0, "cutmix's alpha, 0 is off", _number(0)),
+  'augment.mixup': Field(0.0, "mixup's alpha, 0 is off", _number(0, 100)),
+  'augment.cutmix': Field(0.0, "cutmix's alpha, 0 is off", _number(0, 100)),
   # The optimiser.
   'optim.name': Field('adam', 'the optimiser', _one_of(*OPTIMIZERS)),
   'optim.learning_rate': Field(1e-3, 'at its peak', _number(0, above=True)),
@@ -259,7 +266,7 @@ DERIVED_MODEL_FIELDS = frozenset({'input_shape'})
 """Model fields that follow from the data section and are not set twice."""
 
 FREE_ON_RESUME = frozenset(
-  {'data.data_dir', 'data.workers', 'data.resident_gib', 'train.block_steps'}
+  {'data.data_dir', 'data.checksum', 'data.workers', 'train.block_steps'}
 )
 """Fields that change no result, so a resumed run may change them."""
 
@@ -363,10 +370,16 @@ def _validate_together(values: dict[str, Any]) -> None:
       f'optim.warmup_epochs is {values["optim.warmup_epochs"]}; allowed is '
       f'fewer than train.epochs, {values["train.epochs"]}'
     )
-  if values['optim.schedule'] == 'step' and not values['optim.step_epochs']:
-    raise UserError(
-      'optim.step_epochs is (); optim.schedule step needs at least one epoch'
-    )
+  if values['optim.schedule'] == 'step':
+    begin, end = values['optim.warmup_epochs'], values['train.epochs']
+    epochs = (begin, *values['optim.step_epochs'], end)
+    rising = all(a < b for a, b in itertools.pairwise(epochs))
+    if len(epochs) == 2 or not rising:
+      raise UserError(
+        f'optim.step_epochs is {values["optim.step_epochs"]}; allowed is at '
+        f'least one epoch, rising, between optim.warmup_epochs, {begin}, and '
+        f'train.epochs, {end}'
+      )
   if values['train.epochs'] < values['train.validate_every']:
     raise UserError(
       f'train.validate_every is {values["train.validate_every"]}; allowed is '
@@ -483,10 +496,20 @@ def hparams(config: Config) -> dict[str, float]:
   }
 
 
-def describe_fields() -> str:
-  """One line a field: name, default, meaning."""
-  width = max(len(name) for name in FIELDS)
+def describe_fields(config: Config | None = None) -> str:
+  """One line a field: name, meaning, value.
+
+  Args:
+    config: whose fields and values; the base config's by default.
+  """
+  config = get_base() if config is None else config
+  meanings = {name: field.meaning for name, field in FIELDS.items()}
+  for name, field in models.described_fields(config.model.name).items():
+    meanings[f'model.{name}'] = f'{field.source}: {field.note}'
+  values = dict(flatten(config))
+  width = max(map(len, values))
   return '\n'.join(
-    f'{name:<{width}}  {field.meaning} [{field.default!r}]'
-    for name, field in FIELDS.items()
+    f'{name:<{width}}  '
+    + (f'{meanings[name]}  [{value!r}]' if name in meanings else f'[{value!r}]')
+    for name, value in sorted(values.items())
   )

@@ -15,7 +15,7 @@
 #   BENCHMARK_ROUNDS rounds of the benchmark (default: 10)
 #   TRAIN_SECONDS    the training ends after the epoch that passes so many
 #                    seconds (default: 3600), and what it reached is evaluated
-#   TRAIN_FLAGS      further flags of the training, e.g. --config.epochs=50
+#   TRAIN_FLAGS      further flags of the training, e.g. --config.train.epochs=50
 #   FER_JAX_VENV, PYTHON   see environment.sh
 #
 # Each part goes on when another fails. summary.json says how each ended, and
@@ -24,8 +24,8 @@ set -uo pipefail
 [ $# -eq 1 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 mkdir -p "$1" || exit 1
 out="$(cd "$1" && pwd)"
+. "$(dirname "$0")/environment.sh"
 cd "$(dirname "$0")/.." || exit 1
-. launch/environment.sh
 
 PARTS="${PARTS:-tests benchmark training}"
 EXTRAS="${EXTRAS-cuda,test}"

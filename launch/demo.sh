@@ -6,10 +6,11 @@
 #
 #   FER_JAX_VENV, PYTHON   see environment.sh
 set -euo pipefail
+. "$(dirname "$0")/environment.sh"
+workdir="$(absolute "${1:-}")"
 cd "$(dirname "$0")/.."
-. launch/environment.sh
 
-workdir="${1:-runs/quickstart}"
+workdir="${workdir:-runs/quickstart}"
 prepare_environment ''
 "$python" -m fer_jax train --config=configs/quickstart.py --workdir="$workdir"
 "$python" -m fer_jax evaluate --workdir="$workdir" --split=validation

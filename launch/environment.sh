@@ -8,6 +8,17 @@
 # An active environment ($VIRTUAL_ENV) is used as it is, unless FER_JAX_VENV
 # names another one.
 
+# Paths that the user gave from where they stood, before any cd.
+absolute() {
+  case "$1" in
+    '' | /*) echo "$1" ;;
+    *) echo "$PWD/$1" ;;
+  esac
+}
+for name in FER2013_CSV FER_JAX_DATA FER_JAX_VENV; do
+  [ -z "${!name:-}" ] || export "$name=$(absolute "${!name}")"
+done
+
 fail() {
   echo "$(basename "$0"): $*" >&2
   exit 1

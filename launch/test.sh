@@ -7,8 +7,8 @@
 #   TEST_WORKERS  processes that share the tests (default: the cores, 4 at most)
 #   FER_JAX_VENV, PYTHON   see environment.sh
 set -euo pipefail
+. "$(dirname "$0")/environment.sh"
 cd "$(dirname "$0")/.."
-. launch/environment.sh
 
 prepare_environment '[test]'
 cores="$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))' \

@@ -74,6 +74,17 @@ def test_warmup_longer_than_the_run_is_refused():
     config_lib.validate(config)
 
 
+@pytest.mark.parametrize('epochs', [(), (3.0, 3.0), (1.0,), (10.0,)])
+def test_step_epochs_that_would_be_lost_are_refused(epochs):
+  config = _base()
+  config.optim.schedule = 'step'
+  config.optim.warmup_epochs = 1.0
+  config.train.epochs = 10
+  config.optim.step_epochs = epochs
+  with pytest.raises(UserError, match=r'optim\.step_epochs is .*rising'):
+    config_lib.validate(config)
+
+
 def test_json_round_trip_keeps_every_value_and_type():
   config = _base()
   config.optim.step_epochs = (10.0, 20.0)

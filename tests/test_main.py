@@ -82,6 +82,13 @@ def test_a_missing_config_file_is_named(tmp_path):
   assert 'nowhere.py' in line
 
 
+def test_a_config_may_be_given_as_a_word_of_its_own(tmp_path):
+  line = _one_line(
+    _run('train', '--config', 'nowhere.json', f'--workdir={tmp_path}/w')
+  )
+  assert 'there is no file nowhere.json' in line
+
+
 def test_a_workdir_made_by_another_config_says_which_fields(tmp_path):
   from fer_jax import config as config_lib
   from fer_jax import files
@@ -89,6 +96,7 @@ def test_a_workdir_made_by_another_config_says_which_fields(tmp_path):
   there = config_lib.get_base()
   there.seed = 5
   files.write_json(tmp_path / 'config.json', config_lib.to_json(there))
+  (tmp_path / 'checkpoints' / '10').mkdir(parents=True)
   path = pathlib.Path(tmp_path) / 'c.py'
   path.write_text(_BASE_CONFIG)
   line = _one_line(_run('train', f'--config={path}', f'--workdir={tmp_path}'))

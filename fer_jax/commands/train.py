@@ -23,7 +23,9 @@ def define_flags() -> None:
     'Leave in good order after the epoch that passes this; 0 is no limit.',
     lower_bound=0.0,
   )
-  flags.DEFINE_bool('fields', False, 'List the fields of a config and leave.')
+  flags.DEFINE_bool(
+    'fields', False, 'List the fields of --config, or of the base, and leave.'
+  )
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> int:
 
   values = flags.FLAGS
   if values.fields:
-    print(config_lib.describe_fields())
+    print(config_lib.describe_fields(values.config))
     return 0
   if len(argv) > 1:
     raise UserError(f'train takes no argument {argv[1]!r}; see train --help')
@@ -47,10 +49,18 @@ def main(argv: list[str]) -> int:
   outcome = loop.train(
     values.config, values.workdir, max_seconds=values.max_seconds
   )
-  ended = ' (stopped early)' if outcome.stopped_early else ''
+  if not outcome.finished:
+    ended = 'stopped at the time limit, to be resumed by the same command'
+  else:
+    ended = 'done, stopped early' if outcome.stopped_early else 'done'
+  best = 'no validation yet'
+  if outcome.best_step:
+    best = (
+      f'best validation {values.config.train.select} '
+      f'{abs(outcome.best_metric):.4f} at step {outcome.best_step}'
+    )
   print(
-    f'done{ended}: epoch {outcome.epoch}, step {outcome.step}; best '
-    f'validation {values.config.train.select} {abs(outcome.best_metric):.4f} '
-    f'at step {outcome.best_step}; run in {values.workdir}'
+    f'{ended}: epoch {outcome.epoch} of {values.config.train.epochs}, step '
+    f'{outcome.step}; {best}; run in {values.workdir}'
   )
   return 0

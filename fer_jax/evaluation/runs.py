@@ -21,7 +21,7 @@ NOT_COMPARED = frozenset(
     'seed',
     'data.data_dir',
     'data.workers',
-    'data.resident_gib',
+    'data.checksum',
     'train.block_steps',
   }
 )

@@ -101,29 +101,26 @@ def damage(sealed: Sealed) -> str | None:
   return None
 
 
-def checkpoints(workdir: pathlib.Path) -> list[Sealed]:
-  """The sealed checkpoints of a workdir, oldest first, unverified."""
-  root = directory(workdir)
-  if not root.is_dir():
-    return []
-  found = [
-    _read_manifest(path)
-    for path in root.iterdir()
-    if path.is_dir() and path.name.isdigit()
-  ]
-  return sorted((s for s in found if s), key=lambda sealed: sealed.step)
-
-
-def _unsealed(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Step directories whose manifest is missing or unreadable."""
+def steps(workdir: pathlib.Path) -> list[int]:
+  """Steps of all checkpoint folders of a workdir, sealed or not, rising."""
   root = directory(workdir)
   if not root.is_dir():
     return []
   return sorted(
-    path
+    int(path.name)
     for path in root.iterdir()
-    if path.is_dir() and path.name.isdigit() and not _read_manifest(path)
+    if path.is_dir() and path.name.isdigit()
   )
+
+
+def checkpoints(workdir: pathlib.Path) -> list[Sealed]:
+  """The sealed checkpoints of a workdir, oldest first, unverified."""
+  found = [_read_manifest(_folder(workdir, step)) for step in steps(workdir)]
+  return [sealed for sealed in found if sealed]
+
+
+def _folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  return directory(workdir) / str(step)
 
 
 def latest_intact(workdir: pathlib.Path) -> Sealed | None:
@@ -131,10 +128,13 @@ def latest_intact(workdir: pathlib.Path) -> Sealed | None:
 
   Each newer one that is not is named in a warning.
   """
-  for path in _unsealed(workdir):
-    log.warning(
-      'passing over checkpoint %s: %s is missing or unreadable', path, MANIFEST
-    )
+  for step in steps(workdir):
+    if not _read_manifest(_folder(workdir, step)):
+      log.warning(
+        'passing over checkpoint %s: %s is missing or unreadable',
+        _folder(workdir, step),
+        MANIFEST,
+      )
   for sealed in reversed(checkpoints(workdir)):
     wrong = damage(sealed)
     if wrong is None:
@@ -158,9 +158,13 @@ def best_intact(workdir: pathlib.Path) -> Sealed:
     wrong = damage(sealed)
     if wrong is None:
       return sealed
-    raise UserError(f'the best checkpoint {sealed.path} is damaged: {wrong}')
+    raise UserError(
+      f'the best checkpoint {sealed.path} is damaged: {wrong}; train again in '
+      'another workdir'
+    )
   raise UserError(
-    f'the best checkpoint {directory(workdir) / str(newest.best_step)} is gone'
+    f'the best checkpoint {directory(workdir) / str(newest.best_step)} is '
+    'gone; `train` on this workdir goes on from the newest intact one'
   )
 
 
@@ -251,17 +255,18 @@ class Writer:
       'arrays': arrays,
     }
     files.write_json(path / MANIFEST, manifest)
-    self._remove_old(best_step)
+    self._remove_old(step, best_step)
 
-  def _remove_old(self, best_step: int) -> None:
-    steps = sorted(
-      int(p.name)
-      for p in self._root.iterdir()
-      if p.is_dir() and p.name.isdigit()
-    )
-    kept = {best_step, *steps[-LATEST_KEPT:]}
-    for step in steps:
-      if step in kept:
+  def _remove_old(self, newest: int, best_step: int) -> None:
+    """Removes what is not kept.
+
+    Later steps than the newest are a damaged future that a resumed run gave
+    up; they would otherwise pass for the latest.
+    """
+    there = steps(self._root.parent)
+    kept = [step for step in there if step <= newest][-LATEST_KEPT:]
+    for step in there:
+      if step in kept or (step == best_step and step <= newest):
         continue
       path = self._root / str(step)
       # Unsealed first: a half-removed checkpoint must not look whole.
@@ -279,9 +284,10 @@ class Writer:
     pending, self._pending = self._pending, None
     try:
       pending.result()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+      reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
       raise UserError(
-        f'cannot write a checkpoint under {self._root}: {error.strerror}'
+        f'cannot write a checkpoint under {self._root}: {reason}'
       ) from error
 
   def close(self) -> None:

@@ -72,9 +72,9 @@ class ResidentFeed:
   def train_epoch(
     self, state: TrainState, epoch: int
   ) -> Iterator[tuple[TrainState, Sums, int]]:
-    """Yields (state, sums of the block, steps of this epoch taken)."""
+    """Yields (state, sums of this epoch so far, steps of it taken)."""
     order = self._order(self._key, epoch, self._train_count, self._padded)
-    taken = 0
+    taken, sums = 0, step_lib.zero_sums()
     while taken < self.steps_per_epoch:
       # The first dispatch of a process is one step, so that its time tells the
       # start-up; a block's length changes no result.
@@ -82,7 +82,14 @@ class ResidentFeed:
       self._dispatched = True
       stop = min(taken + length, self.steps_per_epoch)
       state, sums = self._block(
-        state, self._images, order, self._train_count, taken, stop, self._key
+        state,
+        sums,
+        self._images,
+        order,
+        self._train_count,
+        taken,
+        stop,
+        self._key,
       )
       taken = stop
       yield state, sums, taken
@@ -128,7 +135,7 @@ class StreamFeed:
   def train_epoch(
     self, state: TrainState, epoch: int
   ) -> Iterator[tuple[TrainState, Sums, int]]:
-    """Yields (state, sums of the block, steps of this epoch taken)."""
+    """Yields (state, sums of this epoch so far, steps of it taken)."""
     totals = step_lib.zero_sums()
     for taken, batch in enumerate(self._training.epoch(epoch), 1):
       state, sums = self._step(state, batch, self._key)
@@ -137,7 +144,6 @@ class StreamFeed:
         yield state, totals, taken
         if not bool(state.progress.active):
           return
-        totals = step_lib.zero_sums()
 
   def validate(self, state: TrainState) -> Sums:
     """Sums over the validation rows."""

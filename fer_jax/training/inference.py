@@ -73,9 +73,13 @@ class Predictor:
       )
     config = config_lib.load_json(workdir / 'config.json')
     class_names = tuple(files.read_json(workdir / 'run.json')['class_names'])
-    sealed = checkpoint.latest_intact(workdir)
-    if which == 'best' or sealed is None:
-      sealed = checkpoint.best_intact(workdir)
+    find = {
+      'best': checkpoint.best_intact,
+      'latest': checkpoint.latest_intact,
+    }
+    sealed = find[which](workdir)
+    if sealed is None:
+      raise UserError(f'{workdir} holds no intact checkpoint')
     state = checkpoint.restore(
       sealed, task.abstract_state(config, len(class_names))
     )

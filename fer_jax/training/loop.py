@@ -4,10 +4,13 @@ Reads top to bottom: `train` prepares a task, resumes where a workdir says so,
 and runs epochs; `run_epoch` runs the blocks of one.
 """
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import functools
 import logging
+import math
 import pathlib
 import time
 from typing import Any
@@ -20,7 +23,7 @@ from fer_jax.errors import UserError
 from fer_jax.training import checkpoint, progress, records, task
 from fer_jax.training import step as step_lib
 from fer_jax.training.display import Display
-from fer_jax.training.state import TrainState, parameter_count
+from fer_jax.training.state import TrainState, all_finite, parameter_count
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Outcome:
     best_metric: best validation value of the selection metric.
     best_step: its step.
     stopped_early: whether patience ran out.
+    finished: whether nothing is left to do; False after a time limit.
   """
 
   epoch: int
@@ -42,6 +46,7 @@ class Outcome:
   best_metric: float
   best_step: int
   stopped_early: bool
+  finished: bool
 
 
 def train(
@@ -62,33 +67,40 @@ def train(
     UserError: the config does not validate, the workdir is another config's,
       the data cannot be had, or the loss is not finite.
   """
-  begun = time.monotonic()
   config_lib.validate(config)
   workdir = pathlib.Path(workdir)
-  claim_workdir(workdir, config)
+  with claimed(workdir, config):
+    return _train(config, workdir, max_seconds)
+
+
+def _train(
+  config: config_lib.Config, workdir: pathlib.Path, max_seconds: float
+) -> Outcome:
+  begun = time.monotonic()
   prepared = task.prepare(config)
   state = prepared.initial_state()
   sealed = checkpoint.latest_intact(workdir)
   epoch = 0
   if sealed is not None:
+    require_same_data(workdir, prepared)
     state = checkpoint.restore(sealed, state)
     epoch = sealed.epoch
     print(f'resuming {workdir} after epoch {epoch}, step {sealed.step}')
-  write_run_json(workdir, config, prepared, state)
+  if epoch < config.train.epochs and bool(state.progress.active):
+    write_run_json(workdir, config, prepared, state)
 
   display = Display(prepared.total_steps, config.train.epochs)
   recorder = records.Recorder(
     workdir, resumed_step=sealed.step if sealed else 0
   )
   writer = checkpoint.Writer(workdir)
-  run = Run(config, prepared, display, recorder, workdir)
+  run = Run(config, prepared, display, recorder, writer, workdir)
   try:
     while epoch < config.train.epochs and bool(state.progress.active):
       state = run.epoch(state, epoch)
       epoch += 1
       writer.save(state, epoch=epoch)
       if max_seconds and time.monotonic() - begun > max_seconds:
-        display.line(f'stopping after {max_seconds:g} s; resume to go on')
         break
   finally:
     writer.close()
@@ -99,19 +111,24 @@ def train(
     best_metric=float(state.progress.best_metric),
     best_step=int(state.progress.best_step),
     stopped_early=not bool(state.progress.active),
+    finished=epoch == config.train.epochs or not bool(state.progress.active),
   )
 
 
 class Run:
   """One run's epochs: what stays the same between them."""
 
-  def __init__(self, config, prepared, display, recorder, workdir):
+  def __init__(self, config, prepared, display, recorder, writer, workdir):
     self._config = config
     self._task = prepared
     self._display = display
     self._recorder = recorder
+    self._writer = writer
     self._workdir = workdir
     self._first_step_seen = False
+    # A step's loss is of the parameters before it: an epoch's last update is
+    # looked at here, or a diverged checkpoint would be the one to resume.
+    self._finite = jax.jit(all_finite)
     self._update_progress = jax.jit(
       functools.partial(progress.update, settings=prepared.selection)
     )
@@ -136,11 +153,13 @@ class Run:
       # A first step's time is compilation and tells nothing of the rate.
       if previous is not None and previous[1] > 1:
         self._show(epoch, *previous, begun)
-      totals = jax.tree.map(lambda a, b: a + b, totals, sums)
+      totals = sums
       previous = (sums, taken)
       self._note_first_step(sums)
     training = step_lib.means(totals)
-    self._require_finite(state, epoch)
+    self._require_finite(
+      state, epoch, bool(state.progress.active & self._finite(state.params))
+    )
     seconds = time.monotonic() - begun
 
     record: dict[str, Any] = {
@@ -156,6 +175,7 @@ class Run:
     if due or epoch + 1 == self._config.train.epochs:
       validation = step_lib.means(self._task.feed.validate(state))
       record['validation'] = validation
+      self._require_finite(state, epoch, math.isfinite(validation['loss']))
       state = state._replace(
         progress=self._update_progress(
           state.progress, metrics=validation, step=state.step
@@ -189,9 +209,13 @@ class Run:
       (self._task.total_steps - done) / rate,
     )
 
-  def _require_finite(self, state: TrainState, epoch: int) -> None:
-    if bool(state.progress.active):
+  def _require_finite(
+    self, state: TrainState, epoch: int, finite: bool
+  ) -> None:
+    """Stops before anything of a diverged epoch is written."""
+    if finite:
       return
+    self._writer.wait()
     sealed = checkpoint.checkpoints(self._workdir)
     kept = f'{sealed[-1].path} is kept' if sealed else 'no checkpoint was made'
     raise UserError(
@@ -216,32 +240,69 @@ def _epoch_line(record: dict, epochs: int, state: TrainState) -> str:
   return f'{text}  {record["images_per_second"]:.0f} images/s'
 
 
-def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Makes the workdir this config's, or finds that it already is.
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: config_lib.Config):
+  """The workdir, this config's and this process's alone while it trains.
 
   Raises:
-    UserError: it is another config's (naming the fields that differ), or it
-      cannot be written.
+    UserError: another process trains in it, it is another config's (naming
+      the fields that differ), or it cannot be written.
   """
-  path = workdir / 'config.json'
-  if path.exists():
-    there = config_lib.load_json(path)
-    differ = config_lib.differences(there, config)
-    if differ:
-      raise UserError(
-        f'{workdir} was made by another config: {"; ".join(differ)}; '
-        'choose another --workdir or the same config'
-      )
-    return
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir {workdir} is a file; expected a folder')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, config_lib.to_json(config))
+    lock = (workdir / '.lock').open('w')
   except OSError as error:
     raise UserError(
       f'cannot write to --workdir {workdir}: {error.strerror}'
     ) from error
+  with lock:  # the kernel frees it however the process ends
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise UserError(
+        f'another process trains in --workdir {workdir}; wait for it, or '
+        'choose another'
+      ) from None
+    _write_config(workdir, config)
+    yield
+
+
+def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Writes config.json, unless a run of another config has left its mark."""
+  path = workdir / 'config.json'
+  if path.exists():
+    differ = config_lib.differences(config_lib.load_json(path), config)
+    if not differ:
+      return
+    if checkpoint.steps(workdir):
+      raise UserError(
+        f'{workdir} was made by another config: {"; ".join(differ)}; '
+        'choose another --workdir or the same config'
+      )
+    # Nothing was trained yet: whatever was wrong is being put right.
+  files.write_json(path, config_lib.to_json(config))
+
+
+def require_same_data(workdir: pathlib.Path, prepared: task.Task) -> None:
+  """Checks that a run is resumed on the examples that it began with.
+
+  Raises:
+    UserError: the data set or the partition is another one.
+  """
+  earlier = files.read_json(workdir / 'run.json')
+  for what, there, here in (
+    ('checksum', earlier.get('dataset'), prepared.dataset_facts),
+    ('digest', earlier.get('protocol'), prepared.protocol_facts),
+  ):
+    if (there or {}).get(what) != here[what]:
+      raise UserError(
+        f'{workdir} was trained on {here["name"]} with {what} '
+        f'{(there or {}).get(what)}, but the one found here has {here[what]}: '
+        'examples may have changed sides; build that source, or choose '
+        'another --workdir'
+      )
 
 
 def write_run_json(

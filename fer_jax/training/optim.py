@@ -32,8 +32,6 @@ class OptimSettings:
     final_fraction: the fraction of the learning rate that cosine ends at.
     step_boundaries: steps at which the step schedule multiplies.
     step_factor: what it multiplies by.
-    plateau_patience: validations without improvement before a reduction.
-    plateau_factor: what the plateau schedule multiplies by.
   """
 
   name: str = 'adam'
@@ -47,8 +45,6 @@ class OptimSettings:
   final_fraction: float = 0.0
   step_boundaries: tuple[int, ...] = ()
   step_factor: float = 0.1
-  plateau_patience: int = 10
-  plateau_factor: float = 0.5
 
 
 def direction(settings: OptimSettings) -> optax.GradientTransformation:

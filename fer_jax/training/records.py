@@ -39,13 +39,12 @@ def cut_back(workdir: pathlib.Path, step: int) -> None:
 class Recorder:
   """Appends one record an epoch to metrics.jsonl and to TensorBoard events."""
 
-  def __init__(self, workdir: pathlib.Path, *, resumed_step: int | None):
-    if resumed_step is not None:
-      cut_back(workdir, resumed_step)
+  def __init__(self, workdir: pathlib.Path, *, resumed_step: int):
+    cut_back(workdir, resumed_step)
     self._file = (pathlib.Path(workdir) / METRICS).open('a')
     self._events = SummaryWriter(
       str(pathlib.Path(workdir) / EVENTS),
-      purge_step=None if resumed_step is None else resumed_step + 1,
+      purge_step=resumed_step + 1,
     )
 
   def write(self, record: dict[str, Any]) -> None:

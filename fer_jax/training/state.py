@@ -150,9 +150,11 @@ def decay_mask(params: Arrays) -> Arrays:
   return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def abstract(tree: Any) -> Any:
-  """The tree with shapes and dtypes in the place of arrays."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+def all_finite(params: Arrays) -> jax.Array:
+  """Scalar bool: whether no number among the parameters is inf or NaN."""
+  return jnp.all(
+    jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)])
+  )
 
 
 def parameter_count(params: Arrays) -> int:

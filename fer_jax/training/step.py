@@ -217,17 +217,19 @@ def make_block(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
   """Compiles a block of steps over a resident set.
 
   Returns:
-    `block(state, images, order, count, start, stop, key)`, which takes steps
-    `start .. stop - 1` of an epoch and returns (state, sums). `images` is the
-    resident set; `order` int32 (steps * B,) holds its rows in the epoch's
-    order, padding last; `count` is how many of them are real. The state is
-    donated. The block ends early after a step whose loss is not finite:
+    `block(state, sums, images, order, count, start, stop, key)`, which takes
+    steps `start .. stop - 1` of an epoch and returns (state, sums). The sums
+    go on from those given, step by step, so that they do not depend on how
+    steps fall into blocks either. `images` is the resident set; `order` int32
+    (steps * B,) holds its rows in the epoch's order, padding last; `count` is
+    how many of them are real. The state is donated. The block ends early after
+    a step whose loss is not finite:
     `state.step` then tells which one it was.
   """
   size = settings.batch_size
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def block(state, images, order, count, start, stop, key):
+  def block(state, sums, images, order, count, start, stop, key):
     def going(carry):
       state, _, i = carry
       return (i < stop) & state.progress.active
@@ -243,7 +245,7 @@ def make_block(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
       return state, jax.tree.map(jnp.add, totals, sums), i + 1
 
     state, totals, _ = lax.while_loop(
-      going, body, (state, zero_sums(), jnp.asarray(start, jnp.int32))
+      going, body, (state, sums, jnp.asarray(start, jnp.int32))
     )
     return state, totals
 

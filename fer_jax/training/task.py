@@ -1,6 +1,7 @@
 """What a config stands for: data on the device, a model, a step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,7 +18,6 @@ from fer_jax.training import optim
 from fer_jax.training import step as step_lib
 from fer_jax.training.progress import SelectionSettings
 from fer_jax.training.state import (
-  Arrays,
   TrainState,
   initial_state,
   split,
@@ -51,23 +51,17 @@ class Task:
   config: config_lib.Config
 
   def initial_state(self) -> TrainState:
-    """The state before the first step."""
-    params, model_state = initial_arrays(
-      self.config, len(self.class_names), self.key
+    """The state before the first step, made in one dispatch."""
+    make = functools.partial(
+      _initial_state, self.config, num_classes=len(self.class_names)
     )
-    return initial_state(
-      params,
-      model_state,
-      optim.direction(self.settings.optim).init(params),
-      config_lib.hparams(self.config),
-      ema=self.settings.ema_decay > 0,
-    )
+    return jax.jit(make)(self.key)
 
   def learning_rate(self, state: TrainState) -> float:
-    """The rate that the next step will use."""
+    """The rate that the last step used; `state` as that step left it."""
     return float(
       state.hparams['learning_rate']
-      * optim.schedule(self.settings.optim)(state.step)
+      * optim.schedule(self.settings.optim)(state.step - 1)
       * state.progress.lr_factor
     )
 
@@ -94,33 +88,25 @@ def graph_definition(
   return split(model)[0]
 
 
-def initial_arrays(
-  config: config_lib.Config, num_classes: int, key: jax.Array
-) -> tuple[Arrays, Arrays]:
-  """(params, model_state) before the first step, made in one dispatch."""
-
-  @jax.jit
-  def make(key):
-    return split(create_model(config, num_classes, key))[1:]
-
-  return make(key)
+def _initial_state(
+  config: config_lib.Config, key: jax.Array, *, num_classes: int
+) -> TrainState:
+  params, model_state = split(create_model(config, num_classes, key))[1:]
+  return initial_state(
+    params,
+    model_state,
+    optim.direction(optim_settings(config, 1)).init(params),
+    config_lib.hparams(config),
+    ema=config.train.ema_decay > 0,
+  )
 
 
 def abstract_state(config: config_lib.Config, num_classes: int) -> TrainState:
   """The shapes and dtypes of a run's state, without data or computation."""
-
-  def make(key):
-    params, model_state = split(create_model(config, num_classes, key))[1:]
-    settings = optim_settings(config, 1)
-    return initial_state(
-      params,
-      model_state,
-      optim.direction(settings).init(params),
-      config_lib.hparams(config),
-      ema=config.train.ema_decay > 0,
-    )
-
-  return jax.eval_shape(make, jax.random.key(0))
+  return jax.eval_shape(
+    functools.partial(_initial_state, config, num_classes=num_classes),
+    jax.random.key(0),
+  )
 
 
 def optim_settings(
@@ -163,6 +149,7 @@ def load_dataset(config: config_lib.Config) -> datasets.Dataset:
   return datasets.load(
     config.data.name,
     data_dir=config.data.data_dir or datasets.default_data_dir(),
+    checksum=config.data.checksum or None,
     **config.data.options,
   )
 

@@ -80,6 +80,16 @@ def test_keeps_the_best_and_the_two_latest(tmp_path):
   ]  # fmt: skip
 
 
+def test_a_damaged_future_does_not_pass_for_the_latest(tmp_path):
+  _write(tmp_path, [(10, 10), (70, 10), (80, 10)])
+  for sealed in checkpoint.checkpoints(tmp_path)[1:]:
+    _flip_bit(_data_files(sealed)[0])
+  assert checkpoint.latest_intact(tmp_path).step == 10
+  _write(tmp_path, [(20, 10)])
+  assert checkpoint.steps(tmp_path) == [10, 20]
+  assert checkpoint.latest_intact(tmp_path).step == 20
+
+
 def _data_files(sealed):
   return sorted(
     p

@@ -105,8 +105,48 @@ def test_patience_stops_early_and_a_rerun_leaves_it_so(tiny_config, tmp_path):
 def test_max_seconds_leaves_in_good_order(tiny_config, tmp_path):
   first = loop.train(tiny_config, tmp_path, max_seconds=1e-3)
   assert first.epoch == 1
+  assert not first.finished
   second = loop.train(tiny_config, tmp_path)
   assert second.epoch == 2
+  assert second.finished
+
+
+def test_a_run_is_not_resumed_on_other_data(tiny_config, tmp_path):
+  loop.train(tiny_config, tmp_path, max_seconds=1e-3)
+  run = json.loads((tmp_path / 'run.json').read_text())
+  run['dataset']['checksum'] = 'another'
+  (tmp_path / 'run.json').write_text(json.dumps(run))
+  with pytest.raises(UserError, match='with checksum another, but the one'):
+    loop.train(tiny_config, tmp_path)
+  assert json.loads((tmp_path / 'run.json').read_text()) == run
+
+
+def test_parameters_that_the_last_update_broke_are_not_kept(
+  tiny_config, tmp_path
+):
+  # One step an epoch: its loss is finite, what it leaves is not.
+  tiny_config.optim.name = 'sgd'
+  tiny_config.optim.learning_rate = 1e38
+  prepared = task.prepare(tiny_config)
+  tiny_config.train.batch_size = prepared.protocol_facts['train']
+  with pytest.raises(UserError, match=r'not finite at step 1 .*no checkpoint'):
+    loop.train(tiny_config, tmp_path)
+  assert checkpoint.steps(tmp_path) == []
+
+  # Nothing was trained, so a better config may have the workdir.
+  tiny_config.optim.learning_rate = 1e-3
+  assert loop.train(tiny_config, tmp_path).epoch == 2
+
+
+def test_two_processes_do_not_share_a_workdir(tiny_config, tmp_path):
+  with (
+    loop.claimed(tmp_path, tiny_config),
+    pytest.raises(UserError, match='another process trains'),
+    loop.claimed(tmp_path, tiny_config),
+  ):
+    pass
+  with loop.claimed(tmp_path, tiny_config):
+    pass
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_config, tmp_path):

@@ -67,7 +67,14 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
     begun = time.perf_counter()
     for start in _starts(steps):
       state, _ = block(
-        state, images, order, count, start, start + STEPS_PER_DISPATCH, key
+        state,
+        step_lib.zero_sums(),
+        images,
+        order,
+        count,
+        start,
+        start + STEPS_PER_DISPATCH,
+        key,
       )
     jax.block_until_ready(state)
     seconds = time.perf_counter() - begun
