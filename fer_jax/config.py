@@ -502,11 +502,11 @@ def describe_fields(config: Config | None = None) -> str:
   Args:
     config: whose fields and values; the base config's by default.
   """
-  config = get_base() if config is None else config
+  shown: Config = get_base() if config is None else config
   meanings = {name: field.meaning for name, field in FIELDS.items()}
-  for name, field in models.described_fields(config.model.name).items():
+  for name, field in models.described_fields(shown.model.name).items():
     meanings[f'model.{name}'] = f'{field.source}: {field.note}'
-  values = dict(flatten(config))
+  values = dict(flatten(shown))
   width = max(map(len, values))
   return '\n'.join(
     f'{name:<{width}}  '
