@@ -37,7 +37,8 @@ def trained(tmp_path_factory):
   config.train.epochs = 1
   # What `train` writes, without the compilation of its step.
   workdir = root / 'run'
-  loop.claim_workdir(workdir, config)
+  with loop.claimed(workdir, config):
+    pass
   prepared = task.prepare(config)
   state = prepared.initial_state()
   loop.write_run_json(workdir, config, prepared, state)
