@@ -8,20 +8,25 @@ from typing import Any
 from fer_jax.errors import UserError
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file through a temporary one beside it and a rename."""
   path = pathlib.Path(path)
   # Not of `tempfile`, whose files nobody else may read.
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    with temporary.open('w', encoding='utf-8') as f:
-      f.write(text)
+    with temporary.open('wb') as f:
+      f.write(content)
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes UTF-8 text, whole or not at all."""
+  write_bytes(path, text.encode('utf-8'))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

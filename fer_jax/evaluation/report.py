@@ -9,9 +9,9 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from fer_jax import files
 from fer_jax.errors import UserError
 from fer_jax.evaluation import comparison_page, page, run_page, runs
-from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.figures import Figures
 from fer_jax.evaluation.runs import Run
 
@@ -56,8 +56,8 @@ def write_report(
   try:
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     for name, png in report.figures.items():
-      workdir_lib.write_bytes(folder / FIGURES / name, png)
-    workdir_lib.write_bytes(folder / FILE_NAME, report.html.encode())
+      files.write_bytes(folder / FIGURES / name, png)
+    files.write_bytes(folder / FILE_NAME, report.html.encode())
   except OSError as error:
     raise UserError(
       f'cannot write the report to {folder}: {error.strerror}'

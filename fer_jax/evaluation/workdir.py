@@ -10,7 +10,6 @@ Each file is written whole or not at all. Reading needs no JAX.
 import dataclasses
 import hashlib
 import io
-import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -163,24 +162,10 @@ def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
   return Evaluation(split, metrics, ids, logits, labels, examples)
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file whole or not at all: a temporary one beside it, renamed."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    with temporary.open('wb') as f:
-      f.write(content)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
-
-
 def _write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **dict[str, Any](arrays))
-  write_bytes(path, buffer.getvalue())
+  files.write_bytes(path, buffer.getvalue())
 
 
 def _read_npz(

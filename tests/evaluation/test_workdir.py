@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from fer_jax import files
 from fer_jax.errors import UserError
 from fer_jax.evaluation import workdir as workdir_lib
 
@@ -101,14 +102,14 @@ def test_predictions_that_do_not_match_are_refused(copied, damage, message):
 
 def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch):
   path = tmp_path / 'file'
-  workdir_lib.write_bytes(path, b'before')
+  files.write_bytes(path, b'before')
 
   def fail(_):
     raise OSError('disk full')
 
-  monkeypatch.setattr(workdir_lib.os, 'fsync', fail)
+  monkeypatch.setattr(files.os, 'fsync', fail)
   with pytest.raises(OSError, match='disk full'):
-    workdir_lib.write_bytes(path, b'after')
+    files.write_bytes(path, b'after')
   assert path.read_bytes() == b'before'
   assert list(tmp_path.iterdir()) == [path]
 
