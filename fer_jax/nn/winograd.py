@@ -15,6 +15,13 @@ kernel's gradient (V' dM) and the input's (dM U', then overlap-add).
 
 Legend: N images of a chunk, R x S tiles of an image, P x Q tile elements
 (a x a), T = N * R * S tiles, C input channels, O output channels.
+
+Tile elements are kept as P rows (Q T C), not in one array, and each row is a
+product of its own: XLA's CPU runtime computes a batched product on one thread
+unless it has a thousand rows, and gives products to several threads where
+several are ready. A train step of `cnn_lstm_model3`, batch 64, two cores: 326
+images/s against 199 with one product of all elements, and against 321 with two
+products a row, which take half as long again to compile (jax 0.10.2).
 """
 
 import functools
@@ -149,12 +156,12 @@ def _grid(shape, pads, stride, tile):
 def _conv(x, kernel, pads, stride, tile, chunk):
   chunks, count = _split(x, chunk)
   grid = _grid(chunks.shape[1:], pads, stride, tile)
-  u_pqco = _kernel_tiles(kernel, grid)
+  u = list(_kernel_tiles(kernel, grid))
 
   def images(x_nhwc):
-    v_pqtc = _input_tiles(x_nhwc, grid)
-    m_pqto = _product('pqtc,pqco->pqto', v_pqtc, u_pqco)
-    return _output_images(m_pqto, grid).astype(x.dtype)
+    v = _input_tiles(x_nhwc, grid)
+    m = _products('qtc,qco->qto', v, u)
+    return _output_images(m, grid).astype(x.dtype)
 
   return _join(_map(images, chunks), count)
 
@@ -169,21 +176,24 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
   dy_chunks, _ = _split(dy, chunk)
   grid = _grid(x_chunks.shape[1:], pads, stride, tile)
   u_pqco = _kernel_tiles(kernel, grid)
+  # Transposed here once: every chunk's product would do it again.
+  u_transposed = list(u_pqco.swapaxes(2, 3))
 
-  def images(du_pqco, chunks):
+  def images(du, chunks):
     x_nhwc, dy_nhwo = chunks
-    v_pqtc = _input_tiles(x_nhwc, grid)
-    dm_pqto = _output_tiles(dy_nhwo, grid)
-    du_pqco += _product('pqtc,pqto->pqco', v_pqtc, dm_pqto)
-    dv_pqtc = _product('pqto,pqco->pqtc', dm_pqto, u_pqco)
-    return du_pqco, _input_images(dv_pqtc, grid).astype(x.dtype)
+    v = _input_tiles(x_nhwc, grid)
+    dm = _output_tiles(dy_nhwo, grid)
+    du = jax.tree.map(jnp.add, du, _products('qtc,qto->qco', v, dm))
+    dv = _products('qto,qoc->qtc', dm, u_transposed)
+    return du, _input_images(dv, grid).astype(x.dtype)
 
-  du_pqco = jnp.zeros(u_pqco.shape, jnp.float32)
+  du = list(jnp.zeros(u_pqco.shape, jnp.float32))
   if x_chunks.shape[0] == 1:
-    du_pqco, dx = images(du_pqco, (x_chunks[0], dy_chunks[0]))
+    du, dx = images(du, (x_chunks[0], dy_chunks[0]))
     dx = dx[None]
   else:
-    du_pqco, dx = lax.scan(images, du_pqco, (x_chunks, dy_chunks))
+    du, dx = lax.scan(images, du, (x_chunks, dy_chunks))
+  du_pqco = jnp.stack(du)
   g = grid.algorithm.kernel.T
   dkernel = _along(_along(du_pqco, g, 0), g, 1)
   return _join(dx, count), dkernel.astype(kernel.dtype)
@@ -218,8 +228,12 @@ def _pad(x, widths):
   return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-def _product(spec, a, b):
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+def _products(spec, a, b):
+  """The products of rows."""
+  return [
+    jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    for x, y in zip(a, b, strict=True)
+  ]
 
 
 def _combine(parts, coefficients):
@@ -240,16 +254,39 @@ def _along(x, matrix, axis):
   return jnp.stack([_combine(parts, row) for row in matrix], axis)
 
 
-def _windows(x, matrix, count, step, axis, out_axis):
+def _windows(x, matrix, count, step, axis):
   """Applies `matrix` to `count` windows along `axis`, `step` apart.
 
-  The matrix' rows become a new axis at `out_axis`.
+  A list with an array for each row of the matrix.
   """
   last = (count - 1) * step + 1
   parts = [
     lax.slice_in_dim(x, i, i + last, step, axis) for i in range(matrix.shape[1])
   ]
-  return jnp.stack([_combine(parts, row) for row in matrix], out_axis)
+  return [_combine(parts, row) for row in matrix]
+
+
+def _tiles(x, matrix, tiles, step):
+  """P rows (Q, T, C) of images that the tiles just cover."""
+  rows = []
+  for row in _windows(x, matrix, tiles[0], step, 1):
+    elements = [
+      element.reshape(-1, x.shape[-1])
+      for element in _windows(row, matrix, tiles[1], step, 2)
+    ]
+    rows.append(jnp.stack(elements))
+  return rows
+
+
+def _images(tile_rows, matrix, tiles, step):
+  """Transpose of `_tiles`, for the transpose of its matrix."""
+  rows = []
+  for row in tile_rows:
+    columns = [
+      element.reshape(-1, *tiles, element.shape[-1]) for element in row
+    ]
+    rows.append(_overlap_add([_combine(columns, r) for r in matrix], step, 2))
+  return _overlap_add([_combine(rows, r) for r in matrix], step, 1)
 
 
 def _overlap_add(parts, step, axis):
@@ -273,28 +310,19 @@ def _kernel_tiles(kernel, grid):
 
 
 def _input_tiles(x_nhwc, grid):
-  """Images to V (P, Q, T, C)."""
+  """Images to V."""
   matrix, step = grid.algorithm.input, grid.algorithm.step
-  window = matrix.shape[1]
   widths = {}
   for axis in (1, 2):
     before = grid.pads[axis - 1][0]
-    length = (grid.tiles[axis - 1] - 1) * step + window
+    length = (grid.tiles[axis - 1] - 1) * step + matrix.shape[1]
     widths[axis] = (before, length - before - x_nhwc.shape[axis])
-  x = _pad(x_nhwc, widths)
-  rows = _windows(x, matrix, grid.tiles[0], step, 1, 0)
-  v = _windows(rows, matrix, grid.tiles[1], step, 3, 1)
-  return v.reshape(*v.shape[:2], -1, v.shape[-1])
+  return _tiles(_pad(x_nhwc, widths), matrix, grid.tiles, step)
 
 
-def _input_images(dv_pqtc, grid):
+def _input_images(dv, grid):
   """Transpose of `_input_tiles`."""
-  matrix, step = grid.algorithm.input.T, grid.algorithm.step
-  shape = dv_pqtc.shape
-  dv = dv_pqtc.reshape(*shape[:2], -1, *grid.tiles, shape[-1])
-  columns = [dv[:, q] for q in range(shape[1])]
-  rows = list(_overlap_add([_combine(columns, r) for r in matrix], step, 3))
-  dx = _overlap_add([_combine(rows, r) for r in matrix], step, 1)
+  dx = _images(dv, grid.algorithm.input.T, grid.tiles, grid.algorithm.step)
   widths = {}
   for axis in (1, 2):
     before = grid.pads[axis - 1][0]
@@ -303,15 +331,10 @@ def _input_images(dv_pqtc, grid):
   return _pad(dx, widths)
 
 
-def _output_images(m_pqto, grid):
-  """M (P, Q, T, O) to images (N, H', W', O)."""
+def _output_images(m, grid):
+  """M to images (N, H', W', O)."""
   matrix = grid.algorithm.output
-  tile = matrix.shape[0]
-  shape = m_pqto.shape
-  m = m_pqto.reshape(*shape[:2], -1, *grid.tiles, shape[-1])
-  columns = [m[:, q] for q in range(shape[1])]
-  rows = list(_overlap_add([_combine(columns, r) for r in matrix], tile, 3))
-  y = _overlap_add([_combine(rows, r) for r in matrix], tile, 1)
+  y = _images(m, matrix, grid.tiles, matrix.shape[0])
   return y[:, : grid.size[0], : grid.size[1]]
 
 
@@ -321,6 +344,4 @@ def _output_tiles(dy_nhwo, grid):
   tile = matrix.shape[1]
   (height, width), (r, s) = grid.size, grid.tiles
   dy = _pad(dy_nhwo, {1: (0, r * tile - height), 2: (0, s * tile - width)})
-  rows = _windows(dy, matrix, r, tile, 1, 0)
-  dm = _windows(rows, matrix, s, tile, 3, 1)
-  return dm.reshape(*dm.shape[:2], -1, dm.shape[-1])
+  return _tiles(dy, matrix, grid.tiles, tile)
