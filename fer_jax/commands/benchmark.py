@@ -1,4 +1,4 @@
-"""Times training on this machine against peers measured in the same run."""
+"""Times this package on this machine against peers, all in the same run."""
 
 import datetime
 import difflib
@@ -14,7 +14,8 @@ from fer_jax.errors import UserError
 
 SUMMARY = 'Times train step, input path and start-up against peers.'
 
-MEASUREMENTS = ('train_step', 'input', 'startup')
+USUAL = ('train_step', 'input', 'startup')
+MEASUREMENTS = (*USUAL, 'recurrent')
 NUM_CLASSES = 7
 SEED = 0
 LEARNING_RATE = 1e-3
@@ -27,7 +28,12 @@ def define_flags() -> None:
     'set', [], 'FIELD=VALUE of the model, such as filters=32,64; may repeat'
   )
   flags.DEFINE_integer('batch_size', 64, 'images a step', lower_bound=1)
-  flags.DEFINE_list('what', list(MEASUREMENTS), f'of {", ".join(MEASUREMENTS)}')
+  flags.DEFINE_list(
+    'what',
+    list(USUAL),
+    f'of {", ".join(MEASUREMENTS)}; the last is recurrent layers alone, with '
+    'sizes of its own and Keras on JAX',
+  )
   flags.DEFINE_list(
     'peers',
     ['flax', 'torch', 'keras'],
@@ -99,7 +105,12 @@ def main(argv: list[str]) -> None:
 
 
 def _measure(what, case, peers, effort, startup_config) -> dict:
-  from fer_jax.benchmark import input_path, startup, train_step
+  from fer_jax.benchmark import (
+    input_path,
+    recurrent_layers,
+    startup,
+    train_step,
+  )
   from fer_jax.benchmark.worker import WorkerError
 
   results = {}
@@ -112,6 +123,8 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
       results['startup'] = startup.measure(
         startup_config, starts=flags.FLAGS.starts
       )
+    if 'recurrent' in what:
+      results['recurrent'] = recurrent_layers.measure(peers, effort)
   except WorkerError as error:
     first, _, rest = str(error).partition('\n')
     if rest:
@@ -166,10 +179,13 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def render(record: dict) -> str:
   """The record as text for the terminal."""
+  from fer_jax.benchmark import recurrent_layers
+
   machine, settings = record['machine'], record['settings']
+  of_model = any(name in record for name in USUAL)
   lines = [
-    f'{settings["model"]}, batch {settings["batch_size"]}, '
-    f'{settings["rounds"]} rounds, medians (smallest to largest)',
+    (f'{settings["model"]}, batch {settings["batch_size"]}, ' * of_model)
+    + f'{settings["rounds"]} rounds, medians (smallest to largest)',
     f'{machine["cpu"]}, {machine["cores"]} cores, load before '
     f'{machine["load_average_before"]:.2f}',
   ]
@@ -185,6 +201,8 @@ def render(record: dict) -> str:
       f'{_spread(startup["seconds_to_first_step"], "{:.1f}")} s, '
       f'{startup["cold"]:.1f} s the first time',
     ]
+  if 'recurrent' in record:
+    lines += ['', *recurrent_layers.table(record['recurrent'])]
   return '\n'.join(lines)
 
 

@@ -7,6 +7,11 @@ from fer_jax.nn.normalization import BatchNorm
 from fer_jax.nn.pooling import avg_pool, max_pool
 from fer_jax.nn.recurrent import GRU, LSTM, Bidirectional, Stacked
 from fer_jax.nn.residual import ResidualBlock
+from fer_jax.nn.separable import (
+  DepthwiseConv,
+  SeparableConv,
+  depthwise_conv2d,
+)
 
 __all__ = [
   'GRU',
@@ -15,10 +20,13 @@ __all__ = [
   'BatchNorm',
   'Bidirectional',
   'Conv',
+  'DepthwiseConv',
   'Dropout',
   'ResidualBlock',
+  'SeparableConv',
   'Stacked',
   'avg_pool',
   'conv2d',
+  'depthwise_conv2d',
   'max_pool',
 ]

@@ -28,3 +28,53 @@ def he_normal(
   deviation = math.sqrt(2 / math.prod(shape[:-1])) / cut_deviation
   flat = jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype)
   return (flat * jnp.asarray(deviation, dtype)).reshape(shape)
+
+
+def glorot_uniform(
+  key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
+  """Uniform, of variance 2 / (fan-in + fan-out); Keras' default.
+
+  The values of `jax.nn.initializers.glorot_uniform()`, drawn in one axis as
+  `he_normal` does.
+
+  Args:
+    key: PRNG key.
+    shape: (..., inputs, outputs); the fans are a window's size times inputs,
+      and times outputs.
+    dtype: of the result.
+
+  Source: Glorot and Bengio, AISTATS 2010, equation 16.
+  """
+  fan_in, fan_out = math.prod(shape[:-1]), math.prod((*shape[:-2], shape[-1]))
+  limit = math.sqrt(6 / (fan_in + fan_out))
+  flat = jax.random.uniform(key, (math.prod(shape),), dtype, -1)
+  return (flat * jnp.asarray(limit, dtype)).reshape(shape)
+
+
+def kaiming_normal(
+  key: jax.Array,
+  shape: tuple[int, ...],
+  dtype: Any = jnp.float32,
+  *,
+  fan: str = 'in',
+) -> jax.Array:
+  """Normal, uncut, of variance 2 / fan: `torch.nn.init.kaiming_normal_`.
+
+  Args:
+    key: PRNG key.
+    shape: (..., inputs, outputs).
+    dtype: of the result.
+    fan: 'in' or 'out'.
+
+  Raises:
+    ValueError: for another fan.
+
+  Source: He et al., arXiv 1502.01852, equations 10 and 14.
+  """
+  if fan not in ('in', 'out'):
+    raise ValueError(f"fan must be 'in' or 'out', got {fan!r}")
+  kept = shape[:-1] if fan == 'in' else (*shape[:-2], shape[-1])
+  deviation = math.sqrt(2 / math.prod(kept))
+  flat = jax.random.normal(key, (math.prod(shape),), dtype)
+  return (flat * jnp.asarray(deviation, dtype)).reshape(shape)

@@ -29,6 +29,10 @@ class BatchNorm(nnx.Module):
       normalisation itself are at least float32.
     rngs: taken for the sake of a common signature; nothing is drawn.
 
+  Attributes:
+    frozen: set True, it normalises by the running statistics whatever it is
+      called with, and never moves them.
+
   Source: Ioffe and Szegedy, arXiv 1502.03167, algorithms 1 and 2.
   """
 
@@ -50,6 +54,7 @@ class BatchNorm(nnx.Module):
     self.momentum = momentum
     self.epsilon = epsilon
     self.dtype = dtype
+    self.frozen = False
 
   def __call__(
     self,
@@ -82,7 +87,7 @@ class BatchNorm(nnx.Module):
       )
     wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
     wide = x.astype(wide_dtype)
-    if use_running_average:
+    if use_running_average or self.frozen:
       mean, var = self.mean[...], self.var[...]
     else:
       mean, var = self._batch_statistics(wide, mask)

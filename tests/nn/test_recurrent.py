@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fer_jax.nn import GRU, LSTM, Bidirectional, Stacked, attention, recurrent
+from fer_jax.nn import GRU, LSTM, Bidirectional, Stacked, attention
+from fer_jax.nn.recurrent import layers as recurrent
 
 B, T, D, H = 3, 5, 4, 6
 LENGTHS = np.array([5, 2, 4])

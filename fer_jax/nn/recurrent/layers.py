@@ -1,4 +1,4 @@
-"""Whole-sequence recurrent layers on `lax.scan`.
+"""Whole-sequence recurrent layers.
 
 Legend: B batch, T steps, D input, H hidden, G gates (4H for LSTM, 3H for GRU).
 Suffixes name the axes, so `x_btd` is (B, T, D).
@@ -6,6 +6,11 @@ Suffixes name the axes, so `x_btd` is (B, T, D).
 A carry is what one step hands to the next: `(cell_bh, hidden_bh)` for LSTM,
 `(hidden_bh,)` for GRU. Every layer takes one and returns one, so a sequence
 may be fed in pieces, down to single steps, with the result of feeding it whole.
+
+A layer's `backend` says what computes it, see `choose_backend`: 'scan' is
+`lax.scan` as JAX differentiates it; 'fused' is a loop with its own backward
+pass, faster and in reverse mode only (so `jax.grad`, not `jax.jvp`); 'cudnn' is
+NVIDIA's LSTM; 'auto' is the fastest of them where the layer is traced.
 """
 
 import itertools
@@ -15,12 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from fer_jax.nn.dropout import Dropout
-
-Carry = tuple[jax.Array, ...]
-Step = Callable[[Carry, jax.Array], Carry]
+from fer_jax.nn.recurrent import backends
+from fer_jax.nn.recurrent.cells import KINDS, Carry, Weights, sum_dtype
 
 
 class _Cell(nnx.Module):
@@ -36,14 +39,17 @@ class _Cell(nnx.Module):
     in_features: int,
     units: int,
     *,
-    gates: int,
+    kind: str,
     bias: jax.Array,
     dtype: Any,
     param_dtype: Any,
     kernel_init: Callable[..., jax.Array] | None,
     recurrent_init: Callable[..., jax.Array] | None,
+    backend: str,
     rngs: nnx.Rngs,
   ):
+    backends.check_backend(backend, kind)
+    gates, _ = KINDS[kind]
     if in_features < 1 or units < 1:
       raise ValueError(
         f'in_features and units must be positive, got {in_features}, {units}'
@@ -60,18 +66,16 @@ class _Cell(nnx.Module):
     self.in_features = in_features
     self.units = self.out_features = units
     self.dtype = dtype
+    self.kind = kind
+    self.backend = backend
 
   def compute_dtype(self, x: jax.Array) -> Any:
     """What matrix products take; carries are at least float32."""
     return self.dtype or jnp.result_type(x, self.kernel[...])
 
-  def project(self, x_btd: jax.Array) -> jax.Array:
-    """The input's share of all gates of all steps, (T, B, G)."""
-    raise NotImplementedError
-
-  def recurrence(self, dtype: Any) -> Step:
-    """The function from a carry and a step's gates (B, G) to the next carry."""
-    raise NotImplementedError
+  def weights(self) -> Weights:
+    """The parameters, for a backend."""
+    return Weights(self.kernel[...], self.recurrent_kernel[...], self.bias[...])
 
   def initial_carry(self, batch: int, dtype: Any = jnp.float32) -> Carry:
     """Zeros, one (B, H) array for each of `carry_names`."""
@@ -107,7 +111,7 @@ class _Cell(nnx.Module):
     Raises:
       ValueError: for shapes that do not fit.
     """
-    (y_bth,), (carry,) = _scan(
+    (y_bth,), (carry,) = _run(
       (self,), x_btd, mask_bt, (carry,), (reverse,)
     )  # fmt: skip
     return y_bth, carry
@@ -156,6 +160,7 @@ class LSTM(_Cell):
     param_dtype: what to store parameters in.
     kernel_init: of `kernel`; None is Glorot uniform.
     recurrent_init: of `recurrent_kernel`; None is orthogonal.
+    backend: 'auto', 'scan', 'fused' or 'cudnn', see this module.
     rngs: the stream `params` draws the parameters. The bias starts at 1 for the
       forget gate and 0 elsewhere.
 
@@ -163,7 +168,7 @@ class LSTM(_Cell):
   (2000).
   """
 
-  carry_names = ('cell', 'hidden')
+  carry_names = KINDS['lstm'][1]
 
   def __init__(
     self,
@@ -174,39 +179,22 @@ class LSTM(_Cell):
     param_dtype: Any = jnp.float32,
     kernel_init: Callable[..., jax.Array] | None = None,
     recurrent_init: Callable[..., jax.Array] | None = None,
+    backend: str = 'auto',
     rngs: nnx.Rngs,
   ):
     forget_gate = jnp.repeat(jnp.array([0, 1, 0, 0], param_dtype), units)
     super().__init__(
       in_features,
       units,
-      gates=4,
+      kind='lstm',
       bias=forget_gate,
       dtype=dtype,
       param_dtype=param_dtype,
       kernel_init=kernel_init,
       recurrent_init=recurrent_init,
+      backend=backend,
       rngs=rngs,
     )
-
-  def project(self, x_btd):
-    gates_tbg = _matmul(
-      jnp.swapaxes(x_btd, 0, 1), self.kernel[...], self.compute_dtype(x_btd)
-    )
-    return gates_tbg + self.bias[...].astype(gates_tbg.dtype)[None, None]
-
-  def recurrence(self, dtype):
-    recurrent_hg = self.recurrent_kernel[...]
-
-    def step(carry, gates_bg):
-      cell_bh, hidden_bh = carry
-      gates_bg = gates_bg + _matmul(hidden_bh, recurrent_hg, dtype)
-      i, f, g, o = jnp.split(gates_bg, 4, -1)
-      keep, write = jax.nn.sigmoid(f), jax.nn.sigmoid(i)
-      cell_bh = keep * cell_bh + write * jnp.tanh(g)
-      return cell_bh, jax.nn.sigmoid(o) * jnp.tanh(cell_bh)
-
-    return step
 
 
 class GRU(_Cell):
@@ -235,6 +223,7 @@ class GRU(_Cell):
   Args:
     in_features, units, dtype, param_dtype: as for `LSTM`.
     kernel_init, recurrent_init, rngs: as for `LSTM`; the bias starts at 0.
+    backend: 'auto', 'scan' or 'fused', see this module.
     reset_after: whether the reset gate acts after the recurrent product (as
       in cuDNN, torch and today's Keras) or before it (the original).
 
@@ -242,7 +231,7 @@ class GRU(_Cell):
   has it.
   """
 
-  carry_names = ('hidden',)
+  carry_names = KINDS['gru'][1]
 
   def __init__(
     self,
@@ -254,58 +243,27 @@ class GRU(_Cell):
     param_dtype: Any = jnp.float32,
     kernel_init: Callable[..., jax.Array] | None = None,
     recurrent_init: Callable[..., jax.Array] | None = None,
+    backend: str = 'auto',
     rngs: nnx.Rngs,
   ):
     bias_shape = (2, 3 * units) if reset_after else (3 * units,)
     super().__init__(
       in_features,
       units,
-      gates=3,
+      kind='gru' if reset_after else 'gru_reset_before',
       bias=jnp.zeros(bias_shape, param_dtype),
       dtype=dtype,
       param_dtype=param_dtype,
       kernel_init=kernel_init,
       recurrent_init=recurrent_init,
+      backend=backend,
       rngs=rngs,
     )
     self.reset_after = reset_after
 
-  def project(self, x_btd):
-    gates_tbg = _matmul(
-      jnp.swapaxes(x_btd, 0, 1), self.kernel[...], self.compute_dtype(x_btd)
-    )
-    bias = self.bias[0] if self.reset_after else self.bias[...]
-    return gates_tbg + bias.astype(gates_tbg.dtype)[None, None]
-
-  def recurrence(self, dtype):
-    recurrent_hg = self.recurrent_kernel[...]
-    h = self.units
-    if self.reset_after:
-      bias_1g = self.bias[1][None]
-
-      def step(carry, gates_bg):
-        (hidden_bh,) = carry
-        inner_bg = _matmul(hidden_bh, recurrent_hg, dtype)
-        inner_bg = inner_bg + bias_1g.astype(inner_bg.dtype)
-        zr = jax.nn.sigmoid(gates_bg[:, : 2 * h] + inner_bg[:, : 2 * h])
-        z, r = jnp.split(zr, 2, -1)
-        g = jnp.tanh(gates_bg[:, 2 * h :] + r * inner_bg[:, 2 * h :])
-        return (z * hidden_bh + (1 - z) * g,)
-    else:
-
-      def step(carry, gates_bg):
-        (hidden_bh,) = carry
-        inner_bg = _matmul(hidden_bh, recurrent_hg[:, : 2 * h], dtype)
-        z, r = jnp.split(jax.nn.sigmoid(gates_bg[:, : 2 * h] + inner_bg), 2, -1)
-        inner_bh = _matmul(r * hidden_bh, recurrent_hg[:, 2 * h :], dtype)
-        g = jnp.tanh(gates_bg[:, 2 * h :] + inner_bh)
-        return (z * hidden_bh + (1 - z) * g,)
-
-    return step
-
 
 class Bidirectional(nnx.Module):
-  """Two layers over one sequence, one from each end, in one scan.
+  """Two layers over one sequence, one from each end, in one loop.
 
   Outputs are beside each other, forward first. The carry is
   `(forward carry, backward carry)`.
@@ -326,7 +284,7 @@ class Bidirectional(nnx.Module):
     backward: another one for the same input.
 
   Raises:
-    ValueError: where the two take different inputs.
+    ValueError: where the two take different inputs or backends.
 
   Source: Schuster and Paliwal (1997).
   """
@@ -336,6 +294,11 @@ class Bidirectional(nnx.Module):
       raise ValueError(
         'both directions read one sequence: forward takes '
         f'{forward.in_features} features, backward {backward.in_features}'
+      )
+    if forward.backend != backward.backend:
+      raise ValueError(
+        f'both directions run in one loop: forward has backend '
+        f'{forward.backend!r}, backward {backward.backend!r}'
       )
     self.forward = forward
     self.backward = backward
@@ -363,7 +326,7 @@ class Bidirectional(nnx.Module):
     carry: tuple[Carry | None, Carry | None] | None = None,
   ) -> tuple[jax.Array, tuple[Carry, Carry]]:
     """As for `LSTM`; outputs (B, T, forward + backward units)."""
-    outputs, carries = _scan(
+    outputs, carries = _run(
       (self.forward, self.backward),
       x_btd,
       mask_bt,
@@ -448,26 +411,14 @@ class Stacked(nnx.Module):
     return x_btd, tuple(after)
 
 
-def _matmul(x, weights, dtype):
-  """Product over the last axis in `dtype`, summed in at least float32."""
-  return jnp.matmul(
-    x.astype(dtype),
-    weights.astype(dtype),
-    preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-  )
-
-
-def _scan(
+def _run(
   cells: Sequence[_Cell],
   x_btd: jax.Array,
   mask_bt: jax.Array | None,
   carries: Sequence[Carry | None],
-  reverse: Sequence[bool],
+  reverse: tuple[bool, ...],
 ) -> tuple[tuple[jax.Array, ...], tuple[Carry, ...]]:
   """Runs cells side by side over one sequence, each in its own direction.
-
-  A cell that runs backwards gets the sequence turned round, so all take their
-  steps in the same iteration and the cost of a step's dispatch is paid once.
 
   Returns:
     For each cell its outputs (B, T, H), and its last carry.
@@ -484,46 +435,31 @@ def _scan(
       f'{mask_bt.shape}'
     )
   batch = x_btd.shape[0]
-  starts, gates, masks, steps = [], [], [], []
-  for cell, carry, backwards in zip(cells, carries, reverse, strict=True):
-    dtype = cell.compute_dtype(x_btd)
-    carry_dtype = jnp.promote_types(dtype, jnp.float32)
+  # One for both directions: the parameters have a say in it.
+  dtype = jnp.result_type(*(cell.compute_dtype(x_btd) for cell in cells))
+  starts = []
+  for cell, carry in zip(cells, carries, strict=True):
     if carry is None:
-      carry = cell.initial_carry(batch, carry_dtype)
+      carry = cell.initial_carry(batch)
     _check_carry(cell, carry, batch)
-    starts.append(tuple(part.astype(carry_dtype) for part in carry))
-    gates.append(cell.project(jnp.flip(x_btd, 1) if backwards else x_btd))
-    steps.append(cell.recurrence(dtype))
-    if mask_bt is not None:
-      mask_bt1 = (jnp.flip(mask_bt, 1) if backwards else mask_bt)[..., None]
-      masks.append(jnp.swapaxes(mask_bt1 > 0, 0, 1))
-
-  def step_all(carries, inputs):
-    gates, masks = inputs
-    after, outputs = [], []
-    for n, (step, carry) in enumerate(zip(steps, carries, strict=True)):
-      new = step(carry, gates[n])
-      output = new[-1]
-      if masks:
-        new = tuple(
-          jnp.where(masks[n], moved, stayed)
-          for moved, stayed in zip(new, carry, strict=True)
-        )
-        output = jnp.where(masks[n], output, 0)
-      after.append(new)
-      outputs.append(output)
-    return tuple(after), tuple(outputs)
-
-  after, outputs = lax.scan(
-    step_all, tuple(starts), (tuple(gates), tuple(masks))
+    starts.append(tuple(part.astype(sum_dtype(dtype)) for part in carry))
+  name = backends.choose_backend(
+    cells[0].backend,
+    platform=backends.current_platform(),
+    cells=[cell.kind for cell in cells],
+    units=[cell.units for cell in cells],
+    dtype=dtype,
   )
-  outputs_bth = tuple(
-    jnp.swapaxes(jnp.flip(y, 0) if backwards else y, 0, 1).astype(
-      cell.compute_dtype(x_btd)
-    )
-    for cell, y, backwards in zip(cells, outputs, reverse, strict=True)
+  outputs, after = backends.BACKENDS[name](
+    tuple(cell.kind for cell in cells),
+    tuple(cell.weights() for cell in cells),
+    x_btd,
+    None if mask_bt is None else mask_bt > 0,
+    tuple(starts),
+    reverse,
+    dtype,
   )
-  return outputs_bth, after
+  return tuple(y_bth.astype(dtype) for y_bth in outputs), after
 
 
 def _check_carry(cell: _Cell, carry: Carry, batch: int) -> None:

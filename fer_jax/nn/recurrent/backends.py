@@ -1,0 +1,89 @@
+"""Which backend runs a recurrent layer."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fer_jax.nn.recurrent import cudnn, fused, scan
+
+BACKENDS = {'scan': scan.run, 'fused': fused.run, 'cudnn': cudnn.run}
+"""For each name the function; all have the signature in `cells`."""
+
+
+def check_backend(backend: str, cell: str) -> None:
+  """Raises ValueError where no cell of this kind could run on `backend`."""
+  allowed = ['auto', *(b for b in BACKENDS if b != 'cudnn' or cell == 'lstm')]
+  if backend not in allowed:
+    near = difflib.get_close_matches(backend, allowed, n=1)
+    raise ValueError(
+      f'backend {backend!r} is none of {", ".join(allowed)}, which '
+      f'{cell} can run on' + (f' (did you mean {near[0]!r}?)' if near else '')
+    )
+
+
+def choose_backend(
+  backend: str,
+  *,
+  platform: str,
+  cells: Sequence[str],
+  units: Sequence[int],
+  dtype: Any,
+) -> str:
+  """Name of the backend that runs these cells side by side.
+
+  Neither batch size nor length enters, as backends round differently and a
+  prediction must not depend on what else is in its batch.
+
+  Args:
+    backend: 'auto', or a name of `BACKENDS` that is wanted.
+    platform: 'cpu', 'cuda', 'rocm' or 'tpu', see `current_platform`.
+    cells: kinds of the cells that share the sequence.
+    units: of each.
+    dtype: what matrix products take.
+
+  Raises:
+    ValueError: `backend` is unknown or cannot run these cells here.
+  """
+  for cell in cells:
+    check_backend(backend, cell)
+  refusal = _refusal_of_cudnn(platform, cells, units, dtype)
+  if backend == 'auto':
+    return 'fused' if refusal else 'cudnn'
+  if backend == 'cudnn' and refusal:
+    raise ValueError(
+      f"backend 'cudnn' {refusal}; here 'auto', 'scan' and 'fused' can run"
+    )
+  return backend
+
+
+def _refusal_of_cudnn(platform, cells, units, dtype) -> str | None:
+  if platform != 'cuda':
+    return f'needs an NVIDIA GPU, this is {platform}'
+  if any(cell != 'lstm' for cell in cells):
+    return f'runs LSTM, not {", ".join(cells)}'
+  if len(set(units)) > 1:
+    return f'needs one number of units in both directions, not {units}'
+  if jnp.dtype(dtype) != jnp.float32:
+    return f'computes in float32, not {jnp.dtype(dtype)}'
+  if _config('jax_default_matmul_precision') in ('default', 'bfloat16'):
+    return 'cannot compute at the default precision that JAX is set to'
+  return None
+
+
+def current_platform() -> str:
+  """Where a computation that is traced now will most likely run."""
+  device = _config('jax_default_device')
+  if device is None:
+    device = jax.devices()[0]
+  elif isinstance(device, str):
+    device = jax.devices(device)[0]
+  if device.platform != 'gpu':
+    return device.platform
+  return 'rocm' if 'rocm' in device.client.platform_version else 'cuda'
+
+
+def _config(name: str) -> Any:
+  return getattr(jax.config, name)

@@ -1,0 +1,212 @@
+"""Depthwise and separable 2-D convolution.
+
+Legend: B batch, H x W pixels, C input channels, O output channels.
+
+XLA computes a convolution of C groups on CPU by a scalar loop: forward and
+gradients of (16, 6, 6, 728) with a 3x3 kernel took 98 ms on one AVX-512 core,
+against 1.9 ms for nine shifted images, each times its row of the kernel, added
+up (jax 0.10.2). Those are elementwise, so they stay fast under vmap and in
+loops too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from fer_jax.nn.conv import Conv, Padding, pair, resolve_padding
+from fer_jax.nn.initializers import glorot_uniform
+
+FORMS = ('auto', 'lax', 'shifts')
+
+
+def depthwise_conv2d(
+  x_bhwc: jax.Array,
+  kernel_hw1c: jax.Array,
+  *,
+  strides: int | Sequence[int] = 1,
+  padding: Padding = 'SAME',
+  form: str = 'auto',
+) -> jax.Array:
+  """Cross-correlates every channel with a window of its own.
+
+  Args:
+    x_bhwc: images (B, H, W, C).
+    kernel_hw1c: kernel (kh, kw, 1, C) of the same dtype.
+    strides, padding: as for `conv2d`.
+    form: how it is computed, one of `FORMS`; 'auto' is 'shifts' on CPU and
+      'lax' elsewhere. All give the same values and gradients to rounding.
+
+  Returns:
+    (B, H', W', C), of the images' dtype.
+
+  Raises:
+    ValueError: where shapes, dtypes, padding or form do not go together.
+  """
+  if x_bhwc.ndim != 4 or kernel_hw1c.ndim != 4 or kernel_hw1c.shape[2] != 1:
+    raise ValueError(
+      'depthwise_conv2d takes images (B, H, W, C) and a kernel (kh, kw, 1, '
+      f'C), got shapes {x_bhwc.shape} and {kernel_hw1c.shape}'
+    )
+  if x_bhwc.shape[3] != kernel_hw1c.shape[3]:
+    raise ValueError(
+      f'images have {x_bhwc.shape[3]} channels, the kernel has '
+      f'{kernel_hw1c.shape[3]}'
+    )
+  if x_bhwc.dtype != kernel_hw1c.dtype:
+    raise ValueError(
+      f'images are {x_bhwc.dtype}, the kernel is {kernel_hw1c.dtype}'
+    )
+  if form not in FORMS:
+    raise ValueError(f'form must be one of {FORMS}, got {form!r}')
+  window = (kernel_hw1c.shape[0], kernel_hw1c.shape[1])
+  stride = pair(strides, 'strides')
+  pads = resolve_padding(padding, x_bhwc.shape[1:3], window, stride)
+  rows, columns = (
+    (size + sum(pad) - k) // step + 1
+    for size, pad, k, step in zip(
+      x_bhwc.shape[1:3], pads, window, stride, strict=True
+    )
+  )
+  if min(rows, columns) < 1:
+    raise ValueError(
+      f'a kernel of {window} leaves no output of images of '
+      f'{x_bhwc.shape[1:3]} with padding {pads}'
+    )
+  if form == 'auto':
+    form = 'shifts' if jax.default_backend() == 'cpu' else 'lax'
+  if form == 'lax':
+    return lax.conv_general_dilated(
+      x_bhwc, kernel_hw1c, stride, pads,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x_bhwc.shape[3],
+    )  # fmt: skip
+  return _shifts(x_bhwc, kernel_hw1c, stride, pads, (rows, columns))
+
+
+def _shifts(x, kernel, stride, pads, output_size):
+  """The window's shifted images, each times its row of the kernel, added."""
+  # At least float32, as the products of other forms are summed up in.
+  wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
+  padded = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(wide_dtype)
+  kernel = kernel.astype(wide_dtype)
+  rows, columns = output_size
+  total = jnp.zeros((), wide_dtype)
+  for i in range(kernel.shape[0]):
+    for j in range(kernel.shape[1]):
+      shifted = lax.slice(
+        padded,
+        (0, i, j, 0),
+        (
+          x.shape[0],
+          i + (rows - 1) * stride[0] + 1,
+          j + (columns - 1) * stride[1] + 1,
+          x.shape[3],
+        ),
+        (1, *stride, 1),
+      )
+      total += shifted * kernel[i, j][None, None]
+  return total.astype(x.dtype)
+
+
+class DepthwiseConv(nnx.Module):
+  """Depthwise convolution without a bias; its parameter is `kernel`.
+
+  Args:
+    features: C.
+    kernel_size: one number, or height and width.
+    strides, padding, form: as for `depthwise_conv2d`.
+    dtype: what to compute in; None takes that of images and parameters.
+    param_dtype: what to store the kernel in.
+    kernel_init: initialiser of the kernel (kh, kw, 1, C).
+    rngs: the stream `params` draws the kernel.
+  """
+
+  def __init__(
+    self,
+    features: int,
+    kernel_size: int | Sequence[int] = 3,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = 'SAME',
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    kernel_init: Callable[..., jax.Array] = glorot_uniform,
+    form: str = 'auto',
+    rngs: nnx.Rngs,
+  ):
+    if form not in FORMS:
+      raise ValueError(f'form must be one of {FORMS}, got {form!r}')
+    self.strides = pair(strides, 'strides')
+    self.padding = padding if isinstance(padding, str | int) else tuple(padding)
+    self.dtype = dtype
+    self.form = form
+    shape = (*pair(kernel_size, 'kernel_size'), 1, features)
+    self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+
+  def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+    """(B, H, W, C) to (B, H', W', C)."""
+    kernel = self.kernel[...]
+    dtype = self.dtype or jnp.result_type(x_bhwc, kernel)
+    return depthwise_conv2d(
+      x_bhwc.astype(dtype),
+      kernel.astype(dtype),
+      strides=self.strides,
+      padding=self.padding,
+      form=self.form,
+    )
+
+
+class SeparableConv(nnx.Module):
+  """A depthwise convolution, then a 1x1 convolution; neither has a bias.
+
+  The depthwise one multiplies no channels: Keras' `depth_multiplier` of 1.
+
+  Args:
+    in_features: C.
+    out_features: O.
+    kernel_size, strides, padding: of the depthwise convolution.
+    dtype: what to compute in; None takes that of images and parameters.
+    kernel_init: initialiser of both kernels.
+    rngs: the stream `params` draws the parameters.
+
+  Source: Chollet, Xception, arXiv 1610.02357, section 1.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    kernel_size: int | Sequence[int] = 3,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = 'SAME',
+    dtype: Any = None,
+    kernel_init: Callable[..., jax.Array] = glorot_uniform,
+    rngs: nnx.Rngs,
+  ):
+    self.depthwise = DepthwiseConv(
+      in_features,
+      kernel_size,
+      strides=strides,
+      padding=padding,
+      dtype=dtype,
+      kernel_init=kernel_init,
+      rngs=rngs,
+    )
+    self.pointwise = Conv(
+      in_features,
+      out_features,
+      1,
+      use_bias=False,
+      dtype=dtype,
+      kernel_init=kernel_init,
+      rngs=rngs,
+    )
+
+  def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+    """(B, H, W, in_features) to (B, H', W', out_features)."""
+    return self.pointwise(self.depthwise(x_bhwc))

@@ -1,0 +1,54 @@
+"""The benchmark of recurrent layers, on sizes that take no time."""
+
+import dataclasses
+
+import pytest
+
+from fer_jax.benchmark import recurrent_layers
+from fer_jax.benchmark.contest import Effort
+from fer_jax.benchmark.recurrent_layers import Size
+from fer_jax.errors import UserError
+
+
+def test_own_and_flax_layers_are_timed_and_have_the_same_parameters():
+  size = Size(batch=2, steps=3, inputs=4, units=5)
+  result = recurrent_layers.measure(
+    ['flax'],
+    Effort(rounds=2, warm_up=1, turn_seconds=0.0),
+    sizes=[size],
+    cells=['gru'],
+  )
+  (row,) = result['cases']
+  assert row['cell'] == 'gru'
+  assert row['size'] == dataclasses.asdict(size)
+  # Twice kernel, recurrent kernel, and both biases.
+  expected = 2 * (4 * 15 + 5 * 15 + 2 * 15)
+  for contender in row['contenders'].values():
+    assert contender['parameters'] == expected
+    assert len(contender['rounds']) == 2
+  assert list(row['contenders']) == ['fer_jax', 'flax']
+  lines = recurrent_layers.table(result)
+  assert len(lines) == 3
+  assert '(2, 3, 4) -> 5' in lines[-1]
+  assert ' ms' in lines[-1]
+
+
+def test_table_names_who_is_absent():
+  spread = {'median': 2.0, 'min': 1.0, 'max': 3.0}
+  row = {'seconds_per_step': spread, 'speedup_of_reference': spread}
+  case = {
+    'cell': 'lstm',
+    'size': dataclasses.asdict(Size(64, 16, 128, 128)),
+    'reference': 'fer_jax',
+    'contenders': {'fer_jax': row, 'flax': row},
+    'absent': {'torch': 'torch is not installed'},
+  }
+  assert recurrent_layers.table({'cases': [case]})[2:] == [
+    'lstm      (64, 16, 128) -> 128    2000.00 ms   2.00 x (1.00 to 3.00)',
+    'torch absent: torch is not installed',
+  ]
+
+
+def test_peers_without_a_recurrent_layer_are_named():
+  with pytest.raises(UserError, match='keras_torch has no part'):
+    recurrent_layers.measure(['keras_torch'], Effort())
