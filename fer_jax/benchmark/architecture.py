@@ -8,10 +8,14 @@ parts. The list is JSON: it crosses to processes that never import JAX.
 A layer is a dict with 'layer' and:
 
   conv        inputs, filters, kernel, strides, padding ('SAME' or 'VALID'),
-              bias
+              bias; groups, 1 where it is not there
   batch_norm  features, momentum (the share of running statistics kept), epsilon
   relu
-  max_pool    window; windows lie side by side, what is left over is dropped
+  max_pool    window; windows lie side by side, what is left over is dropped,
+              unless there are strides and padding
+  avg_pool    window, side by side
+  repeat      (B, h, w, 1) -> (B, h, w, 3)
+  concatenate body, a list whose result comes behind the input's channels
   residual    body and skip, two lists whose results are added; an empty skip
               is the input itself
   gap         (B, h, w, C) -> (B, C), the mean
@@ -50,9 +54,14 @@ def _recurrent_parameters(layer: Layer) -> int:
 
 _PARAMETERS: dict[str, Callable[[Layer], int]] = {
   'conv': lambda layer: (
-    layer['filters'] * (layer['kernel'] ** 2 * layer['inputs'] + layer['bias'])
+    layer['filters']
+    * (
+      layer['kernel'] ** 2 * layer['inputs'] // layer.get('groups', 1)
+      + layer['bias']
+    )
   ),
   'batch_norm': lambda layer: 2 * layer['features'],
+  'concatenate': lambda layer: parameter_count(layer['body']),
   'residual': lambda layer: (
     parameter_count(layer['body']) + parameter_count(layer['skip'])
   ),

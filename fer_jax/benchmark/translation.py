@@ -2,10 +2,11 @@
 
 import math
 
+from fer_jax.benchmark import backbones
 from fer_jax.benchmark.architecture import Layer, Shape
 from fer_jax.models import specification as spec
 
-# Those of fer_jax.nn.BatchNorm.
+# Those of a residual block.
 MOMENTUM = 0.9
 EPSILON = 1e-5
 
@@ -50,7 +51,11 @@ def _stage(stage: spec.Stage, shape: Shape) -> tuple[list[Layer], Shape]:
         padding=stage.padding,
         bias=stage.use_bias,
       )
-      norm = [_batch_norm(stage.filters)] if stage.normalise else []
+      norm = (
+        [_batch_norm(stage.filters, stage.momentum, stage.epsilon)]
+        if stage.normalise
+        else []
+      )
       relu = [{'layer': 'relu'}] if stage.relu else []
       return [conv, *norm, *relu], size
     case spec.MaxPool():
@@ -59,6 +64,10 @@ def _stage(stage: spec.Stage, shape: Shape) -> tuple[list[Layer], Shape]:
       return [pool], (rows, columns, shape[2])
     case spec.Residual():
       return _residual(stage, shape)
+    case spec.Backbone():
+      if stage.family != 'keras':
+        raise ValueError(f"peers build Keras' form of {stage.name}")
+      return backbones.layers(stage.name, shape)
     case spec.Drop():
       return [{'layer': 'dropout', 'rate': stage.rate}], shape
     case spec.Reshape():
@@ -66,6 +75,10 @@ def _stage(stage: spec.Stage, shape: Shape) -> tuple[list[Layer], Shape]:
     case spec.Flatten():
       flat = (math.prod(shape),)
       return [_reshape(flat)], flat
+    case spec.Steps():
+      size = math.prod(shape)
+      width = stage.features or size
+      return [_reshape((size // width, width))], (size // width, width)
     case spec.Rows():
       rows = (shape[0], shape[1] * shape[2])
       return [_reshape(rows)], rows
@@ -158,12 +171,14 @@ def _recurrent(
   return result, (shape[0], width)
 
 
-def _batch_norm(features: int) -> Layer:
+def _batch_norm(
+  features: int, momentum: float = MOMENTUM, epsilon: float = EPSILON
+) -> Layer:
   return {
     'layer': 'batch_norm',
     'features': features,
-    'momentum': MOMENTUM,
-    'epsilon': EPSILON,
+    'momentum': momentum,
+    'epsilon': epsilon,
   }
 
 

@@ -1,4 +1,4 @@
-"""Brightness and contrast taken out of each image."""
+"""From pixels to the scale that a model takes."""
 
 import jax
 import jax.numpy as jnp
@@ -23,3 +23,11 @@ def per_image(images: jax.Array) -> jax.Array:
   centred = images - mean
   variance = jnp.mean(jnp.square(centred), axis=(-3, -2, -1), keepdims=True)
   return centred / jnp.maximum(jnp.sqrt(variance), _SMALLEST_DEVIATION)
+
+
+SCALES = {
+  'standardised': per_image,
+  'unit': lambda images: images,
+  'raw': lambda images: images * 255.0,
+}
+"""By the name that a model's specification has for it, from [0, 1]."""

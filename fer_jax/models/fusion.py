@@ -4,8 +4,6 @@ Legend: B batch, T steps or frames, H x W image, C channels, h x w map, D
 features, K classes.
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,105 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.models import specification as spec
-from fer_jax.nn import (
-  GRU,
-  LSTM,
-  AdditiveAttention,
-  BatchNorm,
-  Bidirectional,
-  Conv,
-  Dropout,
-  ResidualBlock,
-  Stacked,
-  max_pool,
-)
-from fer_jax.nn.initializers import he_normal
+from fer_jax.models import stages
+from fer_jax.models.stages import Layer, Run
 
-SEQUENCE_STAGES = (spec.Recurrent, spec.Attention, spec.Mean)
-
-
-class ConvolutionLayer(nnx.Module):
-  """What `specification.Convolution` builds."""
-
-  def __init__(
-    self, stage: spec.Convolution, in_features: int, *, dtype, rngs: nnx.Rngs
-  ):
-    self.conv = Conv(
-      in_features,
-      stage.filters,
-      stage.kernel_size,
-      strides=stage.strides,
-      padding=stage.padding,
-      use_bias=stage.use_bias,
-      dtype=dtype,
-      kernel_init=he_normal,
-      rngs=rngs,
-    )
-    self.norm = BatchNorm(stage.filters) if stage.normalise else nnx.data(None)
-    self.relu = stage.relu
-
-  def __call__(self, x_bhwc, *, train: bool = False, mask=None):
-    """Maps (B, H, W, C) to (B, H', W', filters)."""
-    y = self.conv(x_bhwc)
-    if self.norm is not None:
-      y = self.norm(y, not train, mask=mask)
-    return jax.nn.relu(y) if self.relu else y
-
-
-class MaxPoolLayer(nnx.Module):
-  """What `specification.MaxPool` builds."""
-
-  def __init__(self, window: int):
-    self.window = window
-
-  def __call__(self, x_bhwc):
-    """Maps (B, H, W, C) to (B, H // window, W // window, C)."""
-    return max_pool(x_bhwc, self.window)
-
-
-class DenseLayer(nnx.Module):
-  """What `specification.Dense` builds."""
-
-  def __init__(self, in_features: int, width: int, *, dtype, rngs: nnx.Rngs):
-    self.linear = nnx.Linear(
-      in_features,
-      width,
-      kernel_init=nnx.initializers.glorot_uniform(),
-      dtype=dtype,
-      rngs=rngs,
-    )
-
-  def __call__(self, x_bd):
-    """(B, in_features) to (B, width)."""
-    return jax.nn.relu(self.linear(x_bd))
-
-
-def recurrent_layer(
-  stage: spec.Recurrent, in_features: int, *, dtype, rngs: nnx.Rngs
-) -> LSTM | GRU | Bidirectional | Stacked:
-  """The layer that `specification.Recurrent` stands for."""
-
-  def cell(features):
-    if stage.cell == 'lstm':
-      return LSTM(features, stage.units, dtype=dtype, rngs=rngs)
-    return GRU(
-      features,
-      stage.units,
-      reset_after=stage.reset_after,
-      dtype=dtype,
-      rngs=rngs,
-    )
-
-  layers = []
-  for _ in range(stage.layers):
-    if stage.bidirectional:
-      layers.append(Bidirectional(cell(in_features), cell(in_features)))
-    else:
-      layers.append(cell(in_features))
-    in_features = layers[-1].out_features
-  if len(layers) == 1:
-    return layers[0]
-  return Stacked(layers, dropout=stage.dropout)
+_PARTS = ('backbone', 'body', 'head')
+_PIXELS = {
+  'standardised': 'standardised',
+  'unit': 'in [0, 1]',
+  'raw': 'in [0, 255]',
+}
 
 
 class FusionModel(nnx.Module):
@@ -135,9 +43,56 @@ class FusionModel(nnx.Module):
     >>> model(jnp.zeros((2, 12, 12, 1))).shape
     (2, 3)
 
+  In one's own NNX train step it is a module as any other:
+
+    >>> import optax
+    >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    >>> @nnx.jit
+    ... def train_step(model, optimizer, images, labels, key):
+    ...   def loss_of(model):
+    ...     logits = model(images, train=True, key=key)
+    ...     losses = optax.softmax_cross_entropy_with_integer_labels(
+    ...       logits, labels
+    ...     )
+    ...     return losses.mean()
+    ...
+    ...   loss, gradients = nnx.value_and_grad(loss_of)(model)
+    ...   optimizer.update(model, gradients)
+    ...   return loss
+    >>> images, labels = jnp.ones((2, 12, 12, 1)), jnp.array([0, 2])
+    >>> losses = [
+    ...   train_step(model, optimizer, images, labels, jax.random.key(n))
+    ...   for n in range(2)
+    ... ]
+    >>> losses[0].shape
+    ()
+
+  And in a purely functional one it is a graph definition and two trees:
+
+    >>> graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    >>> @jax.jit
+    ... def gradients_of(params, rest, images):
+    ...   def loss_of(params):
+    ...     model = nnx.merge(graphdef, params, rest, copy=True)
+    ...     logits = model(images, train=True)
+    ...     moved = nnx.state(model, nnx.Not(nnx.Param))
+    ...     return -jax.nn.log_softmax(logits)[:, 0].mean(), moved
+    ...
+    ...   return jax.grad(loss_of, has_aux=True)(params)
+    >>> gradients, rest = gradients_of(params, rest, images)
+    >>> gradients['logits']['kernel'].shape
+    (16, 3)
+
+  Features of every stage, by name:
+
+    >>> logits, features = model(images, return_features=True)
+    >>> {name: features[name].shape for name in ('map', 'tokens', 'dense1')}
+    {'map': (2, 6, 6, 4), 'tokens': (2, 6, 24), 'dense1': (2, 16)}
+
   Attributes:
     specification: what it was built from.
     num_classes: K.
+    map_shape: (h, w, D) of the map that the backbone gives.
     token_grid: (rows, columns) of the map whose cells are the steps that
       attention weighs, in row-major order; None where attention sees other
       steps, or there is none. Steps of a clip are its frames.
@@ -160,28 +115,36 @@ class FusionModel(nnx.Module):
   ):
     if num_classes < 2:
       raise ValueError(f'num_classes must be at least 2, got {num_classes}')
-    if specification.dtype not in spec.DTYPES:
-      raise ValueError(
-        f'dtype must be one of {spec.DTYPES}, got {specification.dtype!r}'
-      )
+    for field, allowed in (
+      ('dtype', spec.DTYPES),
+      ('pixels', spec.PIXELS),
+      ('clip', spec.CLIPS),
+    ):
+      value = getattr(specification, field)
+      if value not in allowed:
+        raise ValueError(f'{field} must be one of {allowed}, got {value!r}')
     self.specification = specification
     self.num_classes = num_classes
     self.dtype = jnp.dtype(specification.dtype)
     self.token_grid: tuple[int, int] | None = None
-    self._grid: tuple[int, int] | None = None
-    self._names: dict[str, int] = {}
 
     shape: tuple[int, ...] = specification.input_shape
-    self.backbone, self.backbone_names, shape = self._build(
-      specification.backbone, shape, rngs
-    )
-    self.map_shape = shape
-    self.body, self.body_names, shape = self._build(
-      specification.body, shape, rngs
-    )
-    self.head, self.head_names, shape = self._build(
-      specification.head, shape, rngs
-    )
+    grid: tuple[int, int] | None = None
+    numbers: dict[str, int] = {}
+    for part in _PARTS:
+      layers: dict[str, Layer] = {}
+      for stage in getattr(specification, part):
+        layer = stages.build(stage, shape, dtype=self.dtype, rngs=rngs)
+        shape, grid = layer.output_shape, layer.grid_after(grid)
+        if isinstance(stage, spec.Attention):
+          self.token_grid = grid
+        numbers[layer.kind] = numbers.get(layer.kind, 0) + 1
+        layers[f'{layer.kind}{numbers[layer.kind]}'] = layer
+      setattr(self, part, nnx.Dict(layers))
+      # Splitting and merging sorts the names of a dictionary.
+      setattr(self, f'{part}_names', tuple(layers))
+      if part == 'backbone':
+        self.map_shape = shape
     if len(shape) != 1:
       raise ValueError(
         f'the logits take a vector, the stages before them give {shape}'
@@ -192,96 +155,11 @@ class FusionModel(nnx.Module):
       kernel_init=nnx.initializers.glorot_uniform(),
       rngs=rngs,
     )
-    del self._grid, self._names
 
-  def _build(self, stages, shape, rngs):
-    """Modules by name, the names in order, and the shape that comes out."""
-    modules, names = {}, []
-    for stage in stages:
-      kind, module, shape = self._build_stage(stage, shape, rngs)
-      self._names[kind] = number = self._names.get(kind, 0) + 1
-      names.append(f'{kind}{number}')
-      if module is not None:
-        modules[names[-1]] = module
-    return nnx.Dict(modules), tuple(names), shape
-
-  def _build_stage(self, stage, shape, rngs):
-    """Kind, module (None where there is no state) and output shape."""
-    dtype = self.dtype
-    match stage:
-      case spec.Convolution():
-        _expect(stage, shape, 3)
-        module = ConvolutionLayer(stage, shape[2], dtype=dtype, rngs=rngs)
-        size = tuple(
-          math.ceil(n / stage.strides)
-          if stage.padding == 'SAME'
-          else (n - stage.kernel_size) // stage.strides + 1
-          for n in shape[:2]
-        )
-        _expect_room(stage, shape, size)
-        return 'conv', module, (*size, stage.filters)
-      case spec.MaxPool():
-        _expect(stage, shape, 3)
-        size = tuple(n // stage.window for n in shape[:2])
-        _expect_room(stage, shape, size)
-        return 'pool', MaxPoolLayer(stage.window), (*size, shape[2])
-      case spec.Residual():
-        _expect(stage, shape, 3)
-        module = ResidualBlock(
-          shape[2],
-          stage.filters,
-          kernel_size=stage.kernel_size,
-          strides=stage.strides,
-          dtype=dtype,
-          rngs=rngs,
-        )
-        size = tuple(math.ceil(n / stage.strides) for n in shape[:2])
-        return 'residual', module, (*size, stage.filters)
-      case spec.Drop():
-        return 'dropout', Dropout(stage.rate), shape
-      case spec.Reshape():
-        if math.prod(stage.shape) != math.prod(shape):
-          raise ValueError(f'{stage} does not hold what it gets, {shape}')
-        self._grid = None
-        return 'reshape', None, stage.shape
-      case spec.Flatten():
-        self._grid = None
-        return 'flatten', None, (math.prod(shape),)
-      case spec.GlobalAveragePool():
-        _expect(stage, shape, 3)
-        return 'gap', None, shape[2:]
-      case spec.Rows():
-        _expect(stage, shape, 3)
-        self._grid = (shape[0], 1)
-        return 'rows', None, (shape[0], shape[1] * shape[2])
-      case spec.Grid():
-        _expect(stage, shape, 3)
-        self._grid = shape[:2]
-        return 'grid', None, (shape[0] * shape[1], shape[2])
-      case spec.Recurrent():
-        _expect(stage, shape, 2)
-        _expect_among(stage, 'cell', stage.cell, spec.CELLS)
-        _expect_among(stage, 'returns', stage.returns, spec.RETURNS)
-        module = recurrent_layer(stage, shape[1], dtype=dtype, rngs=rngs)
-        out = (module.out_features,)
-        if stage.returns == 'sequence':
-          out = (shape[0], *out)
-        return 'recurrent', module, out
-      case spec.Attention():
-        _expect(stage, shape, 2)
-        self.token_grid = self._grid
-        module = AdditiveAttention(
-          shape[1], stage.units, dtype=dtype, rngs=rngs
-        )
-        return 'attention', module, shape[1:]
-      case spec.Mean():
-        _expect(stage, shape, 2)
-        return 'mean', None, shape[1:]
-      case spec.Dense():
-        _expect(stage, shape, 1)
-        module = DenseLayer(shape[0], stage.width, dtype=dtype, rngs=rngs)
-        return 'dense', module, (stage.width,)
-    raise ValueError(f'no stage of a model: {stage!r}')
+  def layers(self, part: str) -> list[tuple[str, Layer]]:
+    """(name, layer) of each stage of 'backbone', 'body' or 'head', in order."""
+    modules = getattr(self, part)
+    return [(name, modules[name]) for name in getattr(self, f'{part}_names')]
 
   def __call__(
     self,
@@ -297,7 +175,8 @@ class FusionModel(nnx.Module):
     """Classifies images or clips.
 
     Args:
-      images: float (B, H, W, C), or clips (B, T, H, W, C); standardised.
+      images: float (B, H, W, C), or clips (B, T, H, W, C); as
+        `specification.pixels` says.
       frame_mask: bool (B, T), True for frames that there are; None for all.
       train: whether BatchNorm normalises by this batch's statistics, and
         moves its running ones.
@@ -321,78 +200,59 @@ class FusionModel(nnx.Module):
     is_clip = images.ndim == 5
     mask = None if weight is None else weight > 0
     if is_clip:
-      frames = images.shape[1]
+      mask = _frames_that_count(mask, frame_mask, *images.shape[:2])
       images = images.reshape(-1, *images.shape[2:])
-      mask = _frames_that_count(mask, frame_mask, batch, frames)
-    keys = _keys(key)
-    options = {'train': train, 'mask': mask, 'keys': keys, 'rate': dropout}
-    features: dict[str, jax.Array] = {}
+    run = Run(train=train, mask=mask, key=key, rate=dropout)
 
     x = images.astype(self.dtype)
-    x = self._run('backbone', x, None, features, **options)
+    for name, layer in self.layers('backbone'):
+      x = run.features[name] = self._backbone_stage(layer, x, run)
+    body = self.layers('body')
     if is_clip:
-      # A frame is a step: its map's mean.
-      x = x.mean((1, 2)).reshape(batch, frames, -1)
-      features = {name: _per_clip(f, batch) for name, f in features.items()}
+      x, body = self._steps_of_clip(x, body, frame_mask, batch, run)
     else:
-      features['map'] = x
-      frame_mask = None
-    x = self._run(
-      'body', x, frame_mask, features, skip_spatial=is_clip, **options
-    )
-    features['embedding'] = x
-    x = self._run('head', x, None, features, **options)
+      run.features['map'] = x
+    for name, layer in body:
+      if layer.over_sequence:
+        run.features.setdefault('tokens', x)
+      x = run.features[name] = layer(x, run)
+    run.features['embedding'] = x
+    for name, layer in self.layers('head'):
+      x = run.features[name] = layer(x, run)
     logits = self.logits(x.astype(jnp.float32))
-    return (logits, features) if return_features else logits
+    return (logits, run.features) if return_features else logits
 
-  def _run(
-    self, part, x, frame_mask, features, *, train, mask, keys, rate,
-    skip_spatial=False,
-  ):  # fmt: skip
-    """Runs the stages of `part`, adding their outputs to `features`."""
-    modules = getattr(self, part)
-    stages = getattr(self.specification, part)
-    names = getattr(self, f'{part}_names')
-    for name, stage in zip(names, stages, strict=True):
-      if isinstance(stage, SEQUENCE_STAGES):
-        skip_spatial = False
-        features.setdefault('tokens', x)
-        _expect_features(stage, modules.get(name), x)
-      elif skip_spatial:
-        continue
-      module = modules.get(name)
-      match stage:
-        case spec.Convolution() | spec.Residual():
-          x = module(x, train=train, mask=mask)
-        case spec.Drop():
-          x = module(x, key=next(keys), rate=rate)
-        case spec.Reshape():
-          x = x.reshape(-1, *stage.shape)
-        case spec.Flatten():
-          x = x.reshape(x.shape[0], -1)
-        case spec.GlobalAveragePool():
-          x = x.mean((1, 2))
-        case spec.Rows():
-          x = x.reshape(*x.shape[:2], -1)
-        case spec.Grid():
-          x = x.reshape(x.shape[0], -1, x.shape[-1])
-        case spec.Recurrent():
-          x, frame_mask = _run_recurrent(
-            stage, module, x, frame_mask, next(keys), rate
-          )
-        case spec.Attention():
-          x, features['attention'] = module(x, frame_mask)
-        case spec.Mean():
-          x = _masked_mean(x, frame_mask)
-        case _:
-          x = module(x)
-      features[name] = x
-    return x
+  def _backbone_stage(self, layer: Layer, x, run: Run):
+    # Dropout has nothing worth computing twice, and takes a key of the run's.
+    if layer.kind == 'dropout' or not (self.specification.remat and run.train):
+      return layer(x, run)
+    return nnx.remat(lambda layer, x: layer(x, run))(layer, x)
+
+  def _steps_of_clip(self, x, body, frame_mask, batch, run: Run):
+    """The steps (B, T, D) of frames' maps (B T, h, w, D), and what is left of
+    the body for them; sets their mask."""
+    spatial = next(
+      n for n, (_, layer) in enumerate(body) if layer.over_sequence
+    )
+    if self.specification.clip == 'frames':
+      x = x.mean((1, 2)).reshape(batch, -1, x.shape[-1])
+      run.frame_mask = frame_mask
+    else:
+      for name, layer in body[:spatial]:
+        x = run.features[name] = layer(x, run)
+      if frame_mask is not None:
+        run.frame_mask = jnp.repeat(frame_mask, x.shape[1], 1)
+      x = x.reshape(batch, -1, x.shape[-1])
+    run.features = {
+      name: f.reshape(batch, -1, *f.shape[1:])
+      for name, f in run.features.items()
+    }
+    return x, body[spatial:]
 
   def _check(self, images, frame_mask, weight):
     h, w, c = self.specification.input_shape
     takes = f'the model takes float images (B, {h}, {w}, {c})'
-    if any(isinstance(s, SEQUENCE_STAGES) for s in self.specification.body):
+    if any(layer.over_sequence for _, layer in self.layers('body')):
       takes += f' or clips (B, T, {h}, {w}, {c})'
       ranks = (4, 5)
     else:
@@ -401,8 +261,8 @@ class FusionModel(nnx.Module):
       raise ValueError(f'{takes}; got shape {images.shape}')
     if not jnp.issubdtype(images.dtype, jnp.floating):
       raise ValueError(
-        f'{takes}, standardised; got {images.dtype}: see '
-        'fer_jax.data.standardize'
+        f'{takes}, {_PIXELS[self.specification.pixels]}; got {images.dtype}: '
+        'see fer_jax.data.standardize'
       )
     if frame_mask is not None and (
       images.ndim != 5 or frame_mask.shape != images.shape[:2]
@@ -418,26 +278,6 @@ class FusionModel(nnx.Module):
       )
 
 
-def _run_recurrent(stage, module, x, frame_mask, key, rate):
-  options = {}
-  if isinstance(module, Stacked):
-    # A rate for all dropouts is no reason to start one that is off.
-    options = {'key': key if stage.dropout else None, 'rate': rate}
-  y, carry = module(x, frame_mask, **options)
-  if stage.returns == 'sequence':
-    return y, frame_mask
-  # What comes after the last hidden state has steps of another kind, if any.
-  return module.final_hidden(carry).astype(y.dtype), None
-
-
-def _keys(key: jax.Array | None) -> Iterator[jax.Array | None]:
-  """A key for each stage that asks for one."""
-  n = 0
-  while True:
-    yield None if key is None else jax.random.fold_in(key, n)
-    n += 1
-
-
 def _frames_that_count(mask_b, frame_mask, batch, frames):
   """Which of the B T frames enter BatchNorm's statistics; None for all."""
   if mask_b is None and frame_mask is None:
@@ -448,47 +288,3 @@ def _frames_that_count(mask_b, frame_mask, batch, frames):
   if frame_mask is not None:
     mask_bt &= frame_mask > 0
   return mask_bt.reshape(-1)
-
-
-def _per_clip(x, batch):
-  """(B T, ...) to (B, T, ...)."""
-  return x.reshape(batch, -1, *x.shape[1:])
-
-
-def _masked_mean(x_btd, mask_bt):
-  if mask_bt is None:
-    return x_btd.mean(1)
-  count_b1 = jnp.maximum(mask_bt.sum(1, keepdims=True), 1)
-  total_bd = jnp.where(mask_bt[..., None] > 0, x_btd, 0).sum(1)
-  return total_bd / count_b1.astype(x_btd.dtype)
-
-
-def _expect(stage, shape, rank):
-  wanted = {1: 'a vector (D,)', 2: 'a sequence (T, D)', 3: 'a map (h, w, D)'}
-  if len(shape) != rank:
-    raise ValueError(f'{stage} takes {wanted[rank]}, got {shape}')
-
-
-def _expect_room(stage, shape, size):
-  if min(size) < 1:
-    raise ValueError(f'{stage} leaves nothing of a map {shape}')
-
-
-def _expect_among(stage, field, value, allowed):
-  if value not in allowed:
-    raise ValueError(f'{stage}: {field} must be one of {allowed}')
-
-
-def _expect_features(stage, module, x):
-  """A clip's steps can have another width than those of an image."""
-  wanted = x.shape[-1]
-  if isinstance(stage, spec.Recurrent):
-    wanted = module.in_features
-  elif isinstance(stage, spec.Attention):
-    wanted = module.features
-  if wanted != x.shape[-1]:
-    raise ValueError(
-      f'{stage} was built for steps of {wanted} features, a frame of a clip '
-      f'gives {x.shape[-1]}: for clips build the model with a step that is '
-      'as wide as the map, such as grid tokens'
-    )

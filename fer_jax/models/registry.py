@@ -6,10 +6,14 @@ from flax import nnx
 
 from fer_jax.models.fields import Field, is_int, nearest, resolve
 from fer_jax.models.fusion import FusionModel
-from fer_jax.models.presets import residual
+from fer_jax.models.presets import hybrid, plain, pretrained, residual
 from fer_jax.models.specification import Specification
 
-_PRESETS = dict.fromkeys(residual.LAYERS, residual)
+_PRESETS = {
+  name: preset
+  for preset in (residual, hybrid, plain, pretrained)
+  for name in preset.NAMES
+}
 """The module that specifies each model: `fields_of` and `specify`."""
 
 

@@ -2,7 +2,7 @@
 
 A model is a backbone, a body and a head, each an ordered list of stages. A
 stage is one of the dataclasses below; a system of a paper is a list of them.
-`fusion.py` says what each builds.
+`fer_jax.models.stages` has the module that each stands for.
 """
 
 import dataclasses
@@ -10,11 +10,17 @@ import dataclasses
 CELLS = ('lstm', 'gru')
 RETURNS = ('sequence', 'last')
 DTYPES = ('float32', 'bfloat16')
+INITIALIZERS = ('he_normal', 'glorot_uniform')
+PIXELS = ('standardised', 'unit', 'raw')
+CLIPS = ('frames', 'tokens')
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-  """k x k convolution, batch normalisation, ReLU: map to map."""
+  """k x k convolution, batch normalisation, ReLU: map to map.
+
+  `momentum` and `epsilon` are those of the batch normalisation.
+  """
 
   filters: int
   kernel_size: int = 3
@@ -23,6 +29,9 @@ class Convolution:
   use_bias: bool = True
   normalise: bool = True
   relu: bool = True
+  initializer: str = 'he_normal'
+  momentum: float = 0.9
+  epsilon: float = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,19 @@ class Residual:
   filters: int
   kernel_size: int = 3
   strides: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """An ImageNet network without its top: pixels [0, 255] to a map.
+
+  The network's own preprocessing comes first; a grey image is repeated to
+  three channels. `family` is whose weights it can take, 'keras' or 'torch':
+  they differ in preprocessing, padding and batch normalisation.
+  """
+
+  name: str
+  family: str = 'keras'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +98,23 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
+class Steps:
+  """Anything to a sequence of steps of `features` values, in row-major order.
+
+  With None all values are one step.
+  """
+
+  features: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffle:
+  """Sequence to the same steps in another order, one for all inputs."""
+
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Recurrent:
   """Recurrent layers: sequence to sequence, or to the last hidden state.
 
@@ -89,6 +128,18 @@ class Recurrent:
   returns: str = 'sequence'
   reset_after: bool = True
   dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointwise:
+  """What `matches` is compared with: as wide and as large, no recurrence.
+
+  Two dense layers at each step by itself, a ReLU after the first, which has
+  the width that brings the number of parameters nearest to that of `matches`.
+  Where that returns the last hidden state, the mean over steps.
+  """
+
+  matches: Recurrent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +165,17 @@ Stage = (
   Convolution
   | MaxPool
   | Residual
+  | Backbone
   | Drop
   | Reshape
   | Flatten
   | GlobalAveragePool
   | Rows
   | Grid
+  | Steps
+  | Shuffle
   | Recurrent
+  | Pointwise
   | Attention
   | Mean
   | Dense
@@ -134,11 +189,17 @@ class Specification:
   Attributes:
     input_shape: (H, W, C) of an image or of a frame of a clip.
     backbone: stages from images to a map (h, w, D), for each frame alone.
-    body: stages from the map to a vector. Of a clip, each frame's map is
-      averaged to one step (D,), and the stages up to the first that takes
-      a sequence (Recurrent, Attention, Mean) are left out.
+    body: stages from the map to a vector.
     head: stages from the vector to what the final dense layer of logits takes.
     dtype: what to compute in; parameters and logits are float32.
+    pixels: what images the model takes: 'standardised', each of zero mean and
+      unit variance; 'unit', in [0, 1]; 'raw', in [0, 255].
+    clip: how a clip becomes steps. 'frames': each frame's map is averaged to
+      one step (D,), and the stages of the body up to the first over a
+      sequence are left out. 'tokens': the steps of all frames, one frame's
+      after the other's, as those stages make them.
+    remat: whether the backward pass computes each stage of the backbone again
+      instead of keeping what is inside it.
   """
 
   input_shape: tuple[int, int, int]
@@ -146,3 +207,6 @@ class Specification:
   body: tuple[Stage, ...]
   head: tuple[Stage, ...]
   dtype: str = 'float32'
+  pixels: str = 'standardised'
+  clip: str = 'frames'
+  remat: bool = False

@@ -83,10 +83,8 @@ def pairs(model, stack):
 
 def our_layers(model):
   for part in ('backbone', 'body', 'head'):
-    modules = getattr(model, part)
-    for name in getattr(model, f'{part}_names'):
-      if name in modules:
-        yield from opened(modules[name])
+    for _, layer in model.layers(part):
+      yield from opened(layer)
   yield model.logits
 
 
@@ -102,6 +100,10 @@ def opened(module):
       yield module.norm
   elif hasattr(module, 'linear'):
     yield module.linear
+  elif hasattr(module, 'layer'):
+    yield from opened(module.layer)
+  elif hasattr(module, 'attention'):
+    yield module.attention
   elif hasattr(module, 'layers'):
     yield from (module.layers[f'layer{n}'] for n in range(1, module.depth + 1))
   elif jax.tree.leaves(nnx.state(module, nnx.Param)):

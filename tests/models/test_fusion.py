@@ -303,64 +303,6 @@ def test_kernels_alone_have_the_names_that_decay():
 # Systems of the papers, as far as they are layers: what the stages must say.
 
 
-def p4_convolutions(*widths):
-  """Tables 2-4 of P4: first, third and fifth convolution unpadded."""
-  stages = []
-  for n, width in enumerate(widths):
-    padding = 'SAME' if n in (1, 3) else 'VALID'
-    stages.append(spec.Convolution(width, padding=padding))
-    if n in (1, 3, 4) or n == len(widths) - 1:
-      stages.append(spec.MaxPool())
-  return stages
-
-
-@pytest.mark.parametrize(
-  ('backbone', 'body', 'head', 'trainable', 'other'),
-  [
-    (
-      p4_convolutions(16, 32, 32),
-      [spec.Flatten()],
-      [spec.Dense(32), spec.Drop(0.6)],
-      116_871,
-      160,
-    ),
-    (
-      p4_convolutions(32, 64, 64, 128, 128),
-      [
-        spec.Reshape((64, 32)),
-        spec.Recurrent('lstm', 32, returns='last'),
-        spec.Reshape((1, 32)),
-        spec.Recurrent('lstm', 32, returns='last'),
-      ],
-      [spec.Dense(200), spec.Drop(0.6)],
-      302_663,
-      832,
-    ),
-    (
-      p4_convolutions(32, 64, 64, 128, 128),
-      [
-        spec.Reshape((16, 128)),
-        spec.Recurrent('lstm', 128, returns='last'),
-        spec.Reshape((2, 64)),
-        spec.Recurrent('lstm', 64, returns='last'),
-      ],
-      [spec.Dense(200), spec.Drop(0.6)],
-      457_031,
-      832,
-    ),
-  ],
-  ids=['table 2', 'table 3', 'table 4'],
-)
-def test_published_layer_tables(backbone, body, head, trainable, other):
-  """Reference: the totals printed in P4's tables 2, 3 and 4; exact."""
-  model = nnx.eval_shape(
-    lambda: build(backbone, body, head, shape=(48, 48, 1), classes=7)
-  )
-  _, params, rest = split(model)
-  assert sum(p.size for p in jax.tree.leaves(params)) == trainable
-  assert sum(p.size for p in jax.tree.leaves(rest)) == other
-
-
 @pytest.mark.parametrize(
   ('body', 'grid', 'steps'),
   [

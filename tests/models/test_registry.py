@@ -33,7 +33,7 @@ def test_what_the_paper_states_is_marked_for_its_own_model_alone():
   def sources(name):
     return {k: f.source for k, f in models.described_fields(name).items()}
 
-  stated = {'input_shape', 'kernel_size', 'attention', 'dropout'}
+  stated = {'input_shape', 'kernel_size', 'attention', 'dropout', 'pixels'}
   bilstm = sources('residual_bilstm')
   assert {k for k, v in bilstm.items() if v == 'stated'} == stated
   lstm = sources('residual_lstm')
@@ -124,7 +124,7 @@ def test_overrides_reach_the_specification():
   ('name', 'overrides', 'message'),
   [
     ('residual_bilstn', {}, "did you mean 'residual_bilstm'"),
-    ('resnet', {}, 'known are residual_bilstm, residual_gru'),
+    ('resnet', {}, 'known are basic_cnn, cnn_lstm_model2'),
     ('residual_lstm', {'filter': (3,)}, "did you mean 'filters'"),
     ('residual_lstm', {'zzz': 1}, "no field 'zzz' .it has input_shape, stem"),
     ('residual_lstm', {'kernel_size': 4}, 'kernel_size must be a positive odd'),

@@ -79,6 +79,16 @@ class Residual(nnx.Module):
     return self.body(x) + self.skip(x)
 
 
+class Concatenate(nnx.Module):
+  """x and body(x), beside each other."""
+
+  def __init__(self, layer: Layer, *, rngs: nnx.Rngs):
+    self.body = Stack(layer['body'], rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return jnp.concatenate([x, self.body(x)], axis=-1)
+
+
 class Stack(nnx.Module):
   """The layers one after another."""
 
@@ -100,6 +110,7 @@ def _build(layer: Layer, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
         (layer['kernel'], layer['kernel']),
         strides=layer['strides'],
         padding=layer['padding'],
+        feature_group_count=layer.get('groups', 1),
         use_bias=layer['bias'],
         rngs=rngs,
       )
@@ -114,7 +125,16 @@ def _build(layer: Layer, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
       return nnx.relu
     case 'max_pool':
       window = (layer['window'], layer['window'])
-      return lambda x: nnx.max_pool(x, window, strides=window)
+      strides = (layer.get('strides', layer['window']),) * 2
+      padding = layer.get('padding', 'VALID')
+      return lambda x: nnx.max_pool(x, window, strides, padding)
+    case 'avg_pool':
+      size = (layer['window'], layer['window'])
+      return lambda x: nnx.avg_pool(x, size, strides=size)
+    case 'repeat':
+      return lambda x: jnp.repeat(x, 3, -1)
+    case 'concatenate':
+      return Concatenate(layer, rngs=rngs)
     case 'residual':
       return Residual(layer, rngs=rngs)
     case 'gap':

@@ -36,6 +36,13 @@ def apply(layers: list[Layer], x):
 def _apply(layer: Layer, x):
   kl = keras.layers
   match layer['layer']:
+    case 'conv' if layer.get('groups', 1) == layer['inputs'] > 1:
+      return kl.DepthwiseConv2D(
+        layer['kernel'],
+        strides=layer['strides'],
+        padding=layer['padding'].lower(),
+        use_bias=layer['bias'],
+      )(x)
     case 'conv':
       return kl.Conv2D(
         layer['filters'],
@@ -51,7 +58,17 @@ def _apply(layer: Layer, x):
     case 'relu':
       return kl.ReLU()(x)
     case 'max_pool':
-      return kl.MaxPooling2D(layer['window'])(x)
+      return kl.MaxPooling2D(
+        layer['window'],
+        layer.get('strides'),
+        layer.get('padding', 'valid').lower(),
+      )(x)
+    case 'avg_pool':
+      return kl.AveragePooling2D(layer['window'])(x)
+    case 'repeat':
+      return kl.Concatenate()([x, x, x])
+    case 'concatenate':
+      return kl.Concatenate()([x, apply(layer['body'], x)])
     case 'residual':
       return kl.Add()([apply(layer['body'], x), apply(layer['skip'], x)])
     case 'gap':
@@ -123,7 +140,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
       batch_size=case['batch_size'],
       epochs=steps // STEPS_PER_EPOCH,
       shuffle=False,
-      verbose=0,
+      verbose=0,  # pyright: ignore[reportArgumentType]
     )
     return time.perf_counter() - begun
 

@@ -46,6 +46,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   settings = step_lib.StepSettings(
     batch_size=size,
     augmentation=augment.Augmentation() if augmented else None,
+    pixels=_specification(case).pixels,
   )
   graphdef, state = _initial(case)
   info = {
@@ -88,6 +89,10 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   return run, info
 
 
+def _specification(case: dict) -> models.Specification:
+  return models.specify(case['model'], **_tuples(case['overrides']))
+
+
 def _initial(case: dict) -> tuple[nnx.GraphDef, state_lib.TrainState]:
   model = models.create(
     case['model'],
@@ -123,7 +128,11 @@ def _input_path(images, order, key, settings) -> Callable[[int], float]:
       rows = jax.lax.dynamic_slice_in_dim(order, (start + i) * size, size)
       batch = resident.gather(images, rows, jnp.ones(size))
       inputs, targets = step_lib.prepare(
-        batch, settings.augmentation, key=key, step=step + i
+        batch,
+        settings.augmentation,
+        key=key,
+        step=step + i,
+        pixels=settings.pixels,
       )
       # Every pixel is asked for, or the compiler would leave the work out.
       return total + jnp.sum(jnp.square(inputs)) + jnp.sum(targets)

@@ -65,11 +65,22 @@ class Residual(nn.Module):
 
   def __init__(self, layer: Layer):
     super().__init__()
-    self.body = stack(layer['body'])
-    self.skip = stack(layer['skip'])
+    self.body = stack(layer['body'], branch=True)
+    self.skip = stack(layer['skip'], branch=True)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return self.body(x) + self.skip(x)
+
+
+class Concatenate(nn.Module):
+  """x and body(x), beside each other."""
+
+  def __init__(self, layer: Layer):
+    super().__init__()
+    self.body = stack(layer['body'], branch=True)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x, self.body(x)], dim=1)
 
 
 class Apply(nn.Module):
@@ -83,9 +94,15 @@ class Apply(nn.Module):
     return self.function(x)
 
 
-def stack(layers: list[Layer]) -> nn.Sequential:
-  """The layers one after another; images are (B, C, h, w)."""
-  return nn.Sequential(*map(_build, layers))
+def stack(layers: list[Layer], *, branch: bool = False) -> nn.Sequential:
+  """The layers one after another; images are (B, C, h, w).
+
+  What a branch gets is needed beside it too: its first ReLU is not in place.
+  """
+  modules = [_build(layer) for layer in layers]
+  if branch and layers and layers[0]['layer'] == 'relu':
+    modules[0] = nn.ReLU()
+  return nn.Sequential(*modules)
 
 
 def _build(layer: Layer) -> nn.Module:
@@ -101,6 +118,7 @@ def _build(layer: Layer) -> nn.Module:
         padding=0
         if layer['padding'] == 'VALID'
         else (layer['kernel'] - 1) // 2,
+        groups=layer.get('groups', 1),
         bias=layer['bias'],
       )
     case 'batch_norm':
@@ -112,7 +130,17 @@ def _build(layer: Layer) -> nn.Module:
     case 'relu':
       return nn.ReLU(inplace=True)
     case 'max_pool':
+      if 'strides' in layer:
+        return nn.MaxPool2d(
+          layer['window'], layer['strides'], (layer['window'] - 1) // 2
+        )
       return nn.MaxPool2d(layer['window'])
+    case 'avg_pool':
+      return nn.AvgPool2d(layer['window'])
+    case 'repeat':
+      return Apply(lambda x: x.expand(-1, 3, -1, -1))
+    case 'concatenate':
+      return Concatenate(layer)
     case 'residual':
       return Residual(layer)
     case 'gap':
@@ -144,7 +172,8 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   torch.manual_seed(case['seed'])
   cuda = torch.cuda.is_available()
   device = torch.device('cuda' if cuda else 'cpu')
-  model = stack(case['layers']).to(device, memory_format=torch.channels_last)
+  model = stack(case['layers']).to(device)
+  model = model.to(memory_format=torch.channels_last)  # pyright: ignore
   model.train()
   trained = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.Adam(trained, lr=case['learning_rate'])

@@ -25,6 +25,7 @@ from typing import Any
 from fer_jax.models import fields
 from fer_jax.models import specification as spec
 from fer_jax.models.fields import Field
+from fer_jax.models.presets import shared
 
 LAYERS = {
   'residual_lstm': ('lstm', False),
@@ -32,6 +33,8 @@ LAYERS = {
   'residual_bilstm': ('lstm', True),
 }
 """Cell, and whether it runs in both directions."""
+
+NAMES = tuple(LAYERS)
 
 _TUNED = 'P0 tunes it and gives no value'
 
@@ -96,12 +99,13 @@ _SHARED = {
     fields.positives(),
   ),
   'dropout': Field(0.5, 'stated', 'P1; P0 tunes it', fields.rate),
-  'dtype': Field(
-    'float32',
-    'chosen',
-    'what to compute in; parameters and logits are float32',
-    fields.among(*spec.DTYPES),
+  'pixels': shared.pixels(
+    'standardised', 'stated', 'P1: zero mean and unit variance of each image'
   ),
+  'recurrence': shared.RECURRENCE,
+  'clip': shared.CLIP_FRAMES,
+  'dtype': shared.DTYPE,
+  'remat': shared.REMAT,
 }  # fmt: skip
 
 
@@ -170,6 +174,9 @@ def specify(name: str, values: dict[str, Any]) -> spec.Specification:
   ]
   if values['attention']:
     body.append(spec.Attention(values['attention_units']))
+  variant = shared.with_recurrence(
+    tuple(body), values['recurrence'], values['attention_units']
+  )
 
   head: list[spec.Stage] = []
   for width in values['head']:
@@ -177,7 +184,10 @@ def specify(name: str, values: dict[str, Any]) -> spec.Specification:
   return spec.Specification(
     input_shape=values['input_shape'],
     backbone=tuple(backbone),
-    body=tuple(body),
+    body=variant,
     head=tuple(head) or (spec.Drop(values['dropout']),),
     dtype=values['dtype'],
+    pixels=values['pixels'],
+    clip=values['clip'],
+    remat=values['remat'],
   )

@@ -1,0 +1,35 @@
+"""Where a backbone's conventions come from: Keras, or torchvision and timm."""
+
+import difflib
+
+FAMILIES = ('keras', 'torch')
+
+
+def check_family(family: str) -> str:
+  """`family`, if it is one.
+
+  Raises:
+    ValueError: naming the nearest.
+  """
+  if family not in FAMILIES:
+    near = difflib.get_close_matches(str(family), FAMILIES, 1, 0)
+    raise ValueError(
+      f'family must be one of {FAMILIES}, got {family!r}; did you mean '
+      f'{(near or FAMILIES)[0]!r}?'
+    )
+  return family
+
+
+def check_size(
+  name: str, height: int, width: int, least: int
+) -> tuple[int, int]:
+  """(height, width), if both are at least `least`.
+
+  Raises:
+    ValueError: naming the least size.
+  """
+  if min(height, width) < least:
+    raise ValueError(
+      f'{name} takes images of at least {least}x{least}, got {height}x{width}'
+    )
+  return height, width

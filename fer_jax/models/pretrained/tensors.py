@@ -1,0 +1,31 @@
+"""What a reader finds in a file, before it reads any of it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTensor:
+  """A tensor of a file.
+
+  Attributes:
+    name: in the file.
+    family: 'keras' or 'torch', whose layout it has.
+    shape: of it, before any of it is read.
+    dtype: its name.
+    read: reads it; raises UserError.
+  """
+
+  name: str
+  family: str
+  shape: tuple[int, ...]
+  dtype: str
+  read: Callable[[], np.ndarray]
+
+
+def listed(items: Sequence[str], most: int = 4) -> str:
+  """The first few, and how many more."""
+  text = '; '.join(items[:most])
+  return text if len(items) <= most else f'{text}; and {len(items) - most} more'

@@ -1,0 +1,257 @@
+"""Backbones, and the models that P2 builds on them, against keras.applications
+and Keras 3 on JAX.
+
+Random weights and running statistics are carried over through a file that
+Keras wrote, gradients and new statistics on the same way back: so both the
+backbones and the reading of files are tested.
+"""
+
+import os
+
+os.environ.setdefault('KERAS_BACKEND', 'jax')
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from backbone_parity import (
+  close,
+  compare_step,
+  evaluate,
+  jit,
+  loaded,
+  norm_settings,
+)
+from flax import nnx
+
+from fer_jax import models
+from fer_jax.models.backbones import (
+  BACKBONES,
+  preprocess,
+  preprocessing,
+)
+from fer_jax.models.pretrained import load_pretrained
+
+# Keras converts its variables by a means that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:__array__ implementation:DeprecationWarning'
+)
+
+REFERENCES = {
+  'densenet121': keras.applications.DenseNet121,
+  'vgg16': keras.applications.VGG16,
+  'xception': keras.applications.Xception,
+}
+
+
+HEADS = {
+  'densenet121': lambda kl: [
+    kl.Reshape((-1, 1024)),
+    kl.GRU(256, return_sequences=True),
+    kl.GRU(128),
+    kl.Dense(256, activation='relu'),
+    kl.Dense(7),
+  ],
+  'vgg16': lambda kl: [
+    kl.GlobalAveragePooling2D(),
+    kl.Reshape((1, 512)),
+    kl.GRU(256),
+    kl.Dense(7),
+  ],
+  'xception': lambda kl: [
+    kl.MaxPooling2D(),
+    kl.Flatten(),
+    kl.Reshape((1, -1)),
+    kl.GRU(256),
+    kl.Dense(256, activation='relu'),
+    kl.Dropout(0.5),
+    kl.Dense(7),
+  ],
+}
+"""P2, section 4: what follows each network, by Keras' layers."""
+
+
+def whole_model(name, size, path, head):
+  """Our preset with the file's backbone and the weights of Keras' head."""
+  model = nnx.eval_shape(
+    lambda: models.create(
+      f'{name}_gru', num_classes=7, rngs=nnx.Rngs(0), input_shape=(*size, 3)
+    )
+  )
+  load_pretrained(model, path)
+  variables = []
+  for part in ('body', 'head'):
+    for _, stage in model.layers(part):
+      inner = getattr(stage, 'layer', getattr(stage, 'linear', None))
+      if inner is not None:
+        names = ('kernel', 'recurrent_kernel', 'bias')
+        variables += [getattr(inner, n) for n in names if hasattr(inner, n)]
+  variables += [model.logits.kernel, model.logits.bias]
+  weights = [w for layer in head for w in layer.trainable_weights]
+  for variable, weight in zip(variables, weights, strict=True):
+    assert variable.shape == weight.shape, weight.path
+    variable.set_value(jnp.asarray(weight.value))
+  return model
+
+
+def randomise(model):
+  """Keeps activations of size 1, and normalisation far from the identity."""
+  rng = np.random.default_rng(0)
+  for variable in model.weights:
+    shape, part = variable.shape, variable.path.rpartition('/')[2]
+    if part == 'depthwise_kernel':
+      value = rng.normal(size=shape) / 3
+    elif part.endswith('kernel'):
+      value = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
+    elif part in ('gamma', 'moving_variance'):
+      value = rng.uniform(0.5, 1.5, shape)
+    else:
+      value = 0.2 * rng.normal(size=shape)
+    variable.assign(value.astype(np.float32))
+
+
+@pytest.fixture
+def reference(monkeypatch):
+  """Builds a backbone of Keras with random weights."""
+
+  def zeros(self, shape, dtype=None):
+    del self, dtype
+    return jnp.zeros(shape, jnp.float32)
+
+  def build(name, size):
+    # Layers without a name are numbered by what was built before.
+    keras.utils.clear_session(free_memory=False)
+    # Drawing values that are replaced at once takes most of the building.
+    with monkeypatch.context() as patch:
+      patch.setattr(keras.initializers.GlorotUniform, '__call__', zeros)
+      model = REFERENCES[name](
+        weights=None, include_top=False, input_shape=(*size, 3)
+      )
+    randomise(model)
+    return model
+
+  return build
+
+
+@pytest.mark.parametrize(
+  ('name', 'size', 'parts', 'keras_parts'),
+  [
+    ('vgg16', (50, 37), (), ''),
+    # Gradients of the first layers take minutes to compile, and of two images
+    # through 40 normalisations they are rounding: two forms of our own
+    # convolutions differ by a tenth there.
+    (
+      'xception',
+      (72, 79),
+      ('block13', 'block14'),
+      ('block13_', 'block14_', 'conv2d_3/', 'batch_normalization_3/'),
+    ),
+    (
+      'densenet121',
+      (64, 70),
+      ('transition3', 'denseblock4', 'final_norm'),
+      ('pool4_', 'conv5_', 'bn/'),
+    ),
+  ],
+  ids=('vgg16', 'xception', 'densenet121'),
+)
+def test_backbone(name, size, parts, keras_parts, reference, tmp_path):
+  """Logits of the whole model and maps 1e-4 of their largest element, gradients
+  of the backbone 1e-3 of each array's norm, new running statistics 1e-4."""
+  model = reference(name, size)
+  rng = np.random.default_rng(1)
+  pixels = rng.uniform(0, 255, (2, *size, 3)).astype(np.float32)
+  faces = preprocess(jnp.asarray(pixels), preprocessing(name, 'keras'))
+  x = rng.normal(size=faces.shape).astype(np.float32)
+  chosen = [v.path.startswith(keras_parts) for v in model.trainable_variables]
+
+  def run(trainable, others, x, train):
+    with jax.numpy_rank_promotion('allow'):
+      return model.stateless_call(trainable, others, x, training=train)
+
+  trainable = [v.value for v in model.trainable_variables]
+  others = [v.value for v in model.non_trainable_variables]
+  path = tmp_path / 'before.weights.h5'
+  model.save_weights(path)
+  backbone = loaded(BACKBONES[name], 'keras', path)
+  assert norm_settings(backbone) == {
+    (layer.epsilon, layer.momentum)
+    for layer in model.layers
+    if isinstance(layer, keras.layers.BatchNormalization)
+  }
+
+  with jax.numpy_rank_promotion('allow'):
+    head = HEADS[name](keras.layers)
+    on_top = keras.Sequential([keras.Input(model.output_shape[1:]), *head])
+  randomise(on_top)
+  head_state = [
+    [v.value for v in variables]
+    for variables in (
+      on_top.trainable_variables,
+      on_top.non_trainable_variables,
+    )
+  ]
+
+  @jit
+  def expected_of(trainable, others, x):
+    expected = run(trainable, others, x, False)[0]
+    with jax.numpy_rank_promotion('allow'):
+      return expected, on_top.stateless_call(*head_state, expected)[0]
+
+  expected, expected_logits = expected_of(trainable, others, faces)
+  logits, features = evaluate(
+    whole_model(name, size, path, head), pixels, return_features=True
+  )
+  found = features['map']
+  assert found.shape[1:3] == backbone.output_size(*size, 'keras')
+  close({'map': found}, {'map': expected}, 1e-4)
+  close({'logits': logits}, {'logits': expected_logits}, 1e-4)
+
+  weighing = rng.normal(size=expected.shape).astype(np.float32)
+
+  def loss(some, trainable, others, x):
+    some = iter(some)
+    trainable = [
+      next(some) if c else v for c, v in zip(chosen, trainable, strict=True)
+    ]
+    y, others = run(trainable, others, x, True)
+    return (y * weighing).sum(), (y, others)
+
+  some = [v for c, v in zip(chosen, trainable, strict=True) if c]
+  gradients, (expected, others) = jit(jax.grad(loss, has_aux=True))(
+    some, trainable, others, x
+  )
+  variables = [
+    v for c, v in zip(chosen, model.trainable_variables, strict=True) if c
+  ]
+  for variable, value in zip(
+    variables + model.non_trainable_variables, gradients + others, strict=True
+  ):
+    variable.assign(value)
+  path = tmp_path / 'after.weights.h5'
+  model.save_weights(path)
+  carried = loaded(BACKBONES[name], 'keras', path)
+  compare_step(backbone, x, expected, weighing, carried, parts, 1e-3)
+
+
+@pytest.mark.parametrize('name', sorted(REFERENCES))
+def test_preprocessing(name):
+  """Reference: preprocess_input of keras.applications; 1e-5 of 255."""
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
+  module = {
+    'densenet121': keras.applications.densenet,
+    'vgg16': keras.applications.vgg16,
+    'xception': keras.applications.xception,
+  }[name]
+  facts = preprocessing(name, 'keras')
+  expected = module.preprocess_input(pixels.astype(np.float32))
+  scale = np.abs(expected).max()
+  for given in (pixels, pixels.astype(np.float32)):
+    found = preprocess(jnp.asarray(given), facts)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * scale)
+  grey = pixels[..., :1]
+  found = preprocess(jnp.asarray(grey), facts)
+  expected = module.preprocess_input(np.repeat(grey, 3, -1).astype(np.float32))
+  np.testing.assert_allclose(found, expected, atol=1e-6 * scale)
