@@ -117,6 +117,18 @@ def _epochs(value: Any) -> str | None:
   return None if fine else 'epochs above 0, as (60, 120)'
 
 
+def _patterns(value: Any) -> str | None:
+  fine = isinstance(value, tuple) and all(
+    isinstance(v, str) and all(v.split('.')) for v in value
+  )
+  return None if fine else "paths of parameters, as ('backbone',)"
+
+
+def _whole_epochs(value: Any) -> str | None:
+  fine = isinstance(value, tuple) and all(_whole(1)(v) is None for v in value)
+  return None if fine else 'whole epochs above 0, as (5, 10)'
+
+
 FIELDS: dict[str, Field] = {
   'seed': Field(0, 'seeds every random stream of the run', _whole(0)),
   # What is learnt from.
@@ -229,6 +241,19 @@ FIELDS: dict[str, Field] = {
   'optim.plateau_factor': Field(
     0.5, 'what the plateau schedule multiplies by', _number(0, 1, above=True)
   ),
+  'optim.freeze': Field(
+    (),
+    'paths of what does not train, BatchNorm statistics included, as '
+    "('backbone',); wildcards stand for parts of a name, and a parameter is "
+    "the first path's that matches it",
+    _patterns,
+  ),
+  'optim.unfreeze_epochs': Field(
+    (),
+    'for each of the first paths of optim.freeze the epochs after which it '
+    'trains; the other paths stay frozen',
+    _whole_epochs,
+  ),
   # Training.
   'train.batch_size': Field(64, 'images a step', _whole(1)),
   'train.epochs': Field(100, 'passes over the training list', _whole(1)),
@@ -258,6 +283,12 @@ FIELDS: dict[str, Field] = {
   ),
   'train.patience': Field(
     0, 'validations without improvement before stopping, 0 never', _whole(0)
+  ),
+  'train.pretrained': Field(
+    '',
+    "file of published weights that the model's backbone starts from, '' for "
+    'none; read once, when the run begins',
+    _text,
   ),
   'train.validate_every': Field(1, 'epochs between validations', _whole(1)),
 }
@@ -380,6 +411,19 @@ def _validate_together(values: dict[str, Any]) -> None:
         f'least one epoch, rising, between optim.warmup_epochs, {begin}, and '
         f'train.epochs, {end}'
       )
+  frozen, thawing = values['optim.freeze'], values['optim.unfreeze_epochs']
+  if len(thawing) > len(frozen):
+    raise UserError(
+      f'optim.unfreeze_epochs is {thawing}; allowed is at most one epoch for '
+      f'each of the {len(frozen)} paths of optim.freeze'
+    )
+  if list(thawing) != sorted(thawing) or any(
+    epoch >= values['train.epochs'] for epoch in thawing
+  ):
+    raise UserError(
+      f'optim.unfreeze_epochs is {thawing}; allowed are epochs that rise or '
+      f'stay, below train.epochs, {values["train.epochs"]}'
+    )
   if values['train.epochs'] < values['train.validate_every']:
     raise UserError(
       f'train.validate_every is {values["train.validate_every"]}; allowed is '

@@ -36,6 +36,10 @@ def test_the_base_config_is_valid_and_every_field_is_described():
     ('model.kernel_size', 4, 'kernel_size'),
     ('optim.step_epochs', (-1.0,), 'epochs above 0'),
     ('data.protocol', 'offical', 'one of'),
+    ('optim.freeze', ('backbone..conv1',), "paths of parameters, as ('backb"),
+    ('optim.freeze', ('backbone', 3), 'paths of parameters'),
+    ('optim.unfreeze_epochs', (2.5,), 'whole epochs above 0'),
+    ('optim.unfreeze_epochs', (5,), 'each of the 0 paths of optim.freeze'),
   ],
 )
 def test_a_value_out_of_range_names_field_and_what_is_allowed(
@@ -85,9 +89,24 @@ def test_step_epochs_that_would_be_lost_are_refused(epochs):
     config_lib.validate(config)
 
 
+@pytest.mark.parametrize('epochs', [(5, 3), (3, 10), (10,)])
+def test_unfreezing_that_would_not_happen_in_turn_is_refused(epochs):
+  config = _base()
+  config.train.epochs = 10
+  config.optim.freeze = ('backbone.residual1', 'backbone')
+  config.optim.unfreeze_epochs = (3, 3)
+  config_lib.validate(config)
+  config.optim.unfreeze_epochs = epochs
+  with pytest.raises(UserError, match=r'rise or stay, below train\.epochs, 10'):
+    config_lib.validate(config)
+
+
 def test_json_round_trip_keeps_every_value_and_type():
   config = _base()
   config.optim.step_epochs = (10.0, 20.0)
+  config.optim.freeze = ('backbone.conv1', 'backbone')
+  config.optim.unfreeze_epochs = (3,)
+  config.train.pretrained = 'vgg16.h5'
   config.model.filters = (8, 16, 32)
   text = json.dumps(config_lib.to_json(config))
   again = config_lib.from_json(json.loads(text), source='config.json')

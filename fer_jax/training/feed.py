@@ -1,12 +1,15 @@
 """How examples reach the step: from device memory, or streamed from disk.
 
 Both feeds take the same steps on the same batches in the same order; the loop
-does not know which one it has.
+does not know which one it has. Settings may change between epochs, where more
+of the model begins to train: each of them is compiled when its first epoch
+comes, once.
 
 Legend: N images in the resident set, B batch.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,6 +28,10 @@ def padded_length(count: int, batch_size: int) -> int:
   return -(-count // batch_size) * batch_size
 
 
+SettingsOf = Callable[[int], step_lib.StepSettings]
+"""The settings of an epoch, counted from 0; equal ones share a compilation."""
+
+
 class ResidentFeed:
   """Blocks of steps over a set that lies in device memory as uint8."""
 
@@ -36,7 +43,7 @@ class ResidentFeed:
     validation_count: int,
     key: jax.Array,
     graphdef: Any,
-    settings: step_lib.StepSettings,
+    settings_of: SettingsOf,
     block_steps: int,
   ):
     """Puts the set on the device.
@@ -48,7 +55,7 @@ class ResidentFeed:
       validation_count: how many validation rows.
       key: the run's key.
       graphdef: of the model.
-      settings: of the step.
+      settings_of: the step's settings in an epoch.
       block_steps: steps a dispatch.
     """
     self._images = jax.device_put(
@@ -58,7 +65,11 @@ class ResidentFeed:
     self._validation_count = validation_count
     self._key = key
     self._block_steps = block_steps
-    self._block = step_lib.make_block(graphdef, settings)
+    self._settings_of = settings_of
+    self._block = functools.cache(
+      functools.partial(step_lib.make_block, graphdef)
+    )
+    settings = settings_of(0)  # what validation and batches use stays the same
     self._validation = step_lib.make_validation(graphdef, settings)
     size = settings.batch_size
     self._padded = padded_length(train_count, size)
@@ -74,6 +85,7 @@ class ResidentFeed:
   ) -> Iterator[tuple[TrainState, Sums, int]]:
     """Yields (state, sums of this epoch so far, steps of it taken)."""
     order = self._order(self._key, epoch, self._train_count, self._padded)
+    block = self._block(self._settings_of(epoch))
     taken, sums = 0, step_lib.zero_sums()
     while taken < self.steps_per_epoch:
       # The first dispatch of a process is one step, so that its time tells the
@@ -81,7 +93,7 @@ class ResidentFeed:
       length = self._block_steps if self._dispatched else 1
       self._dispatched = True
       stop = min(taken + length, self.steps_per_epoch)
-      state, sums = self._block(
+      state, sums = block(
         state,
         sums,
         self._images,
@@ -111,7 +123,7 @@ class StreamFeed:
     *,
     key: jax.Array,
     graphdef: Any,
-    settings: step_lib.StepSettings,
+    settings_of: SettingsOf,
     block_steps: int,
   ):
     """Reads nothing yet.
@@ -121,24 +133,28 @@ class StreamFeed:
       validation: batches of the validation rows.
       key: the run's key.
       graphdef: of the model.
-      settings: of the step.
+      settings_of: the step's settings in an epoch.
       block_steps: steps between two looks at the sums.
     """
     self._training = training
     self._validation = validation
     self._key = key
     self._block_steps = block_steps
-    self._step = step_lib.make_stream_step(graphdef, settings)
-    self._validate = step_lib.make_stream_validation(graphdef, settings)
+    self._settings_of = settings_of
+    self._step = functools.cache(
+      functools.partial(step_lib.make_stream_step, graphdef)
+    )
+    self._validate = step_lib.make_stream_validation(graphdef, settings_of(0))
     self.steps_per_epoch = training.steps_per_epoch
 
   def train_epoch(
     self, state: TrainState, epoch: int
   ) -> Iterator[tuple[TrainState, Sums, int]]:
     """Yields (state, sums of this epoch so far, steps of it taken)."""
+    step = self._step(self._settings_of(epoch))
     totals = step_lib.zero_sums()
     for taken, batch in enumerate(self._training.epoch(epoch), 1):
-      state, sums = self._step(state, batch, self._key)
+      state, sums = step(state, batch, self._key)
       totals = jax.tree.map(jnp.add, totals, sums)
       if taken % self._block_steps == 0 or taken == self.steps_per_epoch:
         yield state, totals, taken

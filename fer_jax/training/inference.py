@@ -93,6 +93,10 @@ class Predictor:
       epoch=sealed.epoch,
     )
 
+  def model(self) -> Any:
+    """The trained `fer_jax.models.FusionModel`, for one's own JAX code."""
+    return merge(self._graphdef, *self._arrays)
+
   def predict(
     self,
     images: np.ndarray,
@@ -131,8 +135,7 @@ class Predictor:
     if not self._has_attention(images, frame_mask):
       return None
     weights = np.concatenate(self._run(images, frame_mask, _attention, ()))
-    model: Any = merge(self._graphdef, *self._arrays)
-    return weights, model.token_grid
+    return weights, self.model().token_grid
 
   def _has_attention(self, images, frame_mask) -> bool:
     batch = self._batch(images, frame_mask, 0)
@@ -169,7 +172,8 @@ def _compiled(function, graphdef, views):
 
 def _forward(graphdef, arrays, batch, **options):
   model: Any = merge(graphdef, *arrays)
-  images = standardize.per_image(batch['image'].astype(jnp.float32) / 255.0)
+  scale = standardize.SCALES[model.specification.pixels]
+  images = scale(batch['image'].astype(jnp.float32) / 255.0)
   return model(images, batch.get('frame_mask'), train=False, **options)
 
 

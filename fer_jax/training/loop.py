@@ -1,7 +1,9 @@
 """The training loop: from a config and a workdir to a trained run.
 
 Reads top to bottom: `train` prepares a task, resumes where a workdir says so,
-and runs epochs; `run_epoch` runs the blocks of one.
+and runs epochs; `Run.epoch` runs the blocks of one. Where
+`optim.unfreeze_epochs` let more of the model train, the first such epoch
+begins with a compilation.
 """
 
 import contextlib
@@ -20,7 +22,14 @@ import jax
 from fer_jax import config as config_lib
 from fer_jax import files, provenance
 from fer_jax.errors import UserError
-from fer_jax.training import checkpoint, progress, records, task
+from fer_jax.training import (
+  checkpoint,
+  freezing,
+  progress,
+  records,
+  task,
+  warm_start,
+)
 from fer_jax.training import step as step_lib
 from fer_jax.training.display import Display
 from fer_jax.training.state import TrainState, all_finite, parameter_count
@@ -65,7 +74,8 @@ def train(
 
   Raises:
     UserError: the config does not validate, the workdir is another config's,
-      the data cannot be had, or the loss is not finite.
+      the data or the pretrained weights cannot be had, or the loss is not
+      finite.
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir)
@@ -78,16 +88,20 @@ def _train(
 ) -> Outcome:
   begun = time.monotonic()
   prepared = task.prepare(config)
-  state = prepared.initial_state()
   sealed = checkpoint.latest_intact(workdir)
-  epoch = 0
-  if sealed is not None:
+  if sealed is None:
+    epoch = 0
+    state = prepared.initial_state()
+    origin = {'pretrained': warm_start.facts(config.train.pretrained)}
+  else:
     require_same_data(workdir, prepared)
-    state = checkpoint.restore(sealed, state)
     epoch = sealed.epoch
+    target = task.abstract_state(config, len(prepared.class_names))
+    state = checkpoint.restore(sealed, target)
+    origin = {}  # as run.json has it: the file may be gone by now
     print(f'resuming {workdir} after epoch {epoch}, step {sealed.step}')
   if epoch < config.train.epochs and bool(state.progress.active):
-    write_run_json(workdir, config, prepared, state)
+    write_run_json(workdir, config, prepared, state, origin)
 
   display = Display(prepared.total_steps, config.train.epochs)
   recorder = records.Recorder(
@@ -126,6 +140,7 @@ class Run:
     self._writer = writer
     self._workdir = workdir
     self._first_step_seen = False
+    self._freezing = freezing.NOTHING_FROZEN
     # A step's loss is of the parameters before it: an epoch's last update is
     # looked at here, or a diverged checkpoint would be the one to resume.
     self._finite = jax.jit(all_finite)
@@ -143,6 +158,7 @@ class Run:
     Raises:
       UserError: the loss is not finite.
     """
+    self._say_what_trains(state, epoch)
     begun = time.monotonic()
     totals = step_lib.zero_sums()
     previous = None
@@ -184,6 +200,13 @@ class Run:
     self._recorder.write(record)
     self._display.line(_epoch_line(record, self._config.train.epochs, state))
     return state
+
+  def _say_what_trains(self, state: TrainState, epoch: int) -> None:
+    """One line where it is not what the epoch before trained."""
+    now = self._task.settings_of(epoch).freezing
+    if now != self._freezing:
+      self._freezing = now
+      self._display.line(freezing.describe(now, state.params))
 
   def _note_first_step(self, sums) -> None:
     if self._first_step_seen:
@@ -310,8 +333,17 @@ def write_run_json(
   config: config_lib.Config,
   prepared: task.Task,
   state: TrainState,
+  origin: dict[str, Any],
 ) -> None:
-  """Writes where, on what and under which protocol the run is made."""
+  """Writes where, on what, from what and under which protocol the run is made.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    prepared: its task.
+    state: of any step.
+    origin: what the first state came from, where this process made it.
+  """
   path = workdir / 'run.json'
   earlier = files.read_json(path) if path.exists() else {}
   files.write_json(
@@ -320,6 +352,8 @@ def write_run_json(
       **earlier,
       'model': config.model.name,
       'parameters': parameter_count(state.params),
+      'frozen': list(config.optim.freeze),
+      **origin,
       'class_names': list(prepared.class_names),
       'dataset': prepared.dataset_facts,
       'protocol': prepared.protocol_facts,

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fer_jax.training.freezing import combine
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimSettings:
@@ -48,7 +50,12 @@ class OptimSettings:
 
 
 def direction(settings: OptimSettings) -> optax.GradientTransformation:
-  """Turns gradients into an unscaled descent direction."""
+  """Turns gradients into an unscaled descent direction: a chain of two,
+  clipping and descent."""
+  return optax.chain(*_clip_and_descent(settings))
+
+
+def _clip_and_descent(settings):
   clip = (
     optax.clip_by_global_norm(settings.clip_norm)
     if settings.clip_norm > 0
@@ -60,7 +67,74 @@ def direction(settings: OptimSettings) -> optax.GradientTransformation:
     descent = optax.scale_by_adam(
       b1=settings.momentum, b2=settings.beta2, eps=settings.eps
     )
-  return optax.chain(clip, descent)
+  return clip, descent
+
+
+def update(settings: OptimSettings, gradients, opt_state, since):
+  """The direction for the parameters that train, and the state after it.
+
+  A buffer of a parameter that is frozen stays as it is. Adam's correction of
+  young moments counts from the step at which a parameter began to train:
+  counted from the run's first step, the early updates of one that begins late
+  would be up to six times too large.
+
+  Args:
+    settings: static.
+    gradients: of the parameters that train, None in the place of the others.
+    opt_state: of `direction`, with buffers for all parameters.
+    since: like `gradients`, plain ints: the step at which each began to train.
+
+  Returns:
+    (updates like `gradients`, optimiser state of the same structure).
+  """
+  clip, descent = _clip_and_descent(settings)
+  clip_state, state = opt_state
+  gradients, clip_state = clip.update(gradients, clip_state)
+  updates = jax.tree.map(lambda _: None, gradients)
+  new_state = state
+  for start in sorted(set(jax.tree.leaves(since))):
+    group = jax.tree.map(
+      lambda g, s, start=start: g if s == start else None, gradients, since
+    )
+    group_updates, group_state = descent.update(
+      group, _of_group(state, group, start)
+    )
+    updates = combine(group_updates, updates)
+    new_state = _with_group(new_state, group_state, start)
+  return updates, (clip_state, new_state)
+
+
+def _of_group(state, group, start):
+  """A descent's state with the buffers of a group alone, counting from its
+  start."""
+
+  def chosen(buffers):
+    return jax.tree.map(
+      lambda g, b: None if g is None else b,
+      group,
+      buffers,
+      is_leaf=lambda x: x is None,
+    )
+
+  return state._replace(
+    **{
+      name: value - start if name == 'count' else chosen(value)
+      for name, value in state._asdict().items()
+    }
+  )
+
+
+def _with_group(state, group_state, start):
+  """A descent's state with a group's new buffers, and its count."""
+  new = group_state._asdict()
+  return state._replace(
+    **{
+      name: (new[name] + start).astype(value.dtype)
+      if name == 'count'
+      else combine(new[name], value)
+      for name, value in state._asdict().items()
+    }
+  )
 
 
 def schedule(settings: OptimSettings) -> Callable[[jax.Array], jax.Array]:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fer_jax.nn import BatchNorm
+
 Arrays = Any
 """A nested dictionary of raw arrays."""
 
@@ -80,11 +82,27 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Arrays, Arrays]:
 
 
 def merge(
-  graphdef: nnx.GraphDef, params: Arrays, model_state: Arrays
+  graphdef: nnx.GraphDef,
+  params: Arrays,
+  model_state: Arrays,
+  *,
+  frozen: frozenset[str] = frozenset(),
 ) -> nnx.Module:
   """Rebuilds a module; its variables are fresh, so it may be mutated in a
-  differentiated function."""
-  return nnx.merge(graphdef, params, model_state, copy=True)
+  differentiated function.
+
+  Args:
+    graphdef: of `split`.
+    params: all parameters.
+    model_state: the other arrays.
+    frozen: paths of the modules whose BatchNorm keeps its running statistics.
+  """
+  model = nnx.merge(graphdef, params, model_state, copy=True)
+  if frozen:
+    for path, module in nnx.iter_modules(model):
+      if isinstance(module, BatchNorm):
+        module.frozen = '.'.join(map(str, path)) in frozen
+  return model
 
 
 def model_state_of(model: nnx.Module) -> Arrays:

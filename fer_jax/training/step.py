@@ -21,6 +21,7 @@ from jax import lax
 
 from fer_jax import metrics
 from fer_jax.data import augment, randomness, resident, standardize
+from fer_jax.training import freezing as freezing_lib
 from fer_jax.training import optim as optim_lib
 from fer_jax.training.state import (
   Arrays,
@@ -43,6 +44,8 @@ class StepSettings:
     optim: static settings of the optimiser.
     ema_decay: decay of the moving averages, 0 for none.
     class_weights: K factors on the examples' losses, None for ones.
+    pixels: what images the model takes, a name of `standardize.SCALES`.
+    freezing: which parameters do not train.
   """
 
   batch_size: int
@@ -53,6 +56,8 @@ class StepSettings:
   )
   ema_decay: float = 0.0
   class_weights: tuple[float, ...] | None = None
+  pixels: str = 'standardised'
+  freezing: freezing_lib.Freezing = freezing_lib.NOTHING_FROZEN
 
 
 def prepare(
@@ -62,6 +67,7 @@ def prepare(
   key: jax.Array | None = None,
   step: jax.Array | int = 0,
   strength: jax.Array | float = 1.0,
+  pixels: str = 'standardised',
 ) -> tuple[jax.Array, jax.Array]:
   """Turns a batch's uint8 images into what the model takes.
 
@@ -71,9 +77,10 @@ def prepare(
     key: the run's key; needed where there is augmentation.
     step: int32 scalar, which draws this step's augmentation.
     strength: float32 scalar, scales the augmentation's amplitudes.
+    pixels: a name of `standardize.SCALES`.
 
   Returns:
-    (images float32, standardised per image; targets float32 (B, K)).
+    (images float32, scaled as `pixels` says; targets float32 (B, K)).
   """
   images = batch['image'].astype(jnp.float32) / 255.0
   targets = batch['target']
@@ -88,7 +95,7 @@ def prepare(
       augmentation,
       strength,
     )
-  return standardize.per_image(images), targets
+  return standardize.SCALES[pixels](images), targets
 
 
 def _kernel_penalty(params: Arrays) -> jax.Array:
@@ -111,6 +118,10 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One optimisation step.
 
+  Parameters that `settings.freezing` holds are not differentiated: they, their
+  share of the optimiser's state and averages, and the running statistics of
+  BatchNorms that are frozen whole leave the step as they came.
+
   Args:
     state: before the step.
     batch: image uint8 (B, H, W, C) or (B, T, H, W, C) with frame_mask;
@@ -130,11 +141,18 @@ def train_step(
     key=key,
     step=state.step,
     strength=hparams['augment_strength'],
+    pixels=settings.pixels,
   )
   class_weights = settings.class_weights
+  freezing = settings.freezing
+  trained, frozen = freezing_lib.partition(freezing, state.params)
+  frozen_modules = freezing_lib.frozen_modules(freezing, state.params)
 
-  def objective(params):
-    model: Any = merge(graphdef, params, state.model_state)
+  def objective(trained):
+    params = freezing_lib.combine(trained, frozen)
+    model: Any = merge(
+      graphdef, params, state.model_state, frozen=frozen_modules
+    )
     logits = model(
       images,
       batch.get('frame_mask'),
@@ -152,33 +170,31 @@ def train_step(
       class_weights=None if class_weights is None else jnp.array(class_weights),
     )
     loss = metrics.normalise(sums)['loss']
-    penalised = loss + hparams['l2'] * _kernel_penalty(params)
+    penalised = loss + hparams['l2'] * _kernel_penalty(trained)
     return penalised, (sums, model_state_of(model))
 
-  gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(
-    state.params
-  )
-  updates, opt_state = optim_lib.direction(settings.optim).update(
-    gradients, state.opt_state, state.params
+  gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(trained)
+  updates, opt_state = optim_lib.update(
+    settings.optim,
+    gradients,
+    state.opt_state,
+    freezing_lib.training_since(freezing, trained),
   )
   rate = (
     hparams['learning_rate']
     * optim_lib.schedule(settings.optim)(state.step)
     * state.progress.lr_factor
   )
-  params = optim_lib.apply_direction(
-    state.params,
-    updates,
-    decay_mask(state.params),
-    rate,
-    hparams['weight_decay'],
+  trained = optim_lib.apply_direction(
+    trained, updates, decay_mask(trained), rate, hparams['weight_decay']
   )
+  params = freezing_lib.combine(trained, frozen)
   new_state = TrainState(
     step=state.step + 1,
     params=params,
     model_state=model_state,
     opt_state=opt_state,
-    ema=_averaged(state, params, model_state, settings.ema_decay),
+    ema=_averaged(state, params, model_state, settings),
     hparams=hparams,
     progress=state.progress._replace(
       active=state.progress.active & jnp.isfinite(sums['loss'])
@@ -188,18 +204,28 @@ def train_step(
 
 
 def _averaged(
-  state: TrainState, params: Arrays, model_state: Arrays, decay: float
+  state: TrainState,
+  params: Arrays,
+  model_state: Arrays,
+  settings: StepSettings,
 ) -> Arrays | None:
-  """Moving averages after a step; young runs average over fewer steps."""
+  """Moving averages after a step; young runs average over fewer steps.
+
+  What is frozen has never moved, so its average is itself, not its rounding.
+  """
   if state.ema is None:
     return None
   step = state.step.astype(jnp.float32)
-  keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  keep = jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
   new = {'params': params, 'model_state': model_state}
+  held = freezing_lib.held(settings.freezing, params, model_state)
   return jax.tree.map(
-    lambda old, now: (keep * old + (1.0 - keep) * now).astype(old.dtype),
+    lambda old, now, held: (
+      old if held else (keep * old + (1.0 - keep) * now).astype(old.dtype)
+    ),
     state.ema,
     new,
+    held,
   )
 
 
@@ -319,7 +345,7 @@ def make_stream_validation(
 def _validation_sums(graphdef, settings, params, model_state, batch):
   """Sums of the plain loss and of correct predictions, in evaluation mode."""
   model: Any = merge(graphdef, params, model_state)
-  images, targets = prepare(batch)
+  images, targets = prepare(batch, pixels=settings.pixels)
   logits = model(images, batch.get('frame_mask'), train=False)
   return metrics.sums(logits, targets, batch['weight'], loss=settings.loss)
 

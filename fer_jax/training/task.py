@@ -14,7 +14,7 @@ from fer_jax import datasets, metrics, models
 from fer_jax.data import protocol, randomness, resident, stream
 from fer_jax.errors import UserError
 from fer_jax.training import feed as feed_lib
-from fer_jax.training import optim
+from fer_jax.training import freezing, optim, warm_start
 from fer_jax.training import step as step_lib
 from fer_jax.training.progress import SelectionSettings
 from fer_jax.training.state import (
@@ -30,7 +30,8 @@ class Task:
 
   Attributes:
     feed: hands out blocks of steps.
-    settings: of the step.
+    graphdef: of the model.
+    settings: of the step where nothing is frozen.
     selection: how validation steers.
     key: the run's key.
     class_names: in the order of the logits.
@@ -41,6 +42,7 @@ class Task:
   """
 
   feed: feed_lib.ResidentFeed | feed_lib.StreamFeed
+  graphdef: nnx.GraphDef
   settings: step_lib.StepSettings
   selection: SelectionSettings
   key: jax.Array
@@ -51,11 +53,23 @@ class Task:
   config: config_lib.Config
 
   def initial_state(self) -> TrainState:
-    """The state before the first step, made in one dispatch."""
+    """The state before the first step, made in one dispatch.
+
+    Raises:
+      UserError: the file of `train.pretrained` cannot be used.
+    """
     make = functools.partial(
       _initial_state, self.config, num_classes=len(self.class_names)
     )
-    return jax.jit(make)(self.key)
+    state = jax.jit(make)(self.key)
+    path = self.config.train.pretrained
+    return warm_start.from_file(state, self.graphdef, path) if path else state
+
+  def settings_of(self, epoch: int) -> step_lib.StepSettings:
+    """The step's settings in an epoch, counted from 0."""
+    return settings_of(
+      epoch, self.config, self.settings, self.feed.steps_per_epoch
+    )
 
   def learning_rate(self, state: TrainState) -> float:
     """The rate that the last step used; `state` as that step left it."""
@@ -78,14 +92,25 @@ def create_model(
   )
 
 
+def pixels(config: config_lib.Config) -> str:
+  """What images the config's model takes, a name of `standardize.SCALES`."""
+  overrides = config_lib.model_overrides(config)
+  return models.specify(config.model.name, **overrides).pixels
+
+
 def graph_definition(
   config: config_lib.Config, num_classes: int
 ) -> nnx.GraphDef:
   """The model's static part, without computing a parameter."""
+  return _abstract_model(config, num_classes)[0]
+
+
+def _abstract_model(config: config_lib.Config, num_classes: int):
+  """`split` of the model with shapes and dtypes for its arrays."""
   model = nnx.eval_shape(
     lambda: create_model(config, num_classes, jax.random.key(0))
   )
-  return split(model)[0]
+  return split(model)
 
 
 def _initial_state(
@@ -133,6 +158,22 @@ def optim_settings(
   )
 
 
+def settings_of(
+  epoch: int,
+  config: config_lib.Config,
+  settings: step_lib.StepSettings,
+  steps_per_epoch: int,
+) -> step_lib.StepSettings:
+  """The settings of an epoch, counted from 0: with what is frozen in it."""
+  section = config.optim
+  return dataclasses.replace(
+    settings,
+    freezing=freezing.at_epoch(
+      section.freeze, section.unfreeze_epochs, epoch, steps_per_epoch
+    ),
+  )
+
+
 def selection_settings(config: config_lib.Config) -> SelectionSettings:
   """How validation steers, from the config."""
   plateau = config.optim.schedule == 'plateau'
@@ -158,10 +199,14 @@ def prepare(config: config_lib.Config) -> Task:
   """Loads the data, puts it on the device and fixes all settings.
 
   Raises:
-    UserError: the data is not there, the protocol does not fit it, or the
-      batch is larger than the training list.
+    UserError: the data is not there, the protocol does not fit it,
+      `optim.freeze` does not fit the model, or the batch is larger than the
+      training list.
   """
   dataset = load_dataset(config)
+  class_names = tuple(dataset.class_names)
+  graphdef, params, _ = _abstract_model(config, len(class_names))
+  freezing.check(config.optim.freeze, params, model=config.model.name)
   partition = protocol.resolve(
     dataset, config.data.protocol, seed=config.data.protocol_seed
   )
@@ -177,7 +222,6 @@ def prepare(config: config_lib.Config) -> Task:
     feed_lib.padded_length(train_count, batch_size) // batch_size
   )
   key = jax.random.key(config.seed)
-  class_names = tuple(dataset.class_names)
   settings = step_lib.StepSettings(
     batch_size=batch_size,
     loss=config.train.loss,
@@ -185,6 +229,7 @@ def prepare(config: config_lib.Config) -> Task:
     optim=optim_settings(config, steps_per_epoch),
     ema_decay=config.train.ema_decay,
     class_weights=_class_weights(config, dataset, partition.train),
+    pixels=pixels(config),
   )
   make_feed = (
     _stream_feed if streams(config, dataset, partition) else _resident_feed
@@ -194,12 +239,18 @@ def prepare(config: config_lib.Config) -> Task:
     dataset,
     partition,
     key=key,
-    graphdef=graph_definition(config, len(class_names)),
-    settings=settings,
+    graphdef=graphdef,
+    settings_of=functools.partial(
+      settings_of,
+      config=config,
+      settings=settings,
+      steps_per_epoch=steps_per_epoch,
+    ),
     block_steps=config.train.block_steps,
   )
   return Task(
     feed=feed,
+    graphdef=graphdef,
     settings=settings,
     selection=selection_settings(config),
     key=key,
