@@ -108,6 +108,19 @@ def _use_compilation_cache() -> None:
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 
+def _move_compilation_cache(place: str | None) -> None:
+  """Follows --compile_cache, which is read after JAX may have been imported."""
+  if place is None:
+    return
+  import jax
+
+  jax.config.update('jax_enable_compilation_cache', bool(place))
+  if place:
+    jax.config.update('jax_compilation_cache_dir', place)
+  os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'true' if place else 'false'
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = place
+
+
 def main(argv: list[str]) -> int:
   """Runs a verb.
 
@@ -127,6 +140,13 @@ def main(argv: list[str]) -> int:
   _use_compilation_cache()
   module = importlib.import_module(f'fer_jax.commands.{verb}')
   module.define_flags()
+  flags.DEFINE_string(
+    'compile_cache',
+    None,
+    "Folder that keeps compiled programs between processes; '' keeps none. "
+    'The default is JAX_COMPILATION_CACHE_DIR, else ~/.cache/fer_jax/xla.',
+    module_name=module.__name__,
+  )
   if any(a in ('-h', '--help') for a in argv):
     print(f'{module.SUMMARY}\n\nusage: python -m fer_jax {verb} [flags]\n')
     print(flags.FLAGS.module_help(module.__name__))
@@ -137,6 +157,7 @@ def main(argv: list[str]) -> int:
     # config_flags reads the overrides from sys.argv.
     sys.argv = arguments
     remaining = _parse(arguments)
+    _move_compilation_cache(flags.FLAGS.compile_cache)
     return module.main([verb, *remaining[1:]]) or 0
   except (UserError, flags.Error) as error:
     return _complain(str(error))

@@ -15,7 +15,7 @@ from fer_jax.errors import UserError
 SUMMARY = 'Times train step, input path and start-up against peers.'
 
 USUAL = ('train_step', 'input', 'startup')
-MEASUREMENTS = (*USUAL, 'recurrent')
+MEASUREMENTS = (*USUAL, 'compilation', 'recurrent')
 NUM_CLASSES = 7
 SEED = 0
 LEARNING_RATE = 1e-3
@@ -106,6 +106,7 @@ def main(argv: list[str]) -> None:
 
 def _measure(what, case, peers, effort, startup_config) -> dict:
   from fer_jax.benchmark import (
+    compilation,
     input_path,
     recurrent_layers,
     startup,
@@ -123,6 +124,8 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
       results['startup'] = startup.measure(
         startup_config, starts=flags.FLAGS.starts
       )
+    if 'compilation' in what:
+      results['compilation'] = compilation.measure(case)
     if 'recurrent' in what:
       results['recurrent'] = recurrent_layers.measure(peers, effort)
   except WorkerError as error:
@@ -179,10 +182,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def render(record: dict) -> str:
   """The record as text for the terminal."""
-  from fer_jax.benchmark import recurrent_layers
+  from fer_jax.benchmark import compilation, recurrent_layers
 
   machine, settings = record['machine'], record['settings']
-  of_model = any(name in record for name in USUAL)
+  of_model = any(name in record for name in (*USUAL, 'compilation'))
   lines = [
     (f'{settings["model"]}, batch {settings["batch_size"]}, ' * of_model)
     + f'{settings["rounds"]} rounds, medians (smallest to largest)',
@@ -201,6 +204,8 @@ def render(record: dict) -> str:
       f'{_spread(startup["seconds_to_first_step"], "{:.1f}")} s, '
       f'{startup["cold"]:.1f} s the first time',
     ]
+  if 'compilation' in record:
+    lines += ['', *compilation.lines(record['compilation'])]
   if 'recurrent' in record:
     lines += ['', *recurrent_layers.table(record['recurrent'])]
   return '\n'.join(lines)

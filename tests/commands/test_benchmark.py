@@ -38,9 +38,10 @@ def test_record_of_a_whole_run(tmp_path):
     *TINY,
     *['--model=residual_lstm', '--batch_size=2', '--what=train_step,input'],
     *['--peers=flax', '--rounds=2', '--warm_up=1', '--turn_seconds=0'],
-    f'--json={target}',
+    *[f'--json={target}', f'--compile_cache={tmp_path / "programs"}'],
   )
   assert result.returncode == 0, result.stderr
+  assert any((tmp_path / 'programs').iterdir())
   record = json.loads(target.read_text())
   assert record['settings']['overrides']['units'] == 3
   assert record['settings']['overrides']['filters'] == [4]
@@ -131,3 +132,24 @@ def test_rendering():
     'start-up of quickstart.py: first training step after '
     '2.0 (1.0 to 3.0) s, 9.0 s the first time',
   ]
+
+
+def test_what_a_step_costs_before_it_runs(tmp_path):
+  """Memory grows with the batch, parameters do not; nothing is cached."""
+  records = {}
+  for size in (2, 16):
+    target = tmp_path / f'{size}.json'
+    result = run(
+      *TINY,
+      *['--model=residual_lstm', f'--batch_size={size}'],
+      *['--what=compilation', f'--json={target}'],
+      f'--compile_cache={tmp_path / "programs"}',
+    )
+    assert result.returncode == 0, result.stderr
+    records[size] = json.loads(target.read_text())['compilation']
+    assert 'compiling' in result.stdout
+  assert not (tmp_path / 'programs').exists()
+  small, large = (records[size]['kept'] for size in (2, 16))
+  assert small['compile_seconds'] > 0
+  assert large['temporary_bytes'] > small['temporary_bytes']
+  assert set(records[2]) == {'kept', 'remat'}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fer_jax.models.backbones import BACKBONES
 from fer_jax.models.pretrained import load_pretrained
 from fer_jax.nn import BatchNorm
 
@@ -32,38 +33,72 @@ def norm_settings(backbone):
   }
 
 
-def is_in(parts):
-  """Filter of the parameters below the named parts; of all for none."""
+def backbone_path(model):
+  """Names down to the backbone; none if the model is one."""
+  backbones = tuple(BACKBONES.values())
+  (path,) = (
+    path
+    for path, module in nnx.iter_modules(model)
+    if isinstance(module, backbones)
+  )
+  return path
+
+
+def is_in(parts, where=()):
+  """Filter of the parameters of the named parts; of all for none."""
+  depth = len(where)
 
   def chosen(path, variable):
     del variable
-    return not parts or path[0] in parts
+    return path[:depth] == where and (not parts or path[depth] in parts)
 
   return nnx.All(nnx.Param, chosen)
 
 
-def evaluate(model, x, **options):
-  graphdef, state = nnx.split(model)
-  call = jit(lambda state, x: nnx.merge(graphdef, state)(x, **options))
-  return call(state, x)
+def evaluate(model, x, weighing, parts=()):
+  """Outputs by running statistics, and gradients of the weighed map.
 
+  Args:
+    model: a backbone, or a model with features in it.
+    x: images.
+    weighing: of the map, whose weighed sum is differentiated.
+    parts: of the backbone whose gradients to take; all for none.
 
-def train(backbone, x, weighing, parts=()):
-  """The map, gradients of its weighed sum, and the new statistics.
-
-  Gradients and statistics are flat, by path.
+  Returns:
+    The map, the logits (None of a backbone alone), and the gradients, flat, by
+    their path in the backbone.
   """
-  graphdef, chosen, rest = nnx.split(backbone, is_in(parts), ...)
+  graphdef, state = nnx.split(model)
+  where = backbone_path(model)
+  chosen, rest = nnx.split_state(state, is_in(parts, where), ...)
 
   def loss(chosen, rest, x):
-    model = nnx.merge(graphdef, chosen, rest, copy=True)
-    y = model(x, train=True)
-    return (y * weighing).sum(), (y, nnx.state(model, nnx.BatchStat))
+    model = nnx.merge(graphdef, chosen, rest)
+    if where:
+      logits, features = model(x, return_features=True)
+      y = features['map']
+    else:
+      logits, y = None, model(x)
+    return (y * weighing).sum(), (y, logits)
 
-  gradients, (y, statistics) = jit(jax.grad(loss, has_aux=True))(
-    chosen, rest, x
-  )
-  return y, flat(gradients), flat(statistics)
+  gradients, (y, logits) = jit(jax.grad(loss, has_aux=True))(chosen, rest, x)
+  for name in where:
+    gradients = gradients[name]
+  return y, logits, flat(gradients)
+
+
+def train(backbone, x):
+  """The map by the statistics of `x`, and the new running ones, by path."""
+  graphdef, state = nnx.split(backbone)
+
+  @jit
+  def forward(state, x):
+    model = nnx.merge(graphdef, state, copy=True)
+    y = model(x, train=True)
+    return y, nnx.state(model, nnx.BatchStat)
+
+  y, statistics = forward(state, x)
+  return y, flat(statistics)
 
 
 def flat(state):
@@ -104,29 +139,33 @@ def close_in_norm(found, expected, tolerance):
   assert errors[worst] <= tolerance, (worst, errors[worst])
 
 
-def compare_step(
-  backbone, x, expected_map, weighing, carried, parts, tolerance
-):
-  """One training step against a reference's.
+def compare_evaluation(found, expected_map, carried, parts, tolerance):
+  """What `evaluate` gives, against a reference.
 
   Args:
-    backbone: before the step.
-    x: images.
-    expected_map: the reference's output.
-    weighing: of the output, in the loss.
-    carried: a backbone that holds the reference's gradients as parameters,
-      and its new statistics as statistics.
+    found: the map and the gradients.
+    expected_map: the reference's.
+    carried: a backbone that holds the reference's gradients as parameters.
     parts: whose gradients to compare; all for none.
     tolerance: of the gradients, of each array's norm.
   """
-  y, gradients, statistics = train(backbone, x, weighing, parts)
+  y, gradients = found
   close({'map': y}, {'map': expected_map}, 1e-4)
-  expected = flat(nnx.state(carried, is_in(parts)))
-  close_in_norm(gradients, expected, tolerance)
-  expected = flat(nnx.state(carried, nnx.BatchStat))
-  if not expected:
-    return
-  close(statistics, expected, 1e-4)
+  close_in_norm(gradients, flat(nnx.state(carried, is_in(parts))), tolerance)
+
+
+def compare_training(backbone, x, expected_map, carried):
+  """One training pass against a reference's.
+
+  Args:
+    backbone: before the pass.
+    x: images.
+    expected_map: the reference's output.
+    carried: a backbone that holds the reference's new statistics.
+  """
+  y, statistics = train(backbone, x)
+  close({'map': y}, {'map': expected_map}, 1e-4)
+  close(statistics, flat(nnx.state(carried, nnx.BatchStat)), 1e-4)
   before = flat(nnx.state(backbone, nnx.BatchStat))
   moved = [jnp.abs(statistics[name] - before[name]).max() for name in before]
   assert min(moved) > 1e-4

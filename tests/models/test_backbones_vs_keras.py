@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from backbone_parity import (
   close,
-  compare_step,
+  compare_evaluation,
+  compare_training,
   evaluate,
   jit,
   loaded,
@@ -166,10 +167,6 @@ def test_backbone(name, size, parts, keras_parts, reference, tmp_path):
   x = rng.normal(size=faces.shape).astype(np.float32)
   chosen = [v.path.startswith(keras_parts) for v in model.trainable_variables]
 
-  def run(trainable, others, x, train):
-    with jax.numpy_rank_promotion('allow'):
-      return model.stateless_call(trainable, others, x, training=train)
-
   trainable = [v.value for v in model.trainable_variables]
   others = [v.value for v in model.non_trainable_variables]
   path = tmp_path / 'before.weights.h5'
@@ -193,35 +190,32 @@ def test_backbone(name, size, parts, keras_parts, reference, tmp_path):
     )
   ]
 
-  @jit
-  def expected_of(trainable, others, x):
-    expected = run(trainable, others, x, False)[0]
-    with jax.numpy_rank_promotion('allow'):
-      return expected, on_top.stateless_call(*head_state, expected)[0]
-
-  expected, expected_logits = expected_of(trainable, others, faces)
-  logits, features = evaluate(
-    whole_model(name, size, path, head), pixels, return_features=True
-  )
-  found = features['map']
-  assert found.shape[1:3] == backbone.output_size(*size, 'keras')
-  close({'map': found}, {'map': expected}, 1e-4)
-  close({'logits': logits}, {'logits': expected_logits}, 1e-4)
-
-  weighing = rng.normal(size=expected.shape).astype(np.float32)
+  weighing = rng.normal(size=model.compute_output_shape(faces.shape))
+  weighing = weighing.astype(np.float32)
 
   def loss(some, trainable, others, x):
     some = iter(some)
     trainable = [
       next(some) if c else v for c, v in zip(chosen, trainable, strict=True)
     ]
-    y, others = run(trainable, others, x, True)
-    return (y * weighing).sum(), (y, others)
+    with jax.numpy_rank_promotion('allow'):
+      y = model.stateless_call(trainable, others, x, training=False)[0]
+      logits = on_top.stateless_call(*head_state, y)[0]
+    return (y * weighing).sum(), (y, logits)
 
   some = [v for c, v in zip(chosen, trainable, strict=True) if c]
-  gradients, (expected, others) = jit(jax.grad(loss, has_aux=True))(
-    some, trainable, others, x
+  gradients, (expected, expected_logits) = jit(jax.grad(loss, has_aux=True))(
+    some, trainable, others, faces
   )
+
+  @jit
+  def train(trainable, others, x):
+    with jax.numpy_rank_promotion('allow'):
+      return model.stateless_call(trainable, others, x, training=True)
+
+  trained = None
+  if others:
+    trained, others = train(trainable, others, x)
   variables = [
     v for c, v in zip(chosen, model.trainable_variables, strict=True) if c
   ]
@@ -229,10 +223,17 @@ def test_backbone(name, size, parts, keras_parts, reference, tmp_path):
     variables + model.non_trainable_variables, gradients + others, strict=True
   ):
     variable.assign(value)
-  path = tmp_path / 'after.weights.h5'
-  model.save_weights(path)
-  carried = loaded(BACKBONES[name], 'keras', path)
-  compare_step(backbone, x, expected, weighing, carried, parts, 1e-3)
+  path_after = tmp_path / 'after.weights.h5'
+  model.save_weights(path_after)
+  carried = loaded(BACKBONES[name], 'keras', path_after)
+
+  whole = whole_model(name, size, path, head)
+  found, logits, gradients = evaluate(whole, pixels, weighing, parts)
+  assert found.shape[1:3] == backbone.output_size(*size, 'keras')
+  close({'logits': logits}, {'logits': expected_logits}, 1e-4)
+  compare_evaluation((found, gradients), expected, carried, parts, 1e-3)
+  if others:
+    compare_training(backbone, x, trained, carried)
 
 
 @pytest.mark.parametrize('name', sorted(REFERENCES))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backbone_parity import (
-  close,
-  compare_step,
+  compare_evaluation,
+  compare_training,
   evaluate,
   loaded,
   norm_settings,
@@ -227,19 +227,17 @@ def test_backbone(build, size, parts, tmp_path):
   rng = np.random.default_rng(1)
   x = rng.normal(size=(2, *size, 3)).astype(np.float32)
   model.eval()
-  with torch.no_grad():
-    expected = forward(model, x).numpy()
-  found = evaluate(backbone, x)
-  assert found.shape[1:3] == backbone.output_size(*size, 'torch')
-  close({'map': found}, {'map': expected}, 1e-4)
+  y = forward(model, x)
+  weighing = rng.normal(size=y.shape).astype(np.float32)
+  (y * torch.from_numpy(weighing)).sum().backward()
+  expected = y.detach().numpy()
 
-  weighing = rng.normal(size=expected.shape).astype(np.float32)
   model.train()
   before = [norm.running_var.clone() for norm in norms]
   for norm in norms:
     norm.register_forward_hook(count_values)
-  y = forward(model, x)
-  (y * torch.from_numpy(weighing)).sum().backward()
+  with torch.no_grad():
+    trained = forward(model, x).numpy()
   for norm, variance in zip(norms, before, strict=True):
     make_variance_biased(norm, variance)
   carried = model.state_dict()
@@ -249,8 +247,12 @@ def test_backbone(build, size, parts, tmp_path):
   path = tmp_path / 'after.safetensors'
   safetensors_torch.save_file(carried, path)
   carried = loaded(BACKBONES[name], 'torch', path)
-  y = y.detach().numpy()
-  compare_step(backbone, x, y, weighing, carried, parts, 1e-3)
+
+  found, _, gradients = evaluate(backbone, x, weighing, parts)
+  assert found.shape[1:3] == backbone.output_size(*size, 'torch')
+  compare_evaluation((found, gradients), expected, carried, parts, 1e-3)
+  if norms:
+    compare_training(backbone, x, trained, carried)
 
 
 @pytest.mark.parametrize('name', sorted(BACKBONES))

@@ -8,8 +8,10 @@ The case's 'what' says what of a step is in it:
   input_path  gather, augmentation and standardisation alone
 """
 
+import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,26 +31,10 @@ SET_STEPS = 32
 
 def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
-  draws = np.random.default_rng(case['seed'])
-  size, classes = case['batch_size'], case['num_classes']
-  count = SET_STEPS * size
-  shape = (count, *case['input_shape'])
-  labels = draws.integers(classes, size=count)
-  images = jax.device_put(
-    {
-      'image': draws.integers(256, size=shape, dtype=np.uint8),
-      'target': np.eye(classes, dtype=np.float32)[labels],
-    }
-  )
-  order = jnp.asarray(draws.permutation(count), jnp.int32)
-  key = jax.random.key(case['seed'])
-  augmented = case['what'] != 'train_step'
-  settings = step_lib.StepSettings(
-    batch_size=size,
-    augmentation=augment.Augmentation() if augmented else None,
-    pixels=_specification(case).pixels,
-  )
-  graphdef, state = _initial(case)
+  images, order, count, key = _resident_set(case)
+  settings = _settings(case)
+  graphdef = _graph_definition(case)
+  state = jax.jit(functools.partial(_initial_state, case))()
   info = {
     'steps_per_dispatch': STEPS_PER_DISPATCH,
     'parameters': state_lib.parameter_count(state.params),
@@ -89,19 +75,63 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   return run, info
 
 
+def block_of(case: dict) -> tuple[Any, tuple[Any, ...]]:
+  """The block of train steps, and what it is called with; nothing compiled."""
+  state = jax.eval_shape(functools.partial(_initial_state, case))
+  images, order, count, key = jax.eval_shape(
+    functools.partial(_resident_set, case)
+  )
+  block = step_lib.make_block(_graph_definition(case), _settings(case))
+  arguments = (state, step_lib.zero_sums(), images, order, count, 0, 1, key)
+  return block, arguments
+
+
+def _resident_set(case: dict) -> tuple[Any, jax.Array, int, jax.Array]:
+  """Random images, an order of theirs, their number, and a key."""
+  draws = np.random.default_rng(case['seed'])
+  classes = case['num_classes']
+  count = SET_STEPS * case['batch_size']
+  shape = (count, *case['input_shape'])
+  labels = draws.integers(classes, size=count)
+  images = jax.device_put(
+    {
+      'image': draws.integers(256, size=shape, dtype=np.uint8),
+      'target': np.eye(classes, dtype=np.float32)[labels],
+    }
+  )
+  order = jnp.asarray(draws.permutation(count), jnp.int32)
+  return images, order, count, jax.random.key(case['seed'])
+
+
+def _settings(case: dict) -> step_lib.StepSettings:
+  augmented = case['what'] != 'train_step'
+  return step_lib.StepSettings(
+    batch_size=case['batch_size'],
+    augmentation=augment.Augmentation() if augmented else None,
+    pixels=_specification(case).pixels,
+  )
+
+
 def _specification(case: dict) -> models.Specification:
   return models.specify(case['model'], **_tuples(case['overrides']))
 
 
-def _initial(case: dict) -> tuple[nnx.GraphDef, state_lib.TrainState]:
-  model = models.create(
+def _model(case: dict) -> nnx.Module:
+  return models.create(
     case['model'],
     num_classes=case['num_classes'],
     rngs=nnx.Rngs(case['seed']),
     **_tuples(case['overrides']),
   )
-  graphdef, params, model_state = state_lib.split(model)
-  state = state_lib.initial_state(
+
+
+def _graph_definition(case: dict) -> nnx.GraphDef:
+  return state_lib.split(nnx.eval_shape(lambda: _model(case)))[0]
+
+
+def _initial_state(case: dict) -> state_lib.TrainState:
+  _, params, model_state = state_lib.split(_model(case))
+  return state_lib.initial_state(
     params,
     model_state,
     optim.direction(optim.OptimSettings()).init(params),
@@ -115,7 +145,6 @@ def _initial(case: dict) -> tuple[nnx.GraphDef, state_lib.TrainState]:
     },
     ema=False,
   )
-  return graphdef, state
 
 
 def _input_path(images, order, key, settings) -> Callable[[int], float]:
