@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an accelerator: the tests, the benchmark, and the reference
-# training with its evaluation and report. Results as JSON under OUT_DIR.
+# training with its evaluation and report; if asked, the train steps of all
+# models. Results as JSON under OUT_DIR.
 #
 #   launch/accelerator_check.sh OUT_DIR
 #
@@ -8,7 +9,8 @@
 #   FER2013_CSV    the challenge's fer2013.csv; the data set is built from it
 #   FER_JAX_DATA   a data directory where fer2013 has been built already
 # How much is done:
-#   PARTS            of: tests benchmark training (default: all of them)
+#   PARTS            of: tests benchmark training models (default: the first
+#                    three)
 #   EXTRAS           extras to install (default: cuda,test; on a TPU: tpu,test;
 #                    add bench for the peers PyTorch and Keras). Empty: nothing
 #                    is installed, the environment is used as it is
@@ -32,8 +34,8 @@ EXTRAS="${EXTRAS-cuda,test}"
 train_seconds="${TRAIN_SECONDS:-3600}"
 for name in $PARTS; do
   case "$name" in
-    tests | benchmark | training) ;;
-    *) fail "PARTS: $name is not one of tests, benchmark, training" ;;
+    tests | benchmark | training | models) ;;
+    *) fail "PARTS: $name is not one of tests, benchmark, training, models" ;;
   esac
 done
 
@@ -71,7 +73,12 @@ run_tests() {
 
 run_benchmark() {
   "$python" -m fer_jax benchmark --rounds="${BENCHMARK_ROUNDS:-10}" \
-    --json="$out/benchmark.json"
+    --what=train_step,input,startup,recurrent --json="$out/benchmark.json"
+}
+
+run_models() {
+  PYTHON="$python" BATCHES="${BATCHES:-64}" launch/benchmark_models.sh \
+    "$out/models"
 }
 
 run_build() {
@@ -102,6 +109,7 @@ for name in $PARTS; do
   case "$name" in
     tests) part tests run_tests ;;
     benchmark) part benchmark run_benchmark ;;
+    models) part models run_models ;;
     training)
       workdir="$out/fer2013_residual_bilstm"
       if [ -n "${FER2013_CSV:-}" ]; then

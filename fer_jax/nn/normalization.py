@@ -121,5 +121,7 @@ class BatchNorm(nnx.Module):
     step = (1 - self.momentum) * jnp.minimum(examples, 1)
     for running, new in ((self.mean, mean), (self.var, var)):
       old = running[...]
-      running[...] = old + step * (lax.stop_gradient(new) - old)
+      # Assigning to `running[...]` asks a tracer for its sharding, and JAX's
+      # answer walks the program so far: 7 of 9 s of tracing DenseNet121.
+      running.set_value(old + step * (lax.stop_gradient(new) - old))
     return mean, var

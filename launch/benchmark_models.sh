@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Times train steps of all models beside their peers, one record a model and
+# batch size, and recurrent layers alone. Hours on a CPU if nothing is left out.
+#
+#   launch/benchmark_models.sh [FOLDER]     (default: docs/records/models)
+#
+#   MODELS, BATCHES   lists, such as MODELS="cnn_model1 vgg16_gru" BATCHES="4 64"
+#   PEERS             such as torch,keras_tensorflow (default: all)
+#   PYTHON            interpreter of an environment with the extra `bench`
+#
+# Records that are there already are left as they are.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder="${1:-docs/records/models}"
+python="${PYTHON:-python}"
+mkdir -p "$folder"
+all='residual_lstm residual_gru residual_bilstm cnn_model1 cnn_lstm_model2
+cnn_lstm_model3 basic_cnn improved_cnn densenet121_gru vgg16_gru xception_gru'
+
+for batch in ${BATCHES:-64 4 32 256}; do
+  for model in ${MODELS:-$all}; do
+    record="$folder/${model}_$batch.json"
+    [ ! -e "$record" ] || continue
+    "$python" -m fer_jax benchmark --what=train_step,compilation \
+      --model="$model" --batch_size="$batch" --rounds=5 --turn_seconds=0.5 \
+      --peers="${PEERS:-flax,torch,keras_tensorflow,keras_jax}" \
+      --json="$record"
+  done
+done
