@@ -114,6 +114,7 @@ def _move_compilation_cache(place: str | None) -> None:
     return
   import jax
 
+  place = os.path.expanduser(place)
   jax.config.update('jax_enable_compilation_cache', bool(place))
   if place:
     jax.config.update('jax_compilation_cache_dir', place)

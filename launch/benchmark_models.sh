@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Times train steps of all models beside their peers, one record a model and
-# batch size, and recurrent layers alone. Hours on a CPU if nothing is left out.
+# batch size. About an hour and a half on two cores if nothing is left out.
 #
 #   launch/benchmark_models.sh [FOLDER]     (default: docs/records/models)
 #

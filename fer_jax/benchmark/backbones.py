@@ -1,4 +1,4 @@
-"""The ImageNet networks written out as plain layers, in Keras' geometry.
+"""The ImageNet networks as plain layers, of the sizes and cost of Keras'.
 
 Sources: DenseNet, arXiv 1608.06993, table 1; VGG, arXiv 1409.1556, table 1,
 column D; Xception, arXiv 1610.02357, figure 5. Preprocessing is left out:

@@ -81,7 +81,12 @@ def main(argv: list[str]) -> None:
   target = pathlib.Path(values.json) if values.json else None
   if target and not target.parent.is_dir():
     raise UserError(f'--json {target}: {target.parent} is not a folder')
-  case = _case(values.model, values.set, values.batch_size)
+  case = _case(
+    values.model,
+    values.set,
+    values.batch_size,
+    of_peers='train_step' in values.what,
+  )
   record = {
     'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'machine': machine.describe(),
@@ -136,7 +141,9 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
   return results
 
 
-def _case(model: str, assignments: list[str], batch_size: int) -> dict:
+def _case(
+  model: str, assignments: list[str], batch_size: int, *, of_peers: bool
+) -> dict:
   """What the contenders are asked to build, as JSON holds it."""
   from fer_jax import models
   from fer_jax.benchmark import translation
@@ -144,7 +151,11 @@ def _case(model: str, assignments: list[str], batch_size: int) -> dict:
   overrides = dict(map(parse_assignment, assignments))
   try:
     specification = models.specify(model, **overrides)
-    layers = translation.layers(specification, num_classes=NUM_CLASSES)
+    layers = (
+      translation.layers(specification, num_classes=NUM_CLASSES)
+      if of_peers
+      else []
+    )
   except ValueError as error:
     raise UserError(str(error)) from error
   fields = {**models.fields(model), **overrides}

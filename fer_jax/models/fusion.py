@@ -181,7 +181,8 @@ class FusionModel(nnx.Module):
       train: whether BatchNorm normalises by this batch's statistics, and
         moves its running ones.
       key: PRNG key of dropout; None switches it off.
-      dropout: scalar rate in the place of every dropout's own; may be traced.
+      dropout: scalar rate in the place of that of every dropout but those
+        between recurrent layers; may be traced.
       weight: (B,), 0 on padding, which stays out of BatchNorm's statistics.
       return_features: whether to return features too.
 
@@ -210,6 +211,7 @@ class FusionModel(nnx.Module):
     body = self.layers('body')
     if is_clip:
       x, body = self._steps_of_clip(x, body, frame_mask, batch, run)
+      run.mask = None if weight is None else weight > 0
     else:
       run.features['map'] = x
     for name, layer in body:

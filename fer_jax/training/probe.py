@@ -96,7 +96,14 @@ def train(
 
   Returns:
     The trained `FusionModel`.
+
+  Raises:
+    ValueError: where there is no whole batch.
   """
+  if len(maps) < batch_size:
+    raise ValueError(
+      f'batch_size is {batch_size}; allowed is at most the {len(maps)} examples'
+    )
   key = jax.random.key(seed)
   model = FusionModel(
     specification,

@@ -20,6 +20,7 @@ from fer_jax.training.progress import SelectionSettings
 from fer_jax.training.state import (
   TrainState,
   initial_state,
+  merge,
   split,
 )
 
@@ -111,6 +112,26 @@ def _abstract_model(config: config_lib.Config, num_classes: int):
     lambda: create_model(config, num_classes, jax.random.key(0))
   )
   return split(model)
+
+
+def _require_clips(config, graphdef, params, model_state) -> None:
+  """Raises UserError where the model does not take the data's clips."""
+  size = config.data.image_size
+  clips = jax.ShapeDtypeStruct(
+    (1, 2, size, size, config.data.channels), jnp.float32
+  )
+  try:
+    jax.eval_shape(
+      lambda *arrays: merge(graphdef, *arrays[:2])(arrays[2]),  # pyright: ignore
+      params,
+      model_state,
+      clips,
+    )
+  except ValueError as error:
+    raise UserError(
+      f'model.name {config.model.name} does not take the clips of data.name '
+      f'{config.data.name}: {error}'
+    ) from error
 
 
 def _initial_state(
@@ -205,7 +226,9 @@ def prepare(config: config_lib.Config) -> Task:
   """
   dataset = load_dataset(config)
   class_names = tuple(dataset.class_names)
-  graphdef, params, _ = _abstract_model(config, len(class_names))
+  graphdef, params, model_state = _abstract_model(config, len(class_names))
+  if 'frame_count' in dataset.table:
+    _require_clips(config, graphdef, params, model_state)
   freezing.check(config.optim.freeze, params, model=config.model.name)
   partition = protocol.resolve(
     dataset, config.data.protocol, seed=config.data.protocol_seed

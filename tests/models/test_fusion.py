@@ -16,11 +16,7 @@ from fer_jax.models import specification as spec
 
 # What takes the time here is XLA's compiler.
 jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_cpu_use_fusion_emitters': False,
-  },
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 
 K = 3

@@ -20,11 +20,7 @@ from fer_jax.nn import conv
 
 # What takes the time here is XLA's compiler.
 jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_cpu_use_fusion_emitters': False,
-  },
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 
 SMALL = {

@@ -25,11 +25,7 @@ OUR_BATCH_NORM = {'momentum': 0.9, 'epsilon': 1e-5}
 
 # What takes the time here is XLA's compiler.
 jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_cpu_use_fusion_emitters': False,
-  },
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 
 

@@ -8,8 +8,10 @@ compare a download's checksum first.
 import contextlib
 import importlib
 import io
+import lzma
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -71,7 +73,9 @@ def _safetensors(path: pathlib.Path) -> Iterator[TorchContents]:
 @contextlib.contextmanager
 def _hdf5(path: pathlib.Path) -> Iterator[KerasContents]:
   h5py = _package('h5py')
-  source = _weights_in_archive(path) if path.suffix == '.keras' else path
+  source = (
+    _weights_in_archive(path) if path.suffix.lower() == '.keras' else path
+  )
   try:
     with h5py.File(source, 'r') as file:
       yield KerasContents(file, h5py)
@@ -101,7 +105,14 @@ def _weights_in_archive(path: pathlib.Path) -> io.BytesIO:
       return io.BytesIO(archive.read(member))
   # RuntimeError: encrypted; NotImplementedError, which is one: of a
   # compression that is not known.
-  except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    OSError,
+    EOFError,
+  ) as error:
     raise _not_whole(path, 'a .keras', error) from error
 
 

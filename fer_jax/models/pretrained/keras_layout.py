@@ -20,6 +20,9 @@ from fer_jax.errors import UserError
 from fer_jax.models.pretrained.layers import Variable
 from fer_jax.models.pretrained.tensors import FileTensor
 
+MOST_ENTRIES = 20_000
+"""Groups and tensors of a file; DenseNet121 with its head has 2,000."""
+
 # Kinds of layers by the ranks of their variables. A normalisation layer and a
 # head cannot be taken for one another, whatever they are called.
 _KINDS = {
@@ -151,6 +154,7 @@ class _Reader:
 
   def __init__(self, h5py: Any):
     self.h5py = h5py
+    self.seen = 0
 
   def legacy_layers(self, root: Any) -> Iterator[FileLayer]:
     for layer_name in _strings(root, 'layer_names'):
@@ -184,6 +188,11 @@ class _Reader:
 
   def all_tensors(self, group: Any) -> Iterator[FileTensor]:
     for key in group:
+      # Two links to each group from the one before make a file of 30 groups
+      # one of a billion.
+      self.seen += 1
+      if self.seen > MOST_ENTRIES:
+        raise UserError(f'it has more than {MOST_ENTRIES} entries')
       self.check_link(group, key)
       if isinstance(group[key], self.h5py.Group):
         yield from self.all_tensors(group[key])

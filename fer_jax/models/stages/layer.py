@@ -22,7 +22,7 @@ class Run:
     mask: bool (B,), or (B T,) before a clip's frames are steps: which examples
       enter those statistics; None for all.
     key: of dropout, None for none; each stage that draws takes `next_key`.
-    rate: in the place of every dropout's own, None to keep those.
+    rate: in the place of that of every `Drop`, None to keep those.
     frame_mask: bool (B, T) of the steps there are, None for all; a stage that
       gives steps of another kind sets it.
     features: outputs by name, to which a stage may add.

@@ -126,11 +126,12 @@ class RecurrentLayer(SequenceLayer):
 
   def __call__(self, x, run):
     self.require_width(x)
-    options = {}
+    options: dict[str, Any] = {}
     key = run.next_key()
     if isinstance(self.layer, Stacked):
-      # A rate for all dropouts is no reason to start one that is off.
-      options = {'key': key if self.stage.dropout else None, 'rate': run.rate}
+      # The rate between recurrent layers is their own: a rate for all other
+      # dropouts neither starts it nor changes it.
+      options = {'key': key if self.stage.dropout else None}
     y, carry = self.layer(x, run.frame_mask, **options)
     if self.stage.returns == 'sequence':
       return y
