@@ -199,9 +199,10 @@ class FusionModel(nnx.Module):
     self._check(images, frame_mask, weight)
     batch = images.shape[0]
     is_clip = images.ndim == 5
-    mask = None if weight is None else weight > 0
+    of_examples = None if weight is None else weight > 0
+    mask = of_examples
     if is_clip:
-      mask = _frames_that_count(mask, frame_mask, *images.shape[:2])
+      mask = _frames_that_count(of_examples, frame_mask, *images.shape[:2])
       images = images.reshape(-1, *images.shape[2:])
     run = Run(train=train, mask=mask, key=key, rate=dropout)
 
@@ -211,7 +212,7 @@ class FusionModel(nnx.Module):
     body = self.layers('body')
     if is_clip:
       x, body = self._steps_of_clip(x, body, frame_mask, batch, run)
-      run.mask = None if weight is None else weight > 0
+      run.mask = of_examples
     else:
       run.features['map'] = x
     for name, layer in body:

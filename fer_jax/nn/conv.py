@@ -63,18 +63,7 @@ def conv2d(
     )
   kernel_size = (kernel_hwio.shape[0], kernel_hwio.shape[1])
   stride = pair(strides, 'strides')
-  pads = resolve_padding(padding, x_bhwc.shape[1:3], kernel_size, stride)
-  output_size = tuple(
-    (size + sum(pad) - k) // step + 1
-    for size, pad, k, step in zip(
-      x_bhwc.shape[1:3], pads, kernel_size, stride, strict=True
-    )
-  )
-  if min(output_size) < 1:
-    raise ValueError(
-      f'a kernel of {kernel_size} leaves no output of images of '
-      f'{x_bhwc.shape[1:3]} with padding {pads}'
-    )
+  pads, output_size = geometry(x_bhwc.shape[1:3], kernel_size, stride, padding)
   if form == 'auto':
     form = choose_form(
       jax.default_backend(),
@@ -154,6 +143,32 @@ def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
   if len(values) != 2 or min(values) < 1:
     raise ValueError(f'{name} must be one or two positive ints, got {value}')
   return values
+
+
+def geometry(
+  size: Sequence[int],
+  kernel_size: tuple[int, int],
+  strides: tuple[int, int],
+  padding: Padding,
+) -> tuple[Pads, tuple[int, ...]]:
+  """Padding of a convolution over images of `size`, and its output's size.
+
+  Raises:
+    ValueError: where no output is left.
+  """
+  pads = resolve_padding(padding, size, kernel_size, strides)
+  output_size = tuple(
+    (length + sum(pad) - k) // step + 1
+    for length, pad, k, step in zip(
+      size, pads, kernel_size, strides, strict=True
+    )
+  )
+  if min(output_size) < 1:
+    raise ValueError(
+      f'a kernel of {kernel_size} leaves no output of images of '
+      f'{size} with padding {pads}'
+    )
+  return pads, output_size
 
 
 def resolve_padding(

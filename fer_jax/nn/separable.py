@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from fer_jax.nn.conv import Conv, Padding, pair, resolve_padding
+from fer_jax.nn.conv import Conv, Padding, geometry, pair
 from fer_jax.nn.initializers import glorot_uniform
 
 FORMS = ('auto', 'lax', 'shifts')
@@ -64,18 +64,7 @@ def depthwise_conv2d(
     raise ValueError(f'form must be one of {FORMS}, got {form!r}')
   window = (kernel_hw1c.shape[0], kernel_hw1c.shape[1])
   stride = pair(strides, 'strides')
-  pads = resolve_padding(padding, x_bhwc.shape[1:3], window, stride)
-  rows, columns = (
-    (size + sum(pad) - k) // step + 1
-    for size, pad, k, step in zip(
-      x_bhwc.shape[1:3], pads, window, stride, strict=True
-    )
-  )
-  if min(rows, columns) < 1:
-    raise ValueError(
-      f'a kernel of {window} leaves no output of images of '
-      f'{x_bhwc.shape[1:3]} with padding {pads}'
-    )
+  pads, output_size = geometry(x_bhwc.shape[1:3], window, stride, padding)
   if form == 'auto':
     form = 'shifts' if jax.default_backend() == 'cpu' else 'lax'
   if form == 'lax':
@@ -84,7 +73,7 @@ def depthwise_conv2d(
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=x_bhwc.shape[3],
     )  # fmt: skip
-  return _shifts(x_bhwc, kernel_hw1c, stride, pads, (rows, columns))
+  return _shifts(x_bhwc, kernel_hw1c, stride, pads, output_size)
 
 
 def _shifts(x, kernel, stride, pads, output_size):
