@@ -16,7 +16,6 @@ A config file is Python:
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
 import math
@@ -27,8 +26,8 @@ from typing import Any
 import ml_collections
 
 from fer_jax import datasets, metrics, models
-from fer_jax.data import augment, protocol
-from fer_jax.errors import UserError
+from fer_jax.data import augment, protocol, sampling
+from fer_jax.errors import UserError, nearest
 
 Config = Any
 """A `ml_collections.ConfigDict` made by `get_base`. Any, because that class
@@ -36,7 +35,7 @@ types its sections as unions that no access to a field gets through."""
 
 OPTIMIZERS = ('adam', 'adamw', 'sgd')
 SCHEDULES = ('constant', 'cosine', 'step', 'plateau')
-SELECTION_METRICS = ('accuracy', 'loss')
+SELECTION_METRICS = ('accuracy', 'loss', 'last')
 
 Check = Callable[[Any], str | None]
 """Takes a value, returns what is allowed where the value is not, else None."""
@@ -124,6 +123,11 @@ def _patterns(value: Any) -> str | None:
   return None if fine else "paths of parameters, as ('backbone',)"
 
 
+def _names(value: Any) -> str | None:
+  fine = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+  return None if fine else "names, as ('happy', 'sad')"
+
+
 def _whole_epochs(value: Any) -> str | None:
   fine = isinstance(value, tuple) and all(_whole(1)(v) is None for v in value)
   return None if fine else 'whole epochs above 0, as (5, 10)'
@@ -151,6 +155,45 @@ FIELDS: dict[str, Field] = {
   ),
   'data.protocol_seed': Field(
     0, 'seeds the protocol, apart from the run', _whole(0)
+  ),
+  'data.classes': Field(
+    (),
+    "the classes kept, in this order, as ('happy', 'sad'); () for all",
+    _names,
+  ),
+  'data.folds': Field(10, 'parts of a k-fold protocol', _whole(2)),
+  'data.fold': Field(
+    0,
+    'the part that is test, from 0; the subject, under leave_one_subject_out',
+    _whole(0),
+  ),
+  'data.test_share': Field(
+    0.2,
+    'share that a hold-out reports',
+    _number(0, 1, above=True, below=True),
+  ),
+  'data.validation_share': Field(
+    0.1,
+    'share of what is not test that selects, where none is published; 0 for '
+    "none, with train.select 'last'",
+    _number(0, 1, below=True),
+  ),
+  'data.inner_folds': Field(
+    0,
+    'of nested cross-validation: parts of what is not test, one of which '
+    'selects; 0 for a share',
+    _whole(0),
+  ),
+  'data.inner_fold': Field(0, 'which of them, from 0', _whole(0)),
+  'data.balance': Field(
+    'none',
+    'how the training list, and it alone, is given as many of every class',
+    _one_of(*sampling.BALANCES),
+  ),
+  'data.twins': Field(
+    'keep',
+    'which rows with a copy on the other side are left out',
+    _one_of(*protocol.TWIN_RULES),
   ),
   'data.image_size': Field(
     48, 'side in pixels that images are resized to', _whole(8, 512)
@@ -271,6 +314,13 @@ FIELDS: dict[str, Field] = {
     "'balanced' weighs examples by the inverse frequency of their class",
     _one_of('none', 'balanced'),
   ),
+  'train.sampling': Field(
+    'shuffle',
+    "'shuffle' shows every example once an epoch; 'class_balanced' draws a "
+    'class and then an example of it for each place, so that all classes are '
+    'shown equally often',
+    _one_of('shuffle', 'class_balanced'),
+  ),
   'train.ema_decay': Field(
     0.0,
     'decay of the moving averages that evaluation then uses, 0 is off',
@@ -278,7 +328,8 @@ FIELDS: dict[str, Field] = {
   ),
   'train.select': Field(
     'accuracy',
-    'the validation metric that names the best checkpoint',
+    "the validation metric that names the best checkpoint; 'last' takes the "
+    'last epoch and needs no validation examples',
     _one_of(*SELECTION_METRICS),
   ),
   'train.patience': Field(
@@ -345,12 +396,6 @@ def flatten(config: Config, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield f'{prefix}{name}', value
 
 
-def nearest(name: str, known) -> str:
-  """' (did you mean X?)' for the nearest known name, '' where none is near."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-  return f' (did you mean {close[0]}?)' if close else ''
-
-
 def validate(config: Config) -> None:
   """Checks every field before anything compiles.
 
@@ -362,13 +407,13 @@ def validate(config: Config) -> None:
   if name not in models.available():
     raise UserError(
       f'model.name is {name!r}; allowed is one of '
-      f'{", ".join(models.available())}{nearest(str(name), models.available())}'
+      f'{", ".join(models.available())}{nearest(name, models.available())}'
     )
   dataset = values.get('data.name')
   if dataset not in datasets.names():
     raise UserError(
       f'data.name is {dataset!r}; allowed is one of '
-      f'{", ".join(datasets.names())}{nearest(str(dataset), datasets.names())}'
+      f'{", ".join(datasets.names())}{nearest(dataset, datasets.names())}'
     )
   expected = dict(flatten(get_base(model=name, dataset=dataset)))
   for field in values:
@@ -387,6 +432,7 @@ def validate(config: Config) -> None:
   except ValueError as error:
     raise UserError(f'config.model: {error}') from error
   datasets.resolve_options(dataset, dict(config.data.options))
+  protocol.configure(config.data.protocol, **protocol_options(config))
 
 
 def _validate_together(values: dict[str, Any]) -> None:
@@ -395,6 +441,14 @@ def _validate_together(values: dict[str, Any]) -> None:
     raise UserError(
       'optim.weight_decay is decoupled and optim.name adam has none: use '
       'optim.name adamw, or optim.l2 for a penalty in the loss'
+    )
+  if (
+    values['train.sampling'] == 'class_balanced'
+    and values['train.class_weights'] == 'balanced'
+  ):
+    raise UserError(
+      "train.sampling is 'class_balanced' and train.class_weights 'balanced', "
+      'which would favour rare classes twice; allowed is one of them'
     )
   if values['optim.warmup_epochs'] >= values['train.epochs']:
     raise UserError(
@@ -411,6 +465,13 @@ def _validate_together(values: dict[str, Any]) -> None:
         f'least one epoch, rising, between optim.warmup_epochs, {begin}, and '
         f'train.epochs, {end}'
       )
+  if values['train.select'] == 'last' and (
+    values['train.patience'] or values['optim.schedule'] == 'plateau'
+  ):
+    raise UserError(
+      "train.select is 'last', which looks at no validation; allowed is no "
+      'train.patience and another optim.schedule than plateau'
+    )
   frozen, thawing = values['optim.freeze'], values['optim.unfreeze_epochs']
   if len(thawing) > len(frozen):
     raise UserError(
@@ -438,6 +499,17 @@ def model_overrides(config: Config) -> dict[str, Any]:
   if 'input_shape' in models.fields(config.model.name):
     fields['input_shape'] = (size, size, config.data.channels)
   return fields
+
+
+def protocol_options(config: Config) -> dict[str, Any]:
+  """The keyword arguments of `protocol.resolve` that the config stands for."""
+  fields = dataclasses.fields(protocol.Settings)
+  options = {
+    f.name: config.data[f.name]
+    for f in fields
+    if f.name not in ('name', 'seed')
+  }
+  return {'seed': config.data.protocol_seed, **options}
 
 
 def to_json(config: Config) -> dict[str, Any]:

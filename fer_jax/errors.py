@@ -1,5 +1,8 @@
 """The one exception that stands for a user's mistake."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
   """What the user gave cannot be used.
@@ -7,3 +10,9 @@ class UserError(ValueError):
   The message is one line that names the file, row, field or value and says
   what was expected. The command line prints it without a traceback.
   """
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+  """"; did you mean 'X'?" for the known name most like `name`, or ''."""
+  match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+  return f'; did you mean {match[0]!r}?' if match else ''

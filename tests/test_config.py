@@ -31,7 +31,7 @@ def test_the_base_config_is_valid_and_every_field_is_described():
     ('data.channels', 2, 'one of 1, 3'),
     ('train.loss', 'hinge', 'cross_entropy'),
     ('data.name', 'fer2014', 'fer2013'),
-    ('model.name', 'residual_bilstn', 'did you mean residual_bilstm'),
+    ('model.name', 'residual_bilstn', "did you mean 'residual_bilstm'"),
     ('model.dropout', 1.5, 'dropout'),
     ('model.kernel_size', 4, 'kernel_size'),
     ('optim.step_epochs', (-1.0,), 'epochs above 0'),
@@ -58,7 +58,7 @@ def test_an_unknown_field_names_the_nearest():
   config = _base()
   with config.unlocked():
     config.optim.learning_rat = 1.0
-  with pytest.raises(UserError, match=r'optim\.learning_rat \(did you mean'):
+  with pytest.raises(UserError, match=r'optim\.learning_rat; did you mean'):
     config_lib.validate(config)
 
 
@@ -67,6 +67,15 @@ def test_weight_decay_under_plain_adam_is_refused():
   config.optim.name = 'adam'
   config.optim.weight_decay = 0.1
   with pytest.raises(UserError, match=r'adamw, or optim\.l2'):
+    config_lib.validate(config)
+
+
+def test_balancing_classes_twice_is_refused():
+  config = _base()
+  config.train.sampling = 'class_balanced'
+  config_lib.validate(config)
+  config.train.class_weights = 'balanced'
+  with pytest.raises(UserError, match='rare classes twice'):
     config_lib.validate(config)
 
 

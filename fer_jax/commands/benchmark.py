@@ -1,7 +1,6 @@
 """Times this package on this machine against peers, all in the same run."""
 
 import datetime
-import difflib
 import json
 import pathlib
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Iterable
 from absl import flags
 
 from fer_jax.commands.summary import parse_assignment
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, nearest
 
 SUMMARY = 'Times train step, input path and start-up against peers.'
 
@@ -182,13 +181,8 @@ def _known(flag: str, given: Iterable[str], known: Iterable[str]) -> None:
   for name in given:
     if name not in known:
       raise UserError(
-        f'{flag} {name} is not one of {", ".join(known)}{_nearest(name, known)}'
+        f'{flag} {name} is not one of {", ".join(known)}{nearest(name, known)}'
       )
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-  close = difflib.get_close_matches(name, list(known), n=1)
-  return f' (did you mean {close[0]}?)' if close else ''
 
 
 def render(record: dict) -> str:

@@ -1,7 +1,6 @@
 """`data`: builds, lists, describes and exports data sets."""
 
 import csv
-import difflib
 import hashlib
 import json
 import pathlib
@@ -11,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from fer_jax import datasets
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, nearest
 
 SUMMARY = 'Data sets: data build|list|describe|export.'
 
@@ -64,9 +63,9 @@ def main(argv: list[str]) -> int:
     raise UserError(f'data takes one action, not {" ".join(argv[1:])!r}')
   action = argv[1]
   if action not in _ACTIONS:
-    near = difflib.get_close_matches(action, _ACTIONS, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise UserError(f'data has no action {action!r}; {known}{hint}')
+    raise UserError(
+      f'data has no action {action!r}; {known}{nearest(action, _ACTIONS)}'
+    )
   try:
     return _act(action)
   except OSError as error:
@@ -84,18 +83,23 @@ def _act(action: str) -> int:
       names = ', '.join(datasets.names())
       raise UserError(f'--dataset is missing; there are {names}')
     act = {'build': _build, 'describe': _describe, 'export': _export}[action]
-    result = act(data_dir.expanduser(), _options(values.option))
+    result = act(data_dir.expanduser(), assignments('option', values.option))
   if values.json:
     pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + '\n')
   return 0
 
 
-def _options(given: list[str]) -> dict[str, str]:
+def assignments(flag: str, given: list[str]) -> dict[str, str]:
+  """The NAME=VALUE texts of a flag that may be repeated.
+
+  Raises:
+    UserError: one of them has no such form.
+  """
   options = {}
   for text in given:
     name, equals, value = text.partition('=')
     if not equals or not name:
-      raise UserError(f'--option={text}: NAME=VALUE is expected')
+      raise UserError(f'--{flag}={text}: NAME=VALUE is expected')
     options[name] = value
   return options
 

@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
   else:
     ended = 'done, stopped early' if outcome.stopped_early else 'done'
   best = 'no validation yet'
-  if outcome.best_step:
+  if values.config.train.select == 'last':
+    best = 'the last epoch is taken'
+  elif outcome.best_step:
     best = (
       f'best validation {values.config.train.select} '
       f'{abs(outcome.best_metric):.4f} at step {outcome.best_step}'

@@ -19,6 +19,8 @@ from fer_jax.errors import UserError
 # A test split's ids were handed out; and what was then read off.
 OPENED = 'opened'
 LOOK = 'look'
+# An audit counted what is in it, and how a nearest neighbour does.
+AUDITED = 'audited'
 
 
 def path(dataset: Dataset) -> pathlib.Path:
@@ -45,7 +47,7 @@ def record(
     split: name of the split.
     figures: what was read off, JSON-able.
     digest: of the protocol's id lists.
-    event: LOOK or OPENED.
+    event: LOOK, OPENED or AUDITED.
 
   Returns:
     The entry, with the time (UTC, ISO 8601) and the build's checksum.

@@ -1,33 +1,90 @@
 """Who trains, who selects and who is reported.
 
 A protocol turns a data set into lists of rows. It says of itself whether it
-leaks: whether what is reported was trained or selected on, by the protocol's
-own making. That a source carries the same photograph on both sides of its
-official split is not the protocol's doing; it is said in `reason` and shown
-by reporting the test split without its twins as well.
+leaks: whether what is reported, or a copy, a person or a recording of it, can
+by the protocol's own making have been trained or selected on. That a source
+carries the same photograph on both sides of its official split is not the
+protocol's doing; it is said in `reason`, shown by reporting the test split
+without its twins as well, and measured by an audit.
+
+Every protocol is one composition: a pool of rows, divided by a unit (images,
+or whatever belongs together: the twins of a photograph, the pictures of a
+person), then twins left out where that is asked for, then the training list
+balanced. Nothing that an option can say makes a protocol leak; only another
+protocol's name can.
 
 Test rows come from `open_test` alone, which only evaluation calls and which
-writes to the ledger before it hands them out.
+writes to the ledger before it hands them out, and from `every_list`, for
+audits, which train nothing.
 """
 
 import dataclasses
-import difflib
 import hashlib
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from fer_jax.data import ledger, twins
+from fer_jax.data import folds, ledger, sampling, twins
 from fer_jax.datasets.dataset import Dataset
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, nearest
+
+# Sets of the 35,887 photographs of the challenge.
+CHALLENGE = ('fer2013', 'ferplus')
 
 # Share of Training that selects under fer2013_dev.
 _DEV_SHARE = 0.1
 
-# Sets of photographs collected from the web, where copies are a fact. Twins
-# by correlation mean nothing on aligned or rendered faces: strangers
-# correlate above the threshold there.
-_WITH_TWINS = ('fer2013',)
+TWIN_RULES = (
+  'keep',
+  'drop_from_train',
+  'drop_copies_from_test',
+  'drop_from_test',
+)
+"""What is done about twins: nothing; training and validation rows with a twin
+in test are left out, and training rows with one in validation; test rows with
+an exact copy among the others; test rows with any twin there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A protocol and its options; those it does not use keep their defaults.
+
+  Attributes:
+    name: of `names()`.
+    seed: draws what is left to chance.
+    folds: how many parts a k-fold protocol makes.
+    fold: which of them is the test, from 0; of leave_one_subject_out, which
+      subject, in the order of their names.
+    test_share: of a hold-out.
+    validation_share: of what is not test, set apart to select; 0 for none.
+    inner_folds: of nested cross-validation: what is not test is divided into
+      as many parts, and one of them selects; 0 for a share instead.
+    inner_fold: which of them.
+    balance: of `sampling.BALANCES`, done to the training list alone.
+    twins: of `TWIN_RULES`.
+  """
+
+  name: str = 'official'
+  seed: int = 0
+  folds: int = 10
+  fold: int = 0
+  test_share: float = 0.2
+  validation_share: float = 0.1
+  inner_folds: int = 0
+  inner_fold: int = 0
+  balance: str = 'none'
+  twins: str = 'keep'
+
+  def chosen(self) -> dict[str, Any]:
+    """The options that are not at their defaults, without name and seed."""
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in ('name', 'seed')
+      and getattr(self, field.name) != field.default
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,11 +95,12 @@ class Partition:
     protocol: its name.
     leaks: whether the protocol reports what it trained or selected on.
     reason: why, or why not, and what to know of its figures; a sentence.
-    train: int64 (n,), rows that train.
-    validation: int64 (m,), rows that select.
+    train: int64 (n,), rows that train; under oversampling some more than once.
+    validation: int64 (m,), rows that select; may be empty.
     digest: SHA-256 of the protocol's name and all its id lists, test too.
     train_ids: str (n,).
     validation_ids: str (m,).
+    settings: all options.
   """
 
   protocol: str
@@ -53,6 +111,18 @@ class Partition:
   digest: str
   train_ids: np.ndarray
   validation_ids: np.ndarray
+  settings: Settings
+
+  def facts(self) -> dict[str, Any]:
+    """What travels with every figure."""
+    return {
+      'name': self.protocol,
+      'seed': self.settings.seed,
+      'options': self.settings.chosen(),
+      'leaks': self.leaks,
+      'reason': self.reason,
+      'digest': self.digest,
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +147,17 @@ class TestSplit:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Lists:
+class Lists:
+  """The rows of all three sides, and what the protocol says of itself.
+
+  Attributes:
+    train: int64 (n,).
+    validation: int64 (m,).
+    test: int64 (k,).
+    leaks: as in Partition.
+    reason: as in Partition.
+  """
+
   train: np.ndarray
   validation: np.ndarray
   test: np.ndarray
@@ -85,13 +165,39 @@ class _Lists:
   reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Protocol:
+  """How a protocol makes its lists.
+
+  Attributes:
+    make: (data set, settings) to lists.
+    summary: one line.
+    uses: options it takes, beside those that all take.
+  """
+
+  make: Callable[[Dataset, Settings], Lists]
+  summary: str
+  uses: frozenset[str] = frozenset()
+
+
+_SELECTS = frozenset({'validation_share', 'inner_folds', 'inner_fold'})
+_FOLDS = _SELECTS | {'folds', 'fold'}
+_HOLDS_OUT = _SELECTS | {'test_share'}
+_ALL_TAKE = frozenset({'name', 'seed', 'balance', 'twins'})
+
+
 def names() -> tuple[str, ...]:
   """Names of all protocols."""
   return tuple(_PROTOCOLS)
 
 
+def summaries() -> dict[str, str]:
+  """One line on every protocol, by its name."""
+  return {name: known.summary for name, known in _PROTOCOLS.items()}
+
+
 def resolve(
-  dataset: Dataset, name: str, *, seed: int = 0, **options: object
+  dataset: Dataset, name: str, *, seed: int = 0, **options: Any
 ) -> Partition:
   """The training and validation rows of a data set under a protocol.
 
@@ -99,13 +205,14 @@ def resolve(
     dataset: a built data set.
     name: one of `names()`.
     seed: draws what the protocol leaves to chance.
-    **options: none yet; anything is refused.
+    **options: as in `Settings`.
 
   Raises:
-    UserError: unknown protocol or option, or the data set does not have the
-      splits that the protocol needs.
+    UserError: unknown protocol, an option that it does not take, or the data
+      set does not have what the protocol needs.
   """
-  lists = _lists(dataset, name, seed, options)
+  settings = configure(name, seed=seed, **options)
+  lists = _lists(dataset, settings)
   ids = dataset.table['id']
   return Partition(
     protocol=name,
@@ -116,11 +223,12 @@ def resolve(
     digest=_digest(name, dataset, lists),
     train_ids=ids[lists.train],
     validation_ids=ids[lists.validation],
+    settings=settings,
   )
 
 
 def open_test(
-  dataset: Dataset, name: str, *, seed: int = 0, run: str, **options: object
+  dataset: Dataset, name: str, *, seed: int = 0, run: str, **options: Any
 ) -> TestSplit:
   """The test rows, for evaluation; the opening goes into the ledger first.
 
@@ -134,7 +242,7 @@ def open_test(
   Raises:
     UserError: as `resolve`, or the ledger cannot be written.
   """
-  lists = _lists(dataset, name, seed, options)
+  lists = _lists(dataset, configure(name, seed=seed, **options))
   digest = _digest(name, dataset, lists)
   ledger.record(
     dataset,
@@ -146,7 +254,7 @@ def open_test(
     event=ledger.OPENED,
   )
   slices = {'all': np.ones(len(lists.test), bool)}
-  if dataset.name in _WITH_TWINS:
+  if twins.near_twins_are_copies(dataset.name):
     found = twins.find(dataset)
     seen = np.concatenate([lists.train, lists.validation])
     slices['without_exact_twins'] = ~found.exact_among(lists.test, seen)
@@ -155,70 +263,413 @@ def open_test(
   return TestSplit(lists.test, ids, slices, digest, run)
 
 
-def _lists(
-  dataset: Dataset, name: str, seed: int, options: dict[str, object]
-) -> _Lists:
+def every_list(
+  dataset: Dataset, name: str, *, seed: int = 0, **options: Any
+) -> Lists:
+  """All lists of a protocol, test included, for audits: they train nothing.
+
+  Args, Raises: as `resolve`.
+  """
+  return _lists(dataset, configure(name, seed=seed, **options))
+
+
+def manifest(dataset: Dataset, settings: Settings) -> dict[str, Any]:
+  """The id lists of a protocol as JSON-able values, test included.
+
+  Raises:
+    UserError: as `resolve`.
+  """
+  lists = _lists(dataset, settings)
+  ids = dataset.table['id']
+  return {
+    'dataset': dataset.name,
+    'version': dataset.version,
+    'checksum': dataset.checksum,
+    'class_names': list(dataset.class_names),
+    'protocol': dataclasses.asdict(settings),
+    'leaks': lists.leaks,
+    'reason': lists.reason,
+    'digest': _digest(settings.name, dataset, lists),
+    'train': ids[lists.train].tolist(),
+    'validation': ids[lists.validation].tolist(),
+    'test': ids[lists.test].tolist(),
+  }
+
+
+def configure(name: str, *, seed: int = 0, **options: Any) -> Settings:
+  """A protocol's settings, checked as far as they can be without data.
+
+  Raises:
+    UserError: naming the protocol or option and what is allowed.
+  """
   if name not in _PROTOCOLS:
-    near = difflib.get_close_matches(name, _PROTOCOLS, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
     raise UserError(
-      f'no protocol {name!r}; there are {", ".join(_PROTOCOLS)}{hint}'
+      f'no protocol {name!r}; there are {", ".join(_PROTOCOLS)}'
+      f'{nearest(name, _PROTOCOLS)}'
     )
-  if options:
+  uses = _PROTOCOLS[name].uses | _ALL_TAKE
+  defaults = Settings()
+  for option, value in options.items():
+    if not hasattr(defaults, option) or option in ('name', 'seed'):
+      raise UserError(
+        f'protocol {name} has no option {option!r}; it takes '
+        f'{", ".join(sorted(uses - {"name", "seed"}))}'
+      )
+    if option not in uses and value != getattr(defaults, option):
+      raise UserError(
+        f'protocol {name} takes no option {option!r}, which is {value!r}; it '
+        f'takes {", ".join(sorted(uses - {"name", "seed"}))}'
+      )
+  settings = dataclasses.replace(defaults, name=name, seed=seed, **options)
+  for option, allowed in (
+    ('balance', sampling.BALANCES),
+    ('twins', TWIN_RULES),
+  ):
+    value = getattr(settings, option)
+    if value not in allowed:
+      raise UserError(
+        f'protocol option {option} is {value!r}; allowed is one of '
+        f'{", ".join(allowed)}'
+      )
+  if settings.inner_fold >= max(settings.inner_folds, 1):
     raise UserError(
-      f'protocol {name} has no option {next(iter(options))!r}; it takes none'
+      f'protocol option inner_fold is {settings.inner_fold}; allowed is less '
+      f'than inner_folds, {settings.inner_folds}'
     )
-  return _PROTOCOLS[name](dataset, seed)
+  return settings
 
 
-def _official(dataset: Dataset, seed: int) -> _Lists:
-  """The splits as published: train, select on validation, report test."""
-  del seed  # Nothing is drawn.
+def _lists(dataset: Dataset, settings: Settings) -> Lists:
+  lists = _PROTOCOLS[settings.name].make(dataset, settings)
+  lists = _without_twins(dataset, lists, settings.twins)
+  label = dataset.table['label']
+  # Under a protocol that leaks, a list may be empty for want of groups.
+  for side, rows in (('training', lists.train), ('test', lists.test)):
+    if not len(rows):
+      raise UserError(
+        f'protocol {settings.name} leaves no {side} examples of {dataset.name}'
+      )
+  missing = np.setdiff1d(label[lists.test], label[lists.train])
+  if len(missing):
+    raise UserError(
+      f'protocol {settings.name} leaves no training example of class '
+      f'{dataset.class_names[missing[0]]!r} of {dataset.name}, which its '
+      'test has'
+    )
+  if settings.balance == 'none':
+    return lists
+  train = lists.train
+  return dataclasses.replace(
+    lists,
+    train=sampling.balance(
+      settings.balance,
+      train,
+      dataset.table['id'][train],
+      label[train],
+      seed=settings.seed,
+    ),
+    reason=f'{lists.reason} The training list alone is balanced '
+    f'({settings.balance}).',
+  )
+
+
+def _without_twins(dataset: Dataset, lists: Lists, rule: str) -> Lists:
+  if rule == 'keep':
+    return lists
+  found = twins.known(dataset)
+  train, validation, test = lists.train, lists.validation, lists.test
+  others = np.concatenate([train, validation])
+  if rule == 'drop_from_train':
+    held = np.concatenate([validation, test])
+    train = train[~found.any_among(train, held)]
+    validation = validation[~found.any_among(validation, test)]
+    done = 'Training and validation rows with a twin in test are left out.'
+  elif rule == 'drop_copies_from_test':
+    test = test[~found.exact_among(test, others)]
+    done = (
+      'Test rows with an exact copy in training or validation are left out.'
+    )
+  else:
+    test = test[~found.any_among(test, others)]
+    done = 'Test rows with a twin in training or validation are left out.'
+  return dataclasses.replace(
+    lists,
+    train=train,
+    validation=validation,
+    test=test,
+    reason=f'{lists.reason} {done}',
+  )
+
+
+# Units: what stays on one side.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+  """What a division never cuts in two.
+
+  Attributes:
+    groups: (data set, rows (n,)) to int (n,), one number a unit.
+    leaks: whether a test example may so be seen in training.
+    said: why, or why not.
+  """
+
+  groups: Callable[[Dataset, np.ndarray], np.ndarray]
+  leaks: bool
+  said: str
+
+
+def _images(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+  """Every row is a unit of its own, copies too."""
+  del dataset
+  return np.arange(len(rows))
+
+
+def _related(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+  """Rows of one person, recording or photograph are one unit."""
+  groupings = [twins.known(dataset).groups(rows)]
+  groupings += [
+    dataset.table[column][rows]
+    for column in ('subject', 'sequence')
+    if column in dataset.table
+  ]
+  return folds.linked(*groupings)
+
+
+def _of_subjects(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+  if 'subject' not in dataset.table:
+    raise UserError(
+      f'{dataset.name} does not say who is in its images, so no protocol can '
+      'keep people apart; kfold_twins and holdout keep copies of a photograph '
+      'on one side'
+    )
+  return _related(dataset, rows)
+
+
+_IMAGES = _Unit(
+  _images,
+  leaks=True,
+  said='Images are divided one by one: another copy of a test photograph, '
+  'another picture of its person or another frame of its recording may train.',
+)
+_RELATED = _Unit(
+  _related,
+  leaks=False,
+  said='Copies of a photograph, and pictures of a person or recording that the '
+  'data set names, stay on one side.',
+)
+_SUBJECTS = _Unit(
+  _of_subjects,
+  leaks=False,
+  said='Every person is on one side, in training or in test.',
+)
+
+
+def _divide(
+  dataset: Dataset,
+  rows: np.ndarray,
+  unit: _Unit,
+  shares: list[float],
+  seed: int | str,
+) -> np.ndarray:
+  """int (n,): part of each row."""
+  group = unit.groups(dataset, rows)
+  count = len(np.unique(group))
+  if count < len(shares):
+    raise UserError(
+      f'{dataset.name} has {count} groups of examples that belong together '
+      f'(a person, a photograph and its copies), fewer than the '
+      f'{len(shares)} parts asked for'
+    )
+  return folds.stratified_parts(
+    dataset.table['id'][rows],
+    dataset.table['label'][rows],
+    group,
+    shares=shares,
+    seed=seed,
+  )
+
+
+def _carve(
+  dataset: Dataset, rows: np.ndarray, unit: _Unit, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+  """(train, validation) of what is not test."""
+  seed = f'{settings.seed} selects'
+  if settings.inner_folds:
+    shares = [1 / settings.inner_folds] * settings.inner_folds
+    part = _divide(dataset, rows, unit, shares, seed)
+    selects = part == settings.inner_fold
+  elif settings.validation_share:
+    share = settings.validation_share
+    selects = _divide(dataset, rows, unit, [1 - share, share], seed) == 1
+  else:
+    selects = np.zeros(len(rows), bool)
+  return rows[~selects], rows[selects]
+
+
+def _pool(dataset: Dataset) -> np.ndarray:
+  """All rows, whatever their official split."""
+  return np.arange(len(dataset), dtype=np.int64)
+
+
+def _k_fold(unit: _Unit) -> Callable[[Dataset, Settings], Lists]:
+  def make(dataset: Dataset, settings: Settings) -> Lists:
+    rows, k = _pool(dataset), settings.folds
+    if settings.fold >= k:
+      raise UserError(
+        f'protocol option fold is {settings.fold}; allowed is less than '
+        f'folds, {k}'
+      )
+    part = _divide(dataset, rows, unit, [1 / k] * k, settings.seed)
+    tests = part == settings.fold
+    train, validation = _carve(dataset, rows[~tests], unit, settings)
+    reason = f'Fold {settings.fold + 1} of {k} is reported. {unit.said}'
+    return Lists(train, validation, rows[tests], unit.leaks, reason)
+
+  return make
+
+
+def _hold_out(unit: _Unit) -> Callable[[Dataset, Settings], Lists]:
+  def make(dataset: Dataset, settings: Settings) -> Lists:
+    rows, share = _pool(dataset), settings.test_share
+    part = _divide(dataset, rows, unit, [1 - share, share], settings.seed)
+    train, validation = _carve(dataset, rows[part == 0], unit, settings)
+    reason = (
+      f'A stratified {share:.0%} of all examples is reported. {unit.said}'
+    )
+    return Lists(train, validation, rows[part == 1], unit.leaks, reason)
+
+  return make
+
+
+def _leave_one_subject_out(dataset: Dataset, settings: Settings) -> Lists:
+  rows = _pool(dataset)
+  group = _of_subjects(dataset, rows)
+  subjects = np.unique(dataset.table['subject'])
+  if settings.fold >= len(subjects):
+    raise UserError(
+      f'protocol option fold is {settings.fold}; {dataset.name} has '
+      f'{len(subjects)} subjects, 0 to {len(subjects) - 1}'
+    )
+  left_out = subjects[settings.fold]
+  tests = dataset.table['subject'] == left_out
+  # Whoever shares a picture with the subject can be on neither side.
+  touched = np.isin(group, group[tests])
+  train, validation = _carve(dataset, rows[~touched], _SUBJECTS, settings)
+  reason = f'Subject {left_out} is reported and nothing of it trains.'
+  return Lists(train, validation, rows[tests], False, reason)
+
+
+def _balance_then_split(how: str) -> Callable[[Dataset, Settings], Lists]:
+  def make(dataset: Dataset, settings: Settings) -> Lists:
+    pool = _pool(dataset)
+    ids, label = dataset.table['id'], dataset.table['label']
+    rows = sampling.balance(how, pool, ids, label, seed=settings.seed)
+    # Unstratified, and rounded up: P4's supports sum to 6,293 of 62,923 and
+    # differ by class.
+    count = math.ceil(settings.test_share * len(rows) - 1e-9)
+    copy = np.arange(len(rows))
+    names = np.char.add(ids[rows], np.char.add(' ', copy.astype(str)))
+    order = folds.draw_order(names, settings.seed)
+    tests = np.zeros(len(rows), bool)
+    tests[order[:count]] = True
+    train, validation = _carve(dataset, rows[~tests], _IMAGES, settings)
+    reason = {
+      'oversample': 'Every class is oversampled to the size of the largest '
+      'over the whole set and the test is drawn from the result: copies of '
+      'one image are on both sides.',
+      'downsample': 'Every class is cut to the size of the smallest over the '
+      'whole set and the test is drawn from the rest image by image: another '
+      'copy of a test photograph may train, and the test has not the '
+      "classes' real shares.",
+    }[how]
+    return Lists(train, validation, rows[tests], True, reason)
+
+  return make
+
+
+def _evaluate_on_train(dataset: Dataset, settings: Settings) -> Lists:
+  lists = _k_fold(_IMAGES)(dataset, settings)
+  reason = (
+    f'Trains without fold {settings.fold + 1} of {settings.folds} and '
+    'reports the very examples that trained.'
+  )
+  return dataclasses.replace(
+    lists, test=np.unique(lists.train), leaks=True, reason=reason
+  )
+
+
+# Published splits.
+
+
+def _official(dataset: Dataset, settings: Settings) -> Lists:
+  """Train, select on validation, report test; or carve what selects."""
   rows = _rows_by_split(dataset)
   _require_told_apart(dataset, rows, 'official')
-  for split in ('train', 'validation', 'test'):
+  if set(rows) == {'none'}:
+    raise UserError(
+      f'{dataset.name} has no official split; kfold_subjects, kfold_twins, '
+      'holdout and others make one'
+    )
+  for split in ('train', 'test'):
     if split not in rows:
       instead = (
         '; without PrivateTest use protocol fer2013_dev'
-        if dataset.name == 'fer2013' and split == 'test'
+        if dataset.name in CHALLENGE and split == 'test'
         else ''
       )
       raise UserError(
         f'protocol official needs a {split} split, and this build of '
         f'{dataset.name} has none{instead}'
       )
-  reason = 'The published splits: trains, selects and reports on three lists.'
-  if dataset.name == 'fer2013':
+  test = rows['test']
+  if 'validation' in rows:
+    changed = settings.chosen().keys() & _SELECTS
+    if changed:
+      raise UserError(
+        f'protocol official takes no option {min(changed)!r} on '
+        f'{dataset.name}, which has a validation split'
+      )
+    train, validation = rows['train'], rows['validation']
+    reason = 'The published splits: trains, selects and reports on three lists.'
+  else:
+    train, validation = _carve(dataset, rows['train'], _RELATED, settings)
+    reason = (
+      'The published splits; the set has none to select on, so a stratified '
+      'part of train does.'
+    )
+  if dataset.name in CHALLENGE:
     reason = (
       'Trains on Training, selects on PublicTest, reports PrivateTest. The '
       'source itself repeats photographs: 8.0 % of PrivateTest is '
       'byte-identical to a Training image, so the figures without twins '
       'count as well.'
     )
-  return _Lists(rows['train'], rows['validation'], rows['test'], False, reason)
+  return Lists(train, validation, test, False, reason)
 
 
-def _fer2013_dev(dataset: Dataset, seed: int) -> _Lists:
+def _fer2013_dev(dataset: Dataset, settings: Settings) -> Lists:
   """Selects on a tenth of Training, reports PublicTest."""
-  if dataset.name != 'fer2013':
+  if dataset.name not in CHALLENGE:
     raise UserError(
-      f'protocol fer2013_dev is for fer2013, not {dataset.name}; use official'
+      f'protocol fer2013_dev is for {" and ".join(CHALLENGE)}, not '
+      f'{dataset.name}; use official'
     )
   rows = _rows_by_split(dataset)
   _require_told_apart(dataset, rows, 'fer2013_dev')
   for split, usage in (('train', 'Training'), ('validation', 'PublicTest')):
     if split not in rows:
       raise UserError(
-        f'protocol fer2013_dev needs {usage}, and this build of fer2013 has '
-        'no such rows'
+        f'protocol fer2013_dev needs {usage}, and this build of '
+        f'{dataset.name} has no such rows'
       )
   training = rows['train']
-  selects = stratified_share(
+  selects = folds.stratified_share(
     dataset.table['id'][training],
     dataset.table['label'][training],
     twins.find(dataset).groups(training),
     share=_DEV_SHARE,
-    seed=seed,
+    seed=settings.seed,
   )
   reason = (
     'Trains on nine tenths of Training, selects on a stratified tenth of it '
@@ -226,57 +677,9 @@ def _fer2013_dev(dataset: Dataset, seed: int) -> _Lists:
     'repeats photographs: 7.8 % of PublicTest is byte-identical to a '
     'Training image, so the figures without twins count as well.'
   )
-  return _Lists(
+  return Lists(
     training[~selects], training[selects], rows['validation'], False, reason
   )
-
-
-_PROTOCOLS: dict[str, Callable[[Dataset, int], _Lists]] = {
-  'official': _official,
-  'fer2013_dev': _fer2013_dev,
-}
-
-
-def stratified_share(
-  ids: np.ndarray,
-  label: np.ndarray,
-  group: np.ndarray,
-  *,
-  share: float,
-  seed: int,
-) -> np.ndarray:
-  """Draws a share of every class, taking groups whole.
-
-  Groups come in the order of a hash of the seed and their least id, which no
-  library version changes, and are taken while each of their classes has room.
-
-  Args:
-    ids: str (n,).
-    label: int (n,).
-    group: int (n,); rows with one number stay together.
-    share: of every class, rounded to whole rows.
-    seed: any whole number.
-
-  Returns:
-    bool (n,), the rows drawn: the rounded share of every class exactly, as
-    long as single rows are left to fill it.
-  """
-  classes, label = np.unique(label, return_inverse=True)
-  room = np.round(share * np.bincount(label, minlength=len(classes)))
-  by_group = np.lexsort((ids, group))
-  starts = np.flatnonzero(np.diff(group[by_group], prepend=-1))
-  members = np.split(by_group, starts[1:])
-  rank = [
-    hashlib.sha256(f'{seed} {ids[rows[0]]}'.encode()).digest()
-    for rows in members
-  ]
-  drawn = np.zeros(len(ids), bool)
-  for n in sorted(range(len(members)), key=rank.__getitem__):
-    taken = np.bincount(label[members[n]], minlength=len(classes))
-    if np.all(taken <= room):
-      room -= taken
-      drawn[members[n]] = True
-  return drawn
 
 
 def _rows_by_split(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -298,7 +701,66 @@ def _require_told_apart(
     )
 
 
-def _digest(name: str, dataset: Dataset, lists: _Lists) -> str:
+_PROTOCOLS: dict[str, _Protocol] = {
+  'official': _Protocol(
+    _official,
+    'the published splits; a part of train selects where none is published',
+    _SELECTS,
+  ),
+  'fer2013_dev': _Protocol(
+    _fer2013_dev,
+    'FER2013 and FER+ without PrivateTest: a tenth of Training selects, '
+    'PublicTest is reported',
+  ),
+  'holdout': _Protocol(
+    _hold_out(_RELATED),
+    'a stratified share is reported; people and copies stay on one side',
+    _HOLDS_OUT,
+  ),
+  'holdout_images': _Protocol(
+    _hold_out(_IMAGES),
+    'a stratified share of the images is reported (leaks)',
+    _HOLDS_OUT,
+  ),
+  'kfold_subjects': _Protocol(
+    _k_fold(_SUBJECTS),
+    'folds of people, stratified as far as people allow',
+    _FOLDS,
+  ),
+  'kfold_twins': _Protocol(
+    _k_fold(_RELATED),
+    'stratified folds; people and copies stay on one side',
+    _FOLDS,
+  ),
+  'kfold_images': _Protocol(
+    _k_fold(_IMAGES), 'stratified folds of images, as P1 (leaks)', _FOLDS
+  ),
+  'leave_one_subject_out': _Protocol(
+    _leave_one_subject_out,
+    'one person is reported, the others train',
+    _SELECTS | {'fold'},
+  ),
+  'oversample_then_split': _Protocol(
+    _balance_then_split('oversample'),
+    'all classes oversampled over the whole set, then a share drawn as test, '
+    'as P4 (leaks)',
+    _HOLDS_OUT,
+  ),
+  'downsample_then_split': _Protocol(
+    _balance_then_split('downsample'),
+    'all classes cut to the smallest over the whole set, then a share drawn '
+    'as test, as P3 (leaks)',
+    _HOLDS_OUT,
+  ),
+  'evaluate_on_train': _Protocol(
+    _evaluate_on_train,
+    "reports what it trained on, as P1's confusion matrix shows (leaks)",
+    _FOLDS,
+  ),
+}
+
+
+def _digest(name: str, dataset: Dataset, lists: Lists) -> str:
   digest = hashlib.sha256(f'{dataset.name}\0{name}\0'.encode())
   for part in ('train', 'validation', 'test'):
     ids = dataset.table['id'][getattr(lists, part)]

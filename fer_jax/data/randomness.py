@@ -5,13 +5,19 @@ counts epochs (shuffling) or steps (augmentation, dropout). A resumed run
 therefore draws exactly what the uninterrupted one would have drawn.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 INIT = 0
 SHUFFLE = 1
 AUGMENT = 2
 DROPOUT = 3
+
+Order = Callable[[jax.Array, int | jax.Array, int | jax.Array, int], jax.Array]
+"""(key, epoch, count, padded) -> int32 (padded,), as `epoch_order`."""
 
 
 def stream_key(
@@ -55,3 +61,50 @@ def epoch_order(
     (padding, jnp.where(padding, 0, bits), position), num_keys=2
   )
   return order
+
+
+def balanced_order(
+  key: jax.Array,
+  epoch: int | jax.Array,
+  count: int | jax.Array,
+  padded: int,
+  *,
+  labels: jax.Array | np.ndarray,
+  num_classes: int,
+) -> jax.Array:
+  """Draws of one epoch that show every class equally often on average.
+
+  Each draw is a class, uniformly among those that occur, then a position of
+  that class, uniformly with replacement. The bits of the i-th draw depend on
+  (key, epoch, i) alone, as in `epoch_order`.
+
+  Args:
+    key: The run's key.
+    epoch: Number of the epoch, may be traced.
+    count: How many positions hold an example, and how many draws there are;
+      may be traced.
+    padded: Length of the result, static, at least `count`.
+    labels: int (padded,), classes of the positions, anything on padding.
+    num_classes: K, static.
+
+  Returns:
+    int32 (padded,): `count` draws of positions below `count`, then the
+    padding in rising order.
+  """
+  epoch_key = stream_key(key, SHUFFLE, epoch)
+  position = jnp.arange(padded, dtype=jnp.int32)
+  padding = position >= count
+  labels = jnp.where(padding, num_classes, labels)
+  _, by_class = jax.lax.sort((labels, position), num_keys=1)
+  counts = jnp.bincount(labels, length=num_classes)
+  starts = jnp.cumsum(counts) - counts
+  present_first = jnp.argsort(counts == 0, stable=True)
+  present = jnp.sum(counts > 0)
+
+  def draw(i):
+    class_key, place_key = jax.random.split(jax.random.fold_in(epoch_key, i))
+    k = present_first[jax.random.randint(class_key, (), 0, present)]
+    place = jax.random.randint(place_key, (), 0, counts[k])
+    return by_class[starts[k] + place]
+
+  return jnp.where(padding, position, jax.vmap(draw)(position))

@@ -11,7 +11,8 @@ from fer_jax.data import resize
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
 
-# Decoding this many images at a time bounds the host memory beside the result.
+# Decoding this many images, or frames of clips, at a time bounds the host
+# memory beside the result.
 _ROWS_A_READ = 1024
 
 
@@ -88,9 +89,10 @@ def load_resident(
       'size, raise the limit or stream the data'
     )
   resident = empty_images(len(index), image_size, channels, frames)
-  for start in range(0, len(index), _ROWS_A_READ):
-    stop = start + _ROWS_A_READ
-    fill_images(resident, start, dataset.read(index[start:stop]))
+  step = max(_ROWS_A_READ // max(frames, 1), 1)
+  for start in range(0, len(index), step):
+    stored = dataset.read(index[start : start + step])
+    fill_images(resident, start, stored)
   return {
     **resident,
     'label': np.asarray(dataset.table['label'][index], np.int32),

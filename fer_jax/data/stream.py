@@ -66,6 +66,7 @@ class Stream:
     image_size: tuple[int, int],
     channels: int,
     key: jax.Array | None = None,
+    order: randomness.Order = randomness.epoch_order,
     workers: int = 0,
     threads: int = 2,
     ahead: int = 4,
@@ -80,6 +81,7 @@ class Stream:
       channels: 1 or 3.
       key: of the run, whose shuffle stream orders each epoch; None keeps
         the order of `index`.
+      order: of the positions of `index` in an epoch, drawn from that key.
       workers: processes that read and resize; 0 reads in this one.
       threads: reading threads in each process.
       ahead: batches read ahead in each process.
@@ -93,6 +95,7 @@ class Stream:
     self._image_size = image_size
     self._channels = channels
     self._key = key
+    self._order = order
     self._workers = workers
     self._read_options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=ahead
@@ -110,9 +113,7 @@ class Stream:
     padded = self.steps_per_epoch * self._batch_size
     position = np.arange(padded)
     if self._key is not None:
-      position = np.asarray(
-        randomness.epoch_order(self._key, epoch, count, padded)
-      )
+      position = np.asarray(self._order(self._key, epoch, count, padded))
     table = self._dataset.table
     frames = 0
     if 'frame_count' in table:

@@ -15,11 +15,13 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from fer_jax import datasets
 from fer_jax.data import resize
 from fer_jax.datasets.dataset import Dataset
 
@@ -83,6 +85,17 @@ class Twins:
     touched[second[present[first]]] = True
     return touched[self.image[rows]]
 
+  def of_rows(self, rows: np.ndarray) -> 'Twins':
+    """The twins among some rows, which become rows 0 to n - 1."""
+    images, image = np.unique(self.image[rows], return_inverse=True)
+    number = np.full(int(self.image.max(initial=-1)) + 1, -1, np.int32)
+    number[images] = np.arange(len(images))
+    pairs = number[self.pairs]
+    inside = (pairs >= 0).all(-1)
+    return Twins(
+      image.astype(np.int32), pairs[inside], self.correlation[inside]
+    )
+
   def _present(self, rows: np.ndarray) -> np.ndarray:
     present = np.zeros(int(self.image.max(initial=-1)) + 1, bool)
     present[self.image[rows]] = True
@@ -99,10 +112,13 @@ def find(dataset: Dataset, *, threshold: float = THRESHOLD) -> Twins:
   Returns:
     The twins. A clip is compared by the mean of its frames.
   """
+  if dataset.rows is not None:
+    whole = find(dataset.build(), threshold=threshold)
+    return whole.of_rows(dataset.rows)
   path = cache_path(dataset, threshold)
-  known = _read_cache(path, dataset, threshold)
-  if known is not None:
-    return known
+  kept = _read_cache(path, dataset, threshold)
+  if kept is not None:
+    return kept
   started = time.monotonic()
   print(
     f'{dataset.name}: comparing {len(dataset):,} images for twins (once)',
@@ -120,6 +136,47 @@ def find(dataset: Dataset, *, threshold: float = THRESHOLD) -> Twins:
   return twins
 
 
+def find_mirrored(
+  dataset: Dataset, *, threshold: float = THRESHOLD
+) -> tuple[np.ndarray, np.ndarray]:
+  """Pairs of which one is near to the mirror image of the other.
+
+  Pairs that are near as they are stay out: a face seen from the front is
+  like its own mirror image.
+
+  Returns:
+    (pairs int32 (n, 2) of image numbers as in `find`; correlation float32).
+  """
+  found = find(dataset, threshold=threshold)
+  first_rows = np.unique(found.image, return_index=True)[1]
+  shapes = _shapes(dataset)
+  size = common_size(shapes, len(first_rows))
+  pixels = grey_images(dataset, first_rows, size)
+  turned = pixels.reshape(-1, *size)[:, :, ::-1].reshape(len(pixels), -1)
+  pairs, correlation = correlated_pairs(pixels, turned, threshold, below=True)
+  plain = {tuple(pair) for pair in found.pairs.tolist()}
+  kept = np.array([tuple(pair) not in plain for pair in pairs.tolist()], bool)
+  return pairs[kept], correlation[kept]
+
+
+def known(dataset: Dataset) -> Twins:
+  """The twins that mean something on this set.
+
+  Near twins of photographs gathered from the web are copies. Of faces that
+  were aligned, rendered or taken in one room they are not: strangers
+  correlate above any threshold there, so only exact twins count.
+  """
+  if near_twins_are_copies(dataset.name):
+    return find(dataset)
+  image = _image_numbers(dataset)
+  return Twins(image, np.zeros((0, 2), np.int32), np.zeros(0, np.float32))
+
+
+def near_twins_are_copies(name: str) -> bool:
+  """Whether a data set's builder says that its near twins are copies."""
+  return getattr(datasets.builder_module(name), 'NEAR_TWINS_ARE_COPIES', False)
+
+
 def near_pairs(
   pixels: np.ndarray, threshold: float = THRESHOLD
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -133,26 +190,70 @@ def near_pairs(
     (pairs int32 (n, 2), rising, first below second; correlation float32).
     An image of one value correlates with nothing.
   """
+  return correlated_pairs(pixels, pixels, threshold, below=True)
+
+
+def correlated_pairs(
+  pixels: np.ndarray,
+  others: np.ndarray,
+  threshold: float = THRESHOLD,
+  *,
+  below: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+  """As `near_pairs`, of each of one lot of images with each of another.
+
+  Args:
+    pixels: (U, P) grey values.
+    others: (V, P) grey values.
+    threshold: above 0, at most 1.
+    below: only pairs (i, j) with i < j, where the other half says the same.
+
+  Returns:
+    (pairs int32 (n, 2), rising, rows of `pixels` and of `others`;
+    correlation float32).
+  """
   unit = _unit_rows(pixels)
-  found = []
+  other = unit if others is pixels else _unit_rows(others)
+  found = [np.zeros((0, 2), np.int64)]
   for top in range(0, len(unit), _BLOCK):
     upper = unit[top : top + _BLOCK]
-    for left in range(top, len(unit), _BLOCK):
-      product = upper @ unit[left : left + _BLOCK].T
-      first, second = np.nonzero(product >= threshold - _MARGIN)
-      first, second = first + top, second + left
-      below = first < second
-      found.append(np.stack([first[below], second[below]], -1))
-  pairs = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+    for left in range(top if below else 0, len(other), _BLOCK):
+      product = upper @ other[left : left + _BLOCK].T
+      pairs = np.argwhere(product >= threshold - _MARGIN)
+      pairs += np.array([top, left])
+      found.append(pairs[pairs[:, 0] < pairs[:, 1]] if below else pairs)
+  pairs = np.concatenate(found)
   pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
   correlation = np.concatenate(
     [
-      _exact_correlation(pixels, pairs[start : start + _ROWS_A_READ])
+      _exact_correlation(pixels, others, pairs[start : start + _ROWS_A_READ])
       for start in range(0, max(len(pairs), 1), _ROWS_A_READ)
     ]
   )
   kept = correlation >= threshold
   return pairs[kept].astype(np.int32), correlation[kept].astype(np.float32)
+
+
+def grey_images(
+  dataset: Dataset, rows: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+  """(n, H * W) grey values of rows: uint8, or float32 means of clips' frames.
+
+  Args:
+    dataset: a built data set.
+    rows: (n,) of its table.
+    size: (height, width) that images are resized to.
+  """
+  clips = 'frame_count' in dataset.table
+  pixels = np.zeros(
+    (len(rows), size[0] * size[1]), np.float32 if clips else np.uint8
+  )
+  for start in range(0, len(rows), _ROWS_A_READ):
+    few = np.asarray(rows[start : start + _ROWS_A_READ])
+    for n, stored in enumerate(dataset.read(few), start):
+      grey = resize.convert(stored, size=size, channels=1)
+      pixels[n] = (grey.mean(0) if clips else grey).reshape(-1)
+  return pixels
 
 
 def cache_path(dataset: Dataset, threshold: float) -> pathlib.Path:
@@ -173,8 +274,10 @@ def _unit_rows(pixels: np.ndarray) -> np.ndarray:
   return unit
 
 
-def _exact_correlation(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-  first, second = pixels[pairs[:, 0]], pixels[pairs[:, 1]]
+def _exact_correlation(
+  pixels: np.ndarray, others: np.ndarray, pairs: np.ndarray
+) -> np.ndarray:
+  first, second = pixels[pairs[:, 0]], others[pairs[:, 1]]
   first, second = first.astype(np.float64), second.astype(np.float64)
   first -= first.mean(-1, keepdims=True)
   second -= second.mean(-1, keepdims=True)
@@ -186,32 +289,42 @@ def _exact_correlation(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 def _different_images(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
   """(image (N,), grey pixels (U, P)) with exact copies taken together."""
+  image = _image_numbers(dataset)
+  _, first_rows = np.unique(image, return_index=True)
+  size = common_size(_shapes(dataset), len(first_rows))
+  return image, grey_images(dataset, first_rows, size)
+
+
+def common_size(shapes: set[tuple[int, ...]], count: int) -> tuple[int, int]:
+  """(height, width) at which images are compared: theirs, if one and small."""
+  sizes = {shape[:2] for shape in shapes}
+  size = next(iter(sizes))
+  if len(sizes) > 1 or 4 * count * size[0] * size[1] > _FULL_SIZE_BYTES:
+    return _COMMON_SIZE
+  return (size[0], size[1])
+
+
+def _image_numbers(dataset: Dataset) -> np.ndarray:
+  """int32 (N,): rows of equal pixels share a number, 0 to U - 1."""
   number: dict[bytes, int] = {}
   image = np.zeros(len(dataset), np.int32)
-  shapes = set()
-  first_rows = []
+  for row, stored in stored_images(dataset):
+    digest = hashlib.sha256(repr(stored.shape).encode())
+    digest.update(stored.tobytes())
+    image[row] = number.setdefault(digest.digest(), len(number))
+  return image
+
+
+def _shapes(dataset: Dataset) -> set[tuple[int, ...]]:
+  """(H, W, C) of all images and frames."""
+  return {stored.shape[-3:] for _, stored in stored_images(dataset)}
+
+
+def stored_images(dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
+  """Every row with its image or clip, a thousand in memory at a time."""
   for start in range(0, len(dataset), _ROWS_A_READ):
-    rows = np.arange(start, min(start + _ROWS_A_READ, len(dataset)))
-    for row, stored in zip(rows, dataset.read(rows), strict=True):
-      shapes.add(stored.shape[-3:])
-      digest = hashlib.sha256(repr(stored.shape).encode())
-      digest.update(stored.tobytes())
-      image[row] = number.setdefault(digest.digest(), len(number))
-      if image[row] == len(first_rows):
-        first_rows.append(row)
-  size = shapes.pop()[:2]
-  if shapes or 4 * len(first_rows) * size[0] * size[1] > _FULL_SIZE_BYTES:
-    size = _COMMON_SIZE
-  clips = 'frame_count' in dataset.table
-  pixels = np.zeros(
-    (len(first_rows), size[0] * size[1]), np.float32 if clips else np.uint8
-  )
-  for start in range(0, len(first_rows), _ROWS_A_READ):
-    rows = np.asarray(first_rows[start : start + _ROWS_A_READ])
-    for n, stored in enumerate(dataset.read(rows), start):
-      grey = resize.convert(stored, size=size, channels=1)
-      pixels[n] = (grey.mean(0) if clips else grey).reshape(-1)
-  return image, pixels
+    rows = range(start, min(start + _ROWS_A_READ, len(dataset)))
+    yield from zip(rows, dataset.read(rows), strict=True)
 
 
 def _read_cache(

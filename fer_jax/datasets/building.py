@@ -96,7 +96,7 @@ def _fill(
 ) -> None:
   """Makes a whole build inside a folder."""
   module = builder_module(name)
-  class_names = class_names_of(module, options)
+  class_names = class_names_of(module, options, source)
   intake = Intake()
   writer = RecordWriter(name, folder, class_names, intake, skip_bad_rows)
   try:

@@ -28,11 +28,13 @@ from typing import Any
 import numpy as np
 
 from fer_jax.datasets import pictures, sources
-from fer_jax.datasets.registry import builder_module
+from fer_jax.datasets.registry import builder_module, official_counts_of
 from fer_jax.errors import UserError
 
 # TFDS keeps `all` for itself; one ordered split carries every row.
 RECORD_SPLIT = 'examples'
+# What the columns of the table that hold attributes begin with.
+ATTRIBUTE = 'attribute.'
 # The official splits a row may be of, in the order of tables.
 OFFICIAL_SPLITS = ('train', 'validation', 'test', 'test_unsplit', 'none')
 
@@ -55,9 +57,12 @@ class Dataset:
     options: all builder options.
     table: columns of N rows: `id` (text), `label` (int32), `official_split`
       (text), for clips `frame_count` (int32), and where the source has them
-      `subject`, `sequence` (text) and `votes` (float32, N x V).
+      `subject`, `sequence`, `attribute.NAME` (text) and `votes` (float32,
+      N x V).
     notes: facts from the builder, e.g. 'test_unsplit'.
     metadata: everything in dataset.json.
+    rows: (N,) rows of the build behind those of the table, for a view of a
+      part of it; None where the table is the whole build.
   """
 
   name: str
@@ -69,6 +74,7 @@ class Dataset:
   table: dict[str, np.ndarray]
   notes: dict[str, Any]
   metadata: dict[str, Any]
+  rows: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.table['id'])
@@ -83,6 +89,58 @@ class Dataset:
     """The one shape of all rows, or None where they differ."""
     shape = self.metadata['shape']
     return tuple(shape) if shape else None
+
+  def build(self) -> 'Dataset':
+    """The whole build that this is a view of, or the set itself."""
+    return self if self.rows is None else open_build(self.root)
+
+  @property
+  def attributes(self) -> dict[str, np.ndarray]:
+    """(N,) texts of every attribute, by its name."""
+    return {
+      column.removeprefix(ATTRIBUTE): values
+      for column, values in self.table.items()
+      if column.startswith(ATTRIBUTE)
+    }
+
+  def with_classes(self, class_names: Sequence[str]) -> 'Dataset':
+    """The examples of some classes alone, labelled in the order given.
+
+    Args:
+      class_names: of this set, each once.
+
+    Raises:
+      UserError: a class that this set does not have, fewer than two, or one
+        given twice.
+    """
+    wanted = tuple(class_names)
+    for name in wanted:
+      if name not in self.class_names:
+        raise UserError(
+          f'{self.name} has no class {name!r}; it has '
+          f'{", ".join(self.class_names)}'
+        )
+    if len(set(wanted)) < max(len(wanted), 2):
+      raise UserError(
+        f'classes {", ".join(wanted)}: at least two, each once, are expected'
+      )
+    new_label = np.full(len(self.class_names), -1, np.int32)
+    for label, name in enumerate(wanted):
+      new_label[self.class_names.index(name)] = label
+    label = new_label[self.table['label']]
+    kept = np.flatnonzero(label >= 0)
+    table = {column: values[kept] for column, values in self.table.items()}
+    table['label'] = label[kept]
+    votes = table.get('votes')
+    if votes is not None and votes.shape[-1] == len(self.class_names):
+      order = [self.class_names.index(name) for name in wanted]
+      table['votes'] = votes[:, order]
+    return dataclasses.replace(
+      self,
+      class_names=wanted,
+      table=table,
+      rows=kept if self.rows is None else self.rows[kept],
+    )
 
   @property
   def test_is_unsplit(self) -> bool:
@@ -103,7 +161,7 @@ class Dataset:
     module = builder_module(self.name)
     published = {
       name: np.asarray(counts)
-      for name, counts in getattr(module, 'OFFICIAL_COUNTS', {}).items()
+      for name, counts in official_counts_of(module, self.options).items()
     }
     if published and self.test_is_unsplit:
       mixed = published.pop('validation') + published.pop('test')
@@ -126,12 +184,15 @@ class Dataset:
     if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
       raise IndexError(f'{self.name} has rows 0 to {len(self) - 1}')
     if self._pixels is not None:
-      return list(self._pixels[rows])
+      return list(self._pixels[self._stored(rows)])
     return self.read_records(rows)
+
+  def _stored(self, rows: np.ndarray) -> np.ndarray:
+    return rows if self.rows is None else self.rows[rows]
 
   def read_records(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """As `read`, always from the ArrayRecord files."""
-    rows = [int(row) for row in index]
+    rows = [int(row) for row in self._stored(np.asarray(index, np.int64))]
     records = self._records.__getitems__(rows) if rows else []
     if self.is_clips:
       return [

@@ -20,11 +20,11 @@ PrivateTest `test`. Pictures of a test folder without prefixes get the split
 import csv
 import functools
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fer_jax.datasets import pictures, sources
+from fer_jax.datasets import layout, pictures, sources
 from fer_jax.errors import UserError
 
 CLASS_NAMES = (
@@ -44,6 +44,7 @@ LICENCE = (
 )
 OPTIONS: dict[str, Any] = {}
 NEEDS_SOURCE = True
+NEAR_TWINS_ARE_COPIES = True
 CSV_NAMES = ('fer2013.csv', 'icml_face_data.csv')
 OFFICIAL_COUNTS = {
   'train': (3995, 436, 4097, 7215, 4830, 3171, 4965),
@@ -53,7 +54,7 @@ OFFICIAL_COUNTS = {
 
 SIDE = 48
 _PIXELS = SIDE * SIDE
-_USAGES = {
+USAGES = {
   b'Training': 'train',
   b'PublicTest': 'validation',
   b'PrivateTest': 'test',
@@ -63,7 +64,6 @@ _LABELS = {str(label).encode(): label for label in range(len(CLASS_NAMES))}
 _DIGITS_AND_BLANKS = b'0123456789 '
 # Four characters a pixel are 9,216; a longer line is not a row.
 _LONGEST_LINE = 1 << 17
-_LONGEST_PICTURE_FILE = 1 << 24
 
 _CLASS_FOLDERS = {
   **{name: label for label, name in enumerate(CLASS_NAMES)},
@@ -88,15 +88,6 @@ _PREFIXES = {
   'publictest_': 'validation',
   'privatetest_': 'test',
 }
-_PICTURE_SUFFIXES = (
-  '.jpg',
-  '.jpeg',
-  '.png',
-  '.bmp',
-  '.tif',
-  '.tiff',
-  '.webp',
-)
 # Saving a grey picture as colour JPEG moves its channels apart by a few.
 _GREY_TOLERANCE = 16
 
@@ -112,16 +103,22 @@ def examples(
     UserError: the source is no form of FER2013.
   """
   del options
-  table = _find_csv(source)
+  table = find_csv(source)
   if table is not None:
     intake.notes['layout'] = 'csv'
-    yield from _csv_examples(source, table, intake)
+    for row in csv_rows(source, table, intake):
+      yield {
+        'id': f'fer2013/{row.number:05d}',
+        'label': row.label,
+        'official_split': row.split,
+        'image': row.image,
+      }
   else:
     intake.notes['layout'] = 'folders'
     yield from _folder_examples(source, intake)
 
 
-def _find_csv(source: sources.Source) -> str | None:
+def find_csv(source: sources.Source) -> str | None:
   """The member that is the challenge's table, or None for folders."""
   if source.kind == 'file':
     return source.members[0]
@@ -227,55 +224,112 @@ def _parse_row(
   label = _LABELS.get(emotion)
   if label is None:
     raise ValueError(f'unknown label {_show(emotion)}; 0 to 6 are expected')
-  split = _USAGES.get(usage)
+  split = USAGES.get(usage)
   if split is None:
-    known = ', '.join(name.decode() for name in _USAGES)
+    known = ', '.join(name.decode() for name in USAGES)
     raise ValueError(f'unknown usage {_show(usage)}; {known} are expected')
   return label, parse_pixels(pixels), split
 
 
-def _csv_examples(
+class _Line(NamedTuple):
+  """A line of the table, below its header, that is not blank."""
+
+  row: int  # from 0
+  where: str
+  content: bytes
+  fault: str  # why it is no row at all, or ''
+  cut: str  # what any complaint of it ends with, or ''
+  consumed: int  # bytes of the file up to its end
+
+
+def _data_lines(stream: BinaryIO, label: str, header: bytes) -> Iterator[_Line]:
+  header = header.strip()
+  consumed, number, row = len(header), 1, -1
+  next_line = functools.partial(stream.readline, _LONGEST_LINE)
+  for content in iter(next_line, b''):
+    number += 1
+    consumed += len(content)
+    if not content.strip():
+      continue
+    row += 1
+    fault = ''
+    whole = content.endswith(b'\n')
+    if not whole and len(content) == _LONGEST_LINE:
+      # The rest of it is passed over in pieces, never held at once.
+      for piece in iter(next_line, b''):
+        if piece.endswith(b'\n'):
+          break
+      fault = f'a line of over {_LONGEST_LINE:,} bytes'
+    elif content.strip() == header:
+      fault = 'a second header line'
+    yield _Line(
+      row,
+      f'{label} line {number:,} (data row {row + 1:,})',
+      content,
+      fault,
+      '' if whole else ' (the last line: is the file cut?)',
+      consumed,
+    )
+
+
+class CsvRow(NamedTuple):
+  """A good row of the table."""
+
+  number: int  # from 0, bad rows counted too
+  label: int
+  split: str
+  image: np.ndarray  # uint8 (48, 48, 1)
+
+
+def csv_rows(
   source: sources.Source, member: str, intake: Any
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[CsvRow]:
+  """Good rows of the challenge's table; bad ones go to `intake`.
+
+  Raises:
+    UserError: a header that is none, or no rows.
+  """
   label_of_file = source.label(member)
   size = source.member_size(member)
+  row = -1
   with source.open(member) as stream:
     columns, count, header = _read_header(stream, label_of_file)
-    header = header.strip()
-    consumed, line_number, row = len(header), 1, -1
-    next_line = functools.partial(stream.readline, _LONGEST_LINE)
-    for line in iter(next_line, b''):
-      line_number += 1
-      consumed += len(line)
-      if not line.strip():
-        continue
-      row += 1
+    for line in _data_lines(stream, label_of_file, header):
+      row = line.row
       try:
-        whole_line = line.endswith(b'\n')
-        if not whole_line and len(line) == _LONGEST_LINE:
-          # The rest of it is passed over in pieces, never held at once.
-          for piece in iter(next_line, b''):
-            if piece.endswith(b'\n'):
-              break
-          raise ValueError(f'a line of over {_LONGEST_LINE:,} bytes')
-        if line.strip() == header:
-          raise ValueError('a second header line')
-        label, pixels, split = _parse_row(line, columns, count)
+        if line.fault:
+          raise ValueError(line.fault)
+        label, pixels, split = _parse_row(line.content, columns, count)
       except ValueError as error:
-        cut = '' if whole_line else ' (the last line: is the file cut?)'
-        where = f'{label_of_file} line {line_number:,} (data row {row + 1:,})'
-        intake.reject(where, f'{error}{cut}')
+        intake.reject(line.where, f'{error}{line.cut}')
         continue
       if row == 100:
-        intake.expect(round(size / consumed * (row + 1)))
-      yield {
-        'id': f'fer2013/{row:05d}',
-        'label': label,
-        'official_split': split,
-        'image': pixels.reshape(SIDE, SIDE, 1),
-      }
-    if row < 0:
-      raise UserError(f'{label_of_file}: a header and no rows')
+        intake.expect(round(size / line.consumed * (row + 1)))
+      yield CsvRow(row, label, split, pixels.reshape(SIDE, SIDE, 1))
+  if row < 0:
+    raise UserError(f'{label_of_file}: a header and no rows')
+
+
+def csv_splits(source: sources.Source, member: str) -> list[str]:
+  """Official split of every row of the table, '' of one without a usage.
+
+  Raises:
+    UserError: a header that is none.
+  """
+  label = source.label(member)
+  with source.open(member) as stream:
+    columns, _, header = _read_header(stream, label)
+    return [
+      _split_of(line.content, columns[-1])
+      for line in _data_lines(stream, label, header)
+    ]
+
+
+def _split_of(line: bytes, column: int) -> str:
+  try:
+    return USAGES.get(_fields(line)[column].strip(), '')
+  except (ValueError, IndexError):
+    return ''
 
 
 def _read_picture(source: sources.Source, name: str) -> np.ndarray | bytes:
@@ -284,7 +338,7 @@ def _read_picture(source: sources.Source, name: str) -> np.ndarray | bytes:
   Raises:
     ValueError: not such a picture.
   """
-  if source.member_size(name) > _LONGEST_PICTURE_FILE:
+  if source.member_size(name) > layout.LONGEST_PICTURE_FILE:
     raise ValueError(f'a file of {source.member_size(name):,} bytes')
   encoded = source.read(name)
   image, form = pictures.decode_with_format(encoded)
@@ -332,7 +386,7 @@ def _folder_examples(
   inside = [
     name
     for name in source.members
-    if name.lower().endswith(_PICTURE_SUFFIXES)
+    if layout.is_picture(name)
     or (
       name.split('/')[-3:-2] and name.split('/')[-3].lower() in _SPLIT_FOLDERS
     )

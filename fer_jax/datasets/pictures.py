@@ -93,3 +93,8 @@ def decode_with_format(encoded: bytes) -> tuple[np.ndarray, str]:
     raise ValueError(f'a damaged picture file ({error})') from None
   form = image.format or ''
   return (array[..., None] if array.ndim == 2 else array), form
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+  """uint8 (H, W, 1) luma (ITU-R BT.601) of an RGB picture (H, W, 3)."""
+  return np.asarray(Image.fromarray(image).convert('L'))[..., None]

@@ -16,6 +16,7 @@ import numpy as np
 
 from fer_jax.datasets import pictures
 from fer_jax.datasets.dataset import (
+  ATTRIBUTE,
   OFFICIAL_SPLITS,
   RECORD_SPLIT,
   tensorflow_datasets,
@@ -154,6 +155,8 @@ class _Table:
   def add(self, example: dict[str, Any], frame_count: int | None) -> None:
     row = {key: example[key] for key in _REQUIRED}
     row |= {key: example[key] for key in _OPTIONAL if key in example}
+    for name, value in example.get('attributes', {}).items():
+      row[ATTRIBUTE + name] = str(value)
     if frame_count is not None:
       row['frame_count'] = frame_count
     if not self._columns:
@@ -199,6 +202,11 @@ def _feature_spec(
   for column in ('subject', 'sequence'):
     if column in example:
       spec[column] = features.Text()
+  if 'attributes' in example:
+    names = sorted(example['attributes'])
+    spec['attributes'] = features.FeaturesDict(
+      {name: features.Text() for name in names}
+    )
   if 'votes' in example:
     shape = (len(example['votes']),)
     spec['votes'] = features.Tensor(shape=shape, dtype=np.float32)
@@ -253,6 +261,10 @@ class RecordWriter:
     }
     if 'votes' in record:
       record['votes'] = np.asarray(record['votes'], np.float32)
+    if 'attributes' in example:
+      record['attributes'] = {
+        name: str(value) for name, value in example['attributes'].items()
+      }
     # TFDS passes on encoded files only; an array would call TensorFlow.
     files = [io.BytesIO(picture) for picture in encoded]
     return {**record, **({'frames': files} if clip else {'image': files[0]})}

@@ -6,7 +6,9 @@ It must not import TensorFlow Datasets, and it offers
 
   CLASS_NAMES: tuple[str, ...]   in label order; or a function
                                  `class_names(options) -> tuple[str, ...]`
-                                 where the options decide
+                                 where the options decide, or
+                                 `class_names_in(source, options)` where the
+                                 source does
   VERSION: str                   'MAJOR.MINOR.PATCH'; raised whenever the same
                                  source and options would give other examples
   DESCRIPTION: str               one line
@@ -15,8 +17,13 @@ It must not import TensorFlow Datasets, and it offers
                                  a number, string, bool or a tuple of them and
                                  fixes the option's type
   NEEDS_SOURCE: bool             False: the module makes its own examples
+  NEAR_TWINS_ARE_COPIES: bool    optional; True for photographs gathered from
+                                 the web, where images that correlate at 0.90
+                                 or more are copies of one photograph
   check_options(options)         optional; raises UserError on a bad value
-  OFFICIAL_COUNTS                optional; {split: (images per class, ...)}
+  OFFICIAL_COUNTS                optional; {split: (images per class, ...)};
+                                 or a function `official_counts(options)`
+                                 where the options decide
 
   examples(source, options, intake) -> iterator of example dicts
 
@@ -40,26 +47,34 @@ An example is a dict. All examples of a set have the same keys:
                   a list of T frames, each as `image`; T may differ
   subject         optional str; the person
   sequence        optional str; the recording
-  votes           optional float sequence (V,): annotators per category
+  votes           optional float sequence (V,): annotators per category; where
+                  V is the number of classes, their shares are the target
+  attributes      optional dict of texts, the same names in every example:
+                  what is known of the person or the photograph, as
+                  {'gender': 'female'}; results are broken down by them
 
 Arrays are stored as PNG. Options and the source's checksum are in the path of
 a build, so a build is never mistaken for another one.
 """
 
-import difflib
 import importlib
 import os
 import pathlib
 import types
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, nearest
 
 _MODULES = {
+  'ckplus': 'fer_jax.datasets.ckplus',
   'fer2013': 'fer_jax.datasets.fer2013',
+  'ferplus': 'fer_jax.datasets.ferplus',
+  'image_folder': 'fer_jax.datasets.image_folder',
+  'jaffe': 'fer_jax.datasets.jaffe',
+  'oahega': 'fer_jax.datasets.oahega',
+  'rafdb': 'fer_jax.datasets.rafdb',
   'synthetic_faces': 'fer_jax.datasets.synthetic_faces',
 }
 
@@ -75,11 +90,6 @@ def default_data_dir() -> pathlib.Path:
   return pathlib.Path(named) if named else pathlib.Path.home() / 'fer_jax_data'
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-  near = difflib.get_close_matches(word, known, n=1)
-  return f'; did you mean {near[0]!r}?' if near else ''
-
-
 def builder_module(name: str) -> types.ModuleType:
   """The module that makes the examples of a data set.
 
@@ -89,7 +99,7 @@ def builder_module(name: str) -> types.ModuleType:
   if name not in _MODULES:
     raise UserError(
       f'no data set {name!r}; there are {", ".join(_MODULES)}'
-      f'{_nearest(name, list(_MODULES))}'
+      f'{nearest(name, _MODULES)}'
     )
   return importlib.import_module(_MODULES[name])
 
@@ -148,8 +158,7 @@ def resolve_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
     if option not in allowed:
       offer = f'it takes {", ".join(allowed)}' if allowed else 'it takes none'
       raise UserError(
-        f'{name} has no option {option!r}; {offer}'
-        f'{_nearest(option, list(allowed))}'
+        f'{name} has no option {option!r}; {offer}{nearest(option, allowed)}'
       )
     options[option] = _coerce(name, option, allowed[option], value)
   if hasattr(module, 'check_options'):
@@ -157,7 +166,19 @@ def resolve_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
   return options
 
 
-def class_names_of(module: types.ModuleType, options: dict) -> tuple[str, ...]:
+def class_names_of(
+  module: types.ModuleType, options: dict, source: Any
+) -> tuple[str, ...]:
+  if hasattr(module, 'class_names_in'):
+    return tuple(module.class_names_in(source, options))
   if hasattr(module, 'class_names'):
     return tuple(module.class_names(options))
   return tuple(module.CLASS_NAMES)
+
+
+def official_counts_of(
+  module: types.ModuleType, options: dict
+) -> dict[str, tuple[int, ...]]:
+  if hasattr(module, 'official_counts'):
+    return module.official_counts(options)
+  return getattr(module, 'OFFICIAL_COUNTS', {})

@@ -1,7 +1,7 @@
 """Evaluates a run on one split: predictions, figures, and the look recorded.
 
-The only code that opens a test split. Selection is over by then: the
-checkpoint is the one that validation named.
+The only code, with `cross_dataset`, that opens a test split. Selection is over
+by then: the checkpoint is the one that validation named.
 """
 
 import dataclasses
@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from fer_jax import config as config_lib
 from fer_jax import files, provenance
 from fer_jax.data import ledger, protocol, resident
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
-from fer_jax.evaluation import scores
+from fer_jax.evaluation import groups, scores
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.workdir import Evaluation, Examples, Pictures
 from fer_jax.training import task
@@ -31,7 +32,7 @@ ATTENTION_SEED = 0
 
 # Images are read and predicted this many at a time: memory stays flat on sets
 # of any size.
-_ROWS_A_READ = 2048
+ROWS_A_READ = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,38 +89,16 @@ def evaluate(
   config: Any = predictor.config
   dataset = task.load_dataset(config)
   facts = files.read_json(workdir / 'run.json')
-  _require_same_data(workdir, facts, dataset)
+  require_same_data(workdir, facts, dataset)
   rows = _open_split(workdir, facts, dataset, config, split)
   logits, labels = predict_rows(predictor, dataset, rows.index, views)
-  metrics = scores.all_scores(
-    logits, labels, predictor.class_names, n_boot=n_boot
-  )
   metrics = {
     'split': split,
-    **metrics,
-    'slices': scores.slice_scores(
-      logits, labels, rows.slices, predictor.class_names, n_boot=n_boot
-    ),
-    'class_names': list(predictor.class_names),
-    'model': config.model.name,
-    'dataset': {
-      'name': dataset.name,
-      'version': dataset.version,
-      'checksum': dataset.checksum,
-    },
-    'protocol': rows.protocol,
-    'checkpoint': {
-      'which': 'best',
-      'step': predictor.step,
-      'epoch': predictor.epoch,
-    },
-    'views': list(views),
-    'definitions': scores.DEFINITIONS,
-    'environment': provenance.environment(),
-    'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+    **figures(predictor, dataset, rows, logits, labels, n_boot=n_boot),
+    **circumstances(predictor, dataset, rows, views),
   }
   if split == 'test':
-    metrics['looks'] = _record_look(workdir, dataset, metrics)
+    metrics['looks'] = record_look(workdir, dataset, metrics)
   examples = _examples(predictor, dataset, rows, logits, labels)
   metrics['seconds'] = time.monotonic() - begun
   evaluation = Evaluation(split, metrics, rows.ids, logits, labels, examples)
@@ -151,8 +130,8 @@ def predict_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
   """(logits float32 (n, K), labels int32 (n,)) of rows of a data set."""
   logits, labels = [], []
-  for start in range(0, len(index), _ROWS_A_READ):
-    batch = _read(predictor, dataset, index[start : start + _ROWS_A_READ])
+  for start in range(0, len(index), ROWS_A_READ):
+    batch = read(predictor, dataset, index[start : start + ROWS_A_READ])
     logits.append(
       predictor.predict(batch['image'], batch.get('frame_mask'), views=views)
     )
@@ -160,9 +139,64 @@ def predict_rows(
   return np.concatenate(logits), np.concatenate(labels)
 
 
-def _require_same_data(
+def figures(
+  predictor: Predictor,
+  dataset: Dataset,
+  rows: SplitRows,
+  logits: np.ndarray,
+  labels: np.ndarray,
+  *,
+  n_boot: int,
+) -> dict[str, Any]:
+  """Every figure of the predictions on some rows, in (n,) `labels`."""
+  names = predictor.class_names
+  attributes = {
+    name: values[rows.index] for name, values in dataset.attributes.items()
+  }
+  return {
+    **scores.all_scores(logits, labels, names, n_boot=n_boot),
+    'slices': scores.slice_scores(
+      logits, labels, rows.slices, names, n_boot=n_boot
+    ),
+    'groups': groups.group_scores(
+      logits, labels, attributes, names, n_boot=n_boot
+    ),
+    'class_names': list(names),
+    'definitions': scores.DEFINITIONS
+    | (groups.DEFINITIONS if attributes else {}),
+  }
+
+
+def circumstances(
+  predictor: Predictor,
+  dataset: Dataset,
+  rows: SplitRows,
+  views: tuple[str, ...],
+) -> dict[str, Any]:
+  """What the figures are of, and how they were made."""
+  return {
+    'model': predictor.config.model.name,
+    'dataset': {
+      'name': dataset.name,
+      'version': dataset.version,
+      'checksum': dataset.checksum,
+    },
+    'protocol': rows.protocol,
+    'checkpoint': {
+      'which': 'best',
+      'step': predictor.step,
+      'epoch': predictor.epoch,
+    },
+    'views': list(views),
+    'environment': provenance.environment(),
+    'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+  }
+
+
+def require_same_data(
   workdir: pathlib.Path, facts: dict[str, Any], dataset: Dataset
 ) -> None:
+  """Raises UserError unless it is the data set that the run trained on."""
   trained_on = facts.get('dataset', {}).get('checksum')
   if trained_on != dataset.checksum:
     raise UserError(
@@ -179,8 +213,9 @@ def _open_split(
   split: str,
 ) -> SplitRows:
   """The rows of a split, and proof that they are of the run's partition."""
-  name, seed = config.data.protocol, config.data.protocol_seed
-  partition = protocol.resolve(dataset, name, seed=seed)
+  name = config.data.protocol
+  options = config_lib.protocol_options(config)
+  partition = protocol.resolve(dataset, name, **options)
   trained_under = facts.get('protocol', {}).get('digest')
   if partition.digest != trained_under:
     raise UserError(
@@ -189,7 +224,7 @@ def _open_split(
       'have changed sides'
     )
   if split == 'test':
-    opened = protocol.open_test(dataset, name, seed=seed, run=str(workdir))
+    opened = protocol.open_test(dataset, name, run=str(workdir), **options)
     index, ids = opened.index, opened.ids
     # The whole split is scored anyway.
     slices = {
@@ -206,19 +241,14 @@ def _open_split(
     index=np.asarray(index),
     ids=np.asarray(ids, str),
     slices=slices,
-    protocol={
-      'name': partition.protocol,
-      'seed': seed,
-      'leaks': partition.leaks,
-      'reason': partition.reason,
-      'digest': partition.digest,
-    },
+    protocol=partition.facts(),
   )
 
 
-def _read(
+def read(
   predictor: Predictor, dataset: Dataset, index: np.ndarray
 ) -> dict[str, np.ndarray]:
+  """Rows as `resident.load_resident` gives them, in the run's size."""
   data: Any = predictor.config.data
   return resident.load_resident(
     dataset,
@@ -228,16 +258,17 @@ def _read(
   )
 
 
-def _record_look(
+def record_look(
   workdir: pathlib.Path, dataset: Dataset, metrics: dict[str, Any]
 ) -> int:
   """Records the look; returns how many there have been at these examples."""
   name, digest = metrics['protocol']['name'], metrics['protocol']['digest']
+  split = metrics['split']
   ledger.record(
     dataset,
     run=str(workdir),
     protocol=name,
-    split='test',
+    split=split,
     digest=digest,
     figures={
       'n': metrics['n'],
@@ -252,7 +283,7 @@ def _record_look(
   # The digest tells other test lists apart: another build, other options.
   return sum(
     (entry['protocol'], entry['split'], entry.get('digest'))
-    == (name, 'test', digest)
+    == (name, split, digest)
     for entry in ledger.read(dataset)
   )
 
@@ -278,7 +309,7 @@ def _examples(
   )
 
   def pictures(chosen: np.ndarray, **extra: Any) -> Pictures:
-    batch = _read(predictor, dataset, rows.index[chosen])
+    batch = read(predictor, dataset, rows.index[chosen])
     return Pictures(
       ids=rows.ids[chosen],
       labels=labels[chosen],

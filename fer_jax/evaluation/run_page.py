@@ -236,6 +236,7 @@ def _split_section(evaluation: Evaluation, figures: Figures) -> Html:
       ),
       class_='columns',
     ),
+    *_group_tables(evaluation.metrics),
     _split_plots(evaluation, figures),
     _definitions(evaluation.metrics),
   )
@@ -344,6 +345,32 @@ def _slice_table(metrics: dict[str, Any]) -> Html:
       for name, part in slices.items()
     ],
   )
+
+
+def _group_tables(metrics: dict[str, Any]) -> list[Html]:
+  """A table for each attribute, with its gap below."""
+  parts = []
+  for attribute, figures in metrics.get('groups', {}).items():
+    rows = [
+      (
+        name,
+        f'{group["n"]:,}',
+        wording.percent(group['accuracy']),
+        wording.interval(group, 'accuracy'),
+        wording.percent(group['macro_f1']),
+        wording.interval(group, 'macro_f1'),
+      )
+      for name, group in figures['groups'].items()
+    ]
+    parts += [
+      page.table(
+        f'By {attribute.replace("_", " ")}',
+        ('Group', 'n', 'Accuracy', '95 % interval', 'F1', '95 % interval'),
+        rows,
+      ),
+      page.tag('p', wording.gap(figures['gap'])),
+    ]
+  return parts
 
 
 def _split_plots(evaluation: Evaluation, figures: Figures) -> Html:

@@ -220,22 +220,39 @@ def bootstrap_intervals(
     .multinomial(n, confusion.ravel() / n, size=n_boot)
     .reshape(n_boot, num_classes, num_classes)
   )
-  hits = np.diagonal(draws, axis1=1, axis2=2)
-  support, predicted = draws.sum(axis=2), draws.sum(axis=1)
-  present = support > 0
-  classes = present.sum(axis=1)
-  recall = hits / np.maximum(support, 1)
-  # F1 = 2 TP / (2 TP + FP + FN), and its denominator is true + predicted.
-  f1 = 2 * hits / np.maximum(support + predicted, 1)
-  resampled = {
-    'accuracy': hits.sum(axis=1) / n,
-    'balanced_accuracy': (recall * present).sum(axis=1) / classes,
-    'macro_f1': (f1 * present).sum(axis=1) / classes,
-  }
+  resampled = figures_of_counts(
+    np.diagonal(draws, axis1=1, axis2=2), draws.sum(axis=2), draws.sum(axis=1)
+  )
   tail = (1 - level) / 2
   return {
     name: [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
     for name, values in resampled.items()
+  }
+
+
+def figures_of_counts(
+  hits: np.ndarray, support: np.ndarray, predicted: np.ndarray
+) -> dict[str, np.ndarray]:
+  """What counts by class determine, over any leading axes.
+
+  Args:
+    hits: (..., K) right predictions of each class.
+    support: (..., K) how often each class is true.
+    predicted: (..., K) how often each class is predicted.
+
+  Returns:
+    (...) `accuracy`, `balanced_accuracy` and `macro_f1`; the means are over
+    the classes that occur.
+  """
+  present = support > 0
+  classes = present.sum(axis=-1)
+  recall = hits / np.maximum(support, 1)
+  # F1 = 2 TP / (2 TP + FP + FN), and its denominator is true + predicted.
+  f1 = 2 * hits / np.maximum(support + predicted, 1)
+  return {
+    'accuracy': hits.sum(axis=-1) / support.sum(axis=-1),
+    'balanced_accuracy': (recall * present).sum(axis=-1) / classes,
+    'macro_f1': (f1 * present).sum(axis=-1) / classes,
   }
 
 

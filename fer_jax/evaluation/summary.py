@@ -2,6 +2,14 @@
 
 from typing import Any
 
+from fer_jax.evaluation import wording
+
+_LEAKS = {
+  True: 'LEAKS',
+  False: 'does not leak',
+  None: 'not known whether it leaks',
+}
+
 
 def text(metrics: dict[str, Any]) -> str:
   """Lines of figures, most wanted first.
@@ -12,27 +20,51 @@ def text(metrics: dict[str, Any]) -> str:
   facts, checkpoint = metrics['protocol'], metrics['checkpoint']
   lines = [
     f'{metrics["split"]} of {metrics["dataset"]["name"]}, protocol '
-    f'{facts["name"]} ({"LEAKS" if facts["leaks"] else "does not leak"}: '
-    f'{facts["reason"]})',
+    f'{facts["name"]} ({_LEAKS[facts["leaks"]]}: {facts["reason"]})',
     f'{metrics["n"]} examples, checkpoint of epoch {checkpoint["epoch"]} (step '
     f'{checkpoint["step"]}), views {"+".join(metrics["views"])}',
     '',
     *_scores(metrics),
     '',
     *_classes(metrics),
+    *_groups(metrics),
   ]
   if metrics['absent_classes']:
     lines.append(
       f'no example of {", ".join(metrics["absent_classes"])}: left out of '
       'macro figures'
     )
+  if 'class_map' in metrics:
+    lines += _mapped(metrics)
   if 'looks' in metrics:
+    split = metrics['split']
+    part = split if split == 'all' else f'the {split} split'
     lines += [
       '',
-      f'look {metrics["looks"]} at the test split of '
-      f'{metrics["dataset"]["name"]} under protocol {facts["name"]}, recorded',
+      f'look {metrics["looks"]} at {part} of {metrics["dataset"]["name"]} '
+      f'under protocol {facts["name"]}, recorded',
     ]
   return '\n'.join(lines)
+
+
+def _mapped(metrics: dict[str, Any]) -> list[str]:
+  """How the classes of another data set became those of the run."""
+  other = metrics['dataset']['name']
+  changed = [
+    f'{theirs} counts as {ours}'
+    for theirs, ours in metrics['class_map'].items()
+    if ours != theirs and theirs not in metrics['left_out']
+  ]
+  changed += [
+    f'{theirs} is left out ({count})'
+    for theirs, count in metrics['left_out'].items()
+  ]
+  lines = [f'{other}: {", ".join(changed)}'] if changed else []
+  return [
+    *lines,
+    f'{metrics["predicted_elsewhere"]} of {metrics["n"]} predictions are '
+    f'classes that {other} does not have',
+  ]
 
 
 def _scores(metrics: dict[str, Any]) -> list[str]:
@@ -81,6 +113,22 @@ def _classes(metrics: dict[str, Any]) -> list[str]:
     lines.append(
       f'{row["name"]:<{width}}  {row["support"]:>6}  ' + '  '.join(cells)
     )
+  return lines
+
+
+def _groups(metrics: dict[str, Any]) -> list[str]:
+  """Accuracy and macro F1 by group of each attribute, with the gap."""
+  lines = []
+  for attribute, figures in metrics['groups'].items():
+    width = max(map(len, [attribute, *figures['groups']]))
+    lines += ['', f'{attribute:<{width}}       n  accuracy, %']
+    for name, group in figures['groups'].items():
+      lines.append(
+        f'{name:<{width}}  {group["n"]:>6}  {100 * group["accuracy"]:6.2f} '
+        f'{_interval(group, "accuracy")}, macro F1 '
+        f'{100 * group["macro_f1"]:.2f} {_interval(group, "macro_f1")}'
+      )
+    lines.append(wording.gap(figures['gap']))
   return lines
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from fer_jax.evaluation import runs
+from fer_jax.evaluation import groups, runs
 
 PER_CENT = '\N{NO-BREAK SPACE}%'
 
@@ -37,6 +37,17 @@ def interval(metrics: dict[str, Any], name: str) -> str:
     return MISSING
   low, high = bounds
   return f'{100 * low:.1f}–{100 * high:.1f}{PER_CENT}'
+
+
+def gap(found: dict[str, Any] | None) -> str:
+  """A gap of `groups.accuracy_gap` in a sentence."""
+  if found is None:
+    return f'No gap: fewer than two groups have {groups.LEAST_IN_GAP} examples.'
+  low, high = (100 * bound for bound in found['interval'])
+  return (
+    f'Largest gap: {100 * found["accuracy"]:.1f} points [{low:.1f}, '
+    f'{high:.1f}], {found["best"]} over {found["worst"]}.'
+  )
 
 
 def spread(values: Iterable[float | None], form: str, *, unit: str = '') -> str:

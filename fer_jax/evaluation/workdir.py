@@ -69,7 +69,7 @@ class Evaluation:
   """One split's files of one run.
 
   Attributes:
-    split: 'validation' or 'test'.
+    split: 'validation' or 'test', or 'on_NAME' of another data set.
     metrics: content of metrics_SPLIT.json.
     ids: (n,) text.
     logits: (n, K) float32.

@@ -1,9 +1,10 @@
 """Fields of a preset: default, where it comes from, and what is allowed."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
+
+from fer_jax.errors import nearest
 
 SOURCES = ('stated', 'inferred', 'chosen')
 """Whether a default stands in the paper, follows from what does, or is ours."""
@@ -81,12 +82,6 @@ def positives(*, least: int = 0, length: int | None = None):
     return None if good and len(value) >= least else expected
 
   return check
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-  """'; did you mean X?' for the known name that is most like `name`, or ''."""
-  match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-  return f'; did you mean {match[0]!r}?' if match else ''
 
 
 def resolve(

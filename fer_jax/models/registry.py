@@ -4,7 +4,8 @@ from typing import Any
 
 from flax import nnx
 
-from fer_jax.models.fields import Field, is_int, nearest, resolve
+from fer_jax.errors import nearest
+from fer_jax.models.fields import Field, is_int, resolve
 from fer_jax.models.fusion import FusionModel
 from fer_jax.models.presets import hybrid, plain, pretrained, residual
 from fer_jax.models.specification import Specification

@@ -39,30 +39,33 @@ class ResidentFeed:
     self,
     images: dict[str, Any],
     *,
-    train_count: int,
-    validation_count: int,
+    train_rows: np.ndarray,
+    validation_rows: np.ndarray,
     key: jax.Array,
     graphdef: Any,
     settings_of: SettingsOf,
     block_steps: int,
+    order: randomness.Order = randomness.epoch_order,
   ):
     """Puts the set on the device.
 
     Args:
-      images: of `data.resident.load_resident`: the training rows first, then
-        the validation rows.
-      train_count: how many training rows.
-      validation_count: how many validation rows.
+      images: of `data.resident.load_resident`, each example once.
+      train_rows: int (n,), places of the training list in them; oversampling
+        names some more than once.
+      validation_rows: int (m,), those of the validation list.
       key: the run's key.
       graphdef: of the model.
       settings_of: the step's settings in an epoch.
       block_steps: steps a dispatch.
+      order: of the training list's positions in an epoch.
     """
     self._images = jax.device_put(
       {k: v for k, v in images.items() if k != 'label'}
     )
-    self._train_count = train_count
-    self._validation_count = validation_count
+    self._train_count = len(train_rows)
+    self._validation_count = len(validation_rows)
+    self.validates = len(validation_rows) > 0
     self._key = key
     self._block_steps = block_steps
     self._settings_of = settings_of
@@ -72,19 +75,25 @@ class ResidentFeed:
     settings = settings_of(0)  # what validation and batches use stays the same
     self._validation = step_lib.make_validation(graphdef, settings)
     size = settings.batch_size
-    self._padded = padded_length(train_count, size)
+    self._padded = padded_length(len(train_rows), size)
     self.steps_per_epoch = self._padded // size
-    self._order = jax.jit(randomness.epoch_order, static_argnums=3)
-    rows = np.zeros(padded_length(validation_count, size), np.int32)
-    rows[:validation_count] = train_count + np.arange(validation_count)
-    self._validation_rows = jnp.asarray(rows)
+    self._train_rows = jnp.asarray(train_rows, jnp.int32)
+    self._order = jax.jit(
+      functools.partial(_rows_in_order, order), static_argnums=4
+    )
+    padded = padded_length(len(validation_rows), size)
+    self._validation_rows = jnp.asarray(
+      np.pad(validation_rows, (0, padded - len(validation_rows))), jnp.int32
+    )
     self._dispatched = False
 
   def train_epoch(
     self, state: TrainState, epoch: int
   ) -> Iterator[tuple[TrainState, Sums, int]]:
     """Yields (state, sums of this epoch so far, steps of it taken)."""
-    order = self._order(self._key, epoch, self._train_count, self._padded)
+    order = self._order(
+      self._train_rows, self._key, epoch, self._train_count, self._padded
+    )
     block = self._block(self._settings_of(epoch))
     taken, sums = 0, step_lib.zero_sums()
     while taken < self.steps_per_epoch:
@@ -113,13 +122,19 @@ class ResidentFeed:
     )
 
 
+def _rows_in_order(order, train_rows, key, epoch, count, padded):
+  """int32 (padded,): the training list in an epoch's order, padding last."""
+  positions = order(key, epoch, count, padded)
+  return jnp.take(train_rows, positions, mode='clip')
+
+
 class StreamFeed:
   """Steps on batches that Grain reads from disk."""
 
   def __init__(
     self,
     training: stream.Stream,
-    validation: stream.Stream,
+    validation: stream.Stream | None,
     *,
     key: jax.Array,
     graphdef: Any,
@@ -130,7 +145,7 @@ class StreamFeed:
 
     Args:
       training: batches in the run's order.
-      validation: batches of the validation rows.
+      validation: batches of the validation rows; None where there are none.
       key: the run's key.
       graphdef: of the model.
       settings_of: the step's settings in an epoch.
@@ -138,6 +153,7 @@ class StreamFeed:
     """
     self._training = training
     self._validation = validation
+    self.validates = validation is not None
     self._key = key
     self._block_steps = block_steps
     self._settings_of = settings_of
@@ -164,7 +180,7 @@ class StreamFeed:
   def validate(self, state: TrainState) -> Sums:
     """Sums over the validation rows."""
     totals = step_lib.zero_sums()
-    for batch in self._validation.epoch(0):
+    for batch in self._validation.epoch(0) if self._validation else ():
       sums = self._validate(state, batch)
       totals = jax.tree.map(jnp.add, totals, sums)
     return totals

@@ -19,8 +19,7 @@ from typing import Any
 
 import jax
 
-from fer_jax import config as config_lib
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, nearest
 
 Arrays = Any
 """A nested dictionary of raw arrays, None where one is left out."""
@@ -163,7 +162,7 @@ def check(patterns: tuple[str, ...], params: Arrays, *, model: str) -> None:
     matched = {path for path in everything if matches(pattern, path)}
     if not matched:
       parts = ', '.join(sorted({path.split('.')[0] for path in everything}))
-      near = config_lib.nearest(pattern, _prefixes(everything))
+      near = nearest(pattern, _prefixes(everything))
       raise UserError(
         f'optim.freeze names {pattern!r}, which matches no parameter of '
         f'{model}{near}; allowed are paths below {parts}'

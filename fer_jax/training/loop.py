@@ -44,7 +44,8 @@ class Outcome:
   Attributes:
     epoch: epochs completed.
     step: steps taken.
-    best_metric: best validation value of the selection metric.
+    best_metric: best validation value of the selection metric; NaN where the
+      last epoch is taken.
     best_step: its step.
     stopped_early: whether patience ran out.
     finished: whether nothing is left to do; False after a time limit.
@@ -189,9 +190,11 @@ class Run:
     }
     due = (epoch + 1) % self._config.train.validate_every == 0
     if due or epoch + 1 == self._config.train.epochs:
-      validation = step_lib.means(self._task.feed.validate(state))
-      record['validation'] = validation
-      self._require_finite(state, epoch, math.isfinite(validation['loss']))
+      validation = {}
+      if self._task.feed.validates:
+        validation = step_lib.means(self._task.feed.validate(state))
+        record['validation'] = validation
+        self._require_finite(state, epoch, math.isfinite(validation['loss']))
       state = state._replace(
         progress=self._update_progress(
           state.progress, metrics=validation, step=state.step

@@ -16,7 +16,8 @@ class SelectionSettings:
   """How validation steers a run.
 
   Attributes:
-    metric: one of `config.SELECTION_METRICS`, of the validation split.
+    metric: one of `config.SELECTION_METRICS`, of the validation split; 'last'
+      takes every epoch for better than the one before.
     patience: validations without improvement before the run stops; 0 never.
     plateau_patience: validations without improvement before the learning
       rate is reduced; 0 never.
@@ -30,7 +31,12 @@ class SelectionSettings:
 
 
 def score(settings: SelectionSettings, metrics: dict) -> jax.Array:
-  """The selected metric with its sign turned so that higher is better."""
+  """The selected metric with its sign turned so that higher is better.
+
+  Of 'last' it is NaN, for there is no such value.
+  """
+  if settings.metric == 'last':
+    return jnp.asarray(jnp.nan, jnp.float32)
   value = jnp.asarray(metrics[settings.metric], jnp.float32)
   return -value if settings.metric == 'loss' else value
 
@@ -41,16 +47,21 @@ def update(
   metrics: dict,
   step: jax.Array,
 ) -> Progress:
-  """Progress after one validation.
+  """Progress after one validation, or after an epoch without one.
 
   Args:
     progress: before it.
     settings: see `SelectionSettings`.
-    metrics: 'loss' and 'accuracy' of the validation split.
+    metrics: 'loss' and 'accuracy' of the validation split; may be empty where
+      `settings.metric` is 'last'.
     step: int32, the step that was validated.
   """
   value = score(settings, metrics)
-  improved = value > progress.best_metric
+  improved = (
+    jnp.isnan(value)
+    if settings.metric == 'last'
+    else (value > progress.best_metric)
+  )
   waited = jnp.where(improved, 0, progress.waited + 1)
   plateau_waited = jnp.where(improved, 0, progress.plateau_waited + 1)
   lr_factor = progress.lr_factor

@@ -208,12 +208,14 @@ def selection_settings(config: config_lib.Config) -> SelectionSettings:
 
 def load_dataset(config: config_lib.Config) -> datasets.Dataset:
   """The config's data set, built before (synthetic sets build themselves)."""
-  return datasets.load(
+  dataset = datasets.load(
     config.data.name,
     data_dir=config.data.data_dir or datasets.default_data_dir(),
     checksum=config.data.checksum or None,
     **config.data.options,
   )
+  wanted = config.data.classes
+  return dataset.with_classes(wanted) if wanted else dataset
 
 
 def prepare(config: config_lib.Config) -> Task:
@@ -231,8 +233,14 @@ def prepare(config: config_lib.Config) -> Task:
     _require_clips(config, graphdef, params, model_state)
   freezing.check(config.optim.freeze, params, model=config.model.name)
   partition = protocol.resolve(
-    dataset, config.data.protocol, seed=config.data.protocol_seed
+    dataset, config.data.protocol, **config_lib.protocol_options(config)
   )
+  if not len(partition.validation) and config.train.select != 'last':
+    raise UserError(
+      f'protocol {partition.protocol} leaves no validation examples of '
+      f"{dataset.name} and train.select is {config.train.select!r}; 'last' "
+      'needs none, or data.validation_share sets some apart'
+    )
   train_count = len(partition.train)
   batch_size = config.train.batch_size
   if batch_size > train_count:
@@ -270,6 +278,7 @@ def prepare(config: config_lib.Config) -> Task:
       steps_per_epoch=steps_per_epoch,
     ),
     block_steps=config.train.block_steps,
+    order=_order(config, dataset, partition.train),
   )
   return Task(
     feed=feed,
@@ -285,11 +294,7 @@ def prepare(config: config_lib.Config) -> Task:
       'options': dict(config.data.options),
     },
     protocol_facts={
-      'name': partition.protocol,
-      'seed': config.data.protocol_seed,
-      'leaks': partition.leaks,
-      'reason': partition.reason,
-      'digest': partition.digest,
+      **partition.facts(),
       'train': train_count,
       'validation': len(partition.validation),
     },
@@ -305,7 +310,7 @@ def streams(config, dataset, partition) -> bool:
   size = config.data.image_size
   frames = dataset.table.get('frame_count')
   needed = resident.resident_bytes(
-    len(partition.train) + len(partition.validation),
+    len(np.union1d(partition.train, partition.validation)),
     image_size=(size, size),
     channels=config.data.channels,
     num_classes=len(dataset.class_names),
@@ -316,21 +321,26 @@ def streams(config, dataset, partition) -> bool:
 
 def _resident_feed(config, dataset, partition, **options):
   size = config.data.image_size
+  used, rows = np.unique(
+    np.concatenate([partition.train, partition.validation]),
+    return_inverse=True,
+  )
   images = resident.load_resident(
     dataset,
-    np.concatenate([partition.train, partition.validation]),
+    used,
     image_size=(size, size),
     channels=config.data.channels,
   )
+  train_count = len(partition.train)
   return feed_lib.ResidentFeed(
     images,
-    train_count=len(partition.train),
-    validation_count=len(partition.validation),
+    train_rows=rows[:train_count],
+    validation_rows=rows[train_count:],
     **options,
   )
 
 
-def _stream_feed(config, dataset, partition, *, key, **options):
+def _stream_feed(config, dataset, partition, *, key, order, **options):
   size = config.data.image_size
 
   def batches(index, key):
@@ -341,14 +351,26 @@ def _stream_feed(config, dataset, partition, *, key, **options):
       image_size=(size, size),
       channels=config.data.channels,
       key=key,
+      order=order,
       workers=config.data.workers,
     )
 
   return feed_lib.StreamFeed(
     batches(partition.train, key),
-    batches(partition.validation, None),
+    batches(partition.validation, None) if len(partition.validation) else None,
     key=key,
     **options,
+  )
+
+
+def _order(config, dataset, train) -> randomness.Order:
+  if config.train.sampling == 'shuffle':
+    return randomness.epoch_order
+  padded = feed_lib.padded_length(len(train), config.train.batch_size)
+  return functools.partial(
+    randomness.balanced_order,
+    labels=np.pad(dataset.table['label'][train], (0, padded - len(train))),
+    num_classes=len(dataset.class_names),
   )
 
 

@@ -82,8 +82,8 @@ def test_another_network_is_not_compared():
   ('arguments', 'message'),
   [
     (['--model=residual_bilstn'], "did you mean 'residual_bilstm'"),
-    (['--what=train_steps'], 'did you mean train_step'),
-    (['--peers=toch'], 'did you mean torch'),
+    (['--what=train_steps'], "did you mean 'train_step'"),
+    (['--peers=toch'], "did you mean 'torch'"),
     (['--what=startup', '--startup_config=none.py'], 'none.py is no file'),
     (['--json=/no/such/folder/x.json'], 'is not a folder'),
     (['--what=train_step', '--set=dtype=bfloat16'], 'float32'),

@@ -16,6 +16,11 @@ WORKDIR = '--workdir={}'
     ((WORKDIR, '--json=no/such/file'), 'no such folder'),
     ((WORKDIR, '--tta=mirror'), "--tta names 'mirror'"),
     ((WORKDIR, '--split=test'), 'is no workdir'),
+    ((WORKDIR, '--class_map=a:b'), '--class_map is for another data set'),
+    ((WORKDIR, '--option=size=48'), '--option is for another data set'),
+    ((WORKDIR, '--dataset=rafdb', '--class_map=a'), "--class_map has 'a'"),
+    ((WORKDIR, '--dataset=rafdb', '--option=a'), '--option=a: NAME=VALUE'),
+    ((WORKDIR, '--dataset=rafdb'), 'is no workdir'),
   ],
 )
 def test_mistakes_are_one_line(arguments, said, tmp_path):

@@ -18,6 +18,7 @@ class MemorySet:
   checksum: str = 'c0ffee'
   class_names: tuple[str, ...] = ('angry', 'happy', 'sad')
   options: dict = dataclasses.field(default_factory=dict)
+  rows: None = None
 
   def __len__(self):
     return len(self.images)

@@ -42,8 +42,25 @@ def whole_set(memory_set):
   )
 
 
+LEAKS = {
+  'official': False,
+  'fer2013_dev': False,
+  'holdout': False,
+  'holdout_images': True,
+  'kfold_subjects': False,
+  'kfold_twins': False,
+  'kfold_images': True,
+  'leave_one_subject_out': False,
+  'oversample_then_split': True,
+  'downsample_then_split': True,
+  'evaluate_on_train': True,
+}
+
+
 def test_names():
-  assert protocol.names() == ('official', 'fer2013_dev')
+  assert set(protocol.names()) == set(LEAKS)
+  for name, summary in protocol.summaries().items():
+    assert ('(leaks)' in summary) == LEAKS[name]
 
 
 def test_official_takes_the_published_splits(whole_set):
@@ -99,9 +116,11 @@ def test_mixed_test_folder_is_refused(memory_set, name):
 def test_unknown_names_and_options(whole_set):
   with pytest.raises(UserError, match="did you mean 'official'"):
     protocol.resolve(whole_set, 'oficial')
-  with pytest.raises(UserError, match="no option 'folds'"):
+  with pytest.raises(UserError, match="takes no option 'folds', which is 3"):
     protocol.resolve(whole_set, 'official', folds=3)
-  with pytest.raises(UserError, match='for fer2013, not synthetic_faces'):
+  with pytest.raises(UserError, match="no option 'flods'"):
+    protocol.resolve(whole_set, 'official', flods=3)
+  with pytest.raises(UserError, match='for fer2013 and ferplus, not synth'):
     protocol.resolve(whole_set, 'fer2013_dev')
 
 
@@ -132,23 +151,6 @@ def test_dev_does_not_read_the_test_pixels_when_grouping(dev_set):
   dev_set.checksum = 'other'
   again = protocol.resolve(dev_set, 'fer2013_dev')
   np.testing.assert_array_equal(first.validation, again.validation)
-
-
-def test_share_of_groups_with_many_labels():
-  rng = np.random.default_rng(0)
-  label = rng.integers(0, 4, 1000)
-  group = rng.integers(0, 700, 1000)
-  ids = np.array([f'{n:04d}' for n in range(1000)])
-  drawn = protocol.stratified_share(ids, label, group, share=0.2, seed=3)
-  expected = np.round(np.bincount(label) * 0.2)
-  np.testing.assert_array_equal(np.bincount(label[drawn]), expected)
-  assert not set(group[drawn]) & set(group[~drawn])
-  # The order of the rows does not matter.
-  mixed = rng.permutation(1000)
-  again = protocol.stratified_share(
-    ids[mixed], label[mixed], group[mixed], share=0.2, seed=3
-  )
-  np.testing.assert_array_equal(drawn[mixed], again)
 
 
 def test_test_slices_leave_out_twins(dev_set):
@@ -185,3 +187,255 @@ def test_real_rows(fer2013_csv, tmp_path):
   got = protocol.resolve(data, 'fer2013_dev')
   assert not found.any_among(got.validation, got.train).any()
   assert len(got.validation) == 2872
+
+
+# Compositions: one set of 40 people, some photographs twice.
+
+
+@pytest.fixture
+def people(memory_set):
+  """240 images of 40 people in 3 classes; 20 images have an exact copy.
+
+  The copies are of the same person, but of `kfold_images` nothing is safe.
+  """
+  images = _images(240, seed=5)
+  images[220:] = images[:20]
+  subject = np.array([f'P{n % 40:02d}' for n in range(240)])
+  subject[220:] = subject[:20]
+  return memory_set(
+    images,
+    label=np.arange(240) % 3,
+    official_split=['none'] * 240,
+    subject=subject,
+    name='synthetic_faces',
+  )
+
+
+def _rows_of(data, name, **options):
+  lists = protocol.every_list(data, name, **options)
+  return lists.train, lists.validation, lists.test
+
+
+@pytest.mark.parametrize(
+  'name', sorted(set(LEAKS) - {'official', 'fer2013_dev'})
+)
+def test_every_protocol_says_whether_it_leaks(people, name):
+  got = protocol.resolve(people, name)
+  assert got.leaks == LEAKS[name]
+  assert got.reason.endswith('.')
+  assert got.facts()['leaks'] == LEAKS[name]
+  # What the flag says is so: no copy and no person on two sides, or some.
+  train, validation, test = _rows_of(people, name)
+  subject, found = people.table['subject'], twins.known(people)
+  seen = np.concatenate([train, validation])
+  shared = np.isin(subject[test], subject[seen]).any()
+  copied = found.exact_among(test, seen).any()
+  assert (shared or copied) == LEAKS[name]
+
+
+@pytest.mark.parametrize(
+  'name', ['kfold_subjects', 'kfold_twins', 'kfold_images']
+)
+def test_folds_cover_every_example_once(people, name):
+  tests = []
+  for fold in range(5):
+    train, validation, test = _rows_of(people, name, folds=5, fold=fold)
+    together = np.sort(np.concatenate([train, validation, test]))
+    np.testing.assert_array_equal(together, np.arange(240))
+    tests.append(test)
+  np.testing.assert_array_equal(np.sort(np.concatenate(tests)), np.arange(240))
+
+
+def test_folds_of_people_keep_people_and_inner_validation_apart(people):
+  subject = people.table['subject']
+  for fold in range(5):
+    sides = _rows_of(people, 'kfold_subjects', folds=5, fold=fold)
+    names = [set(subject[rows]) for rows in sides]
+    assert not names[0] & names[1]
+    assert not names[0] & names[2]
+    assert not names[1] & names[2]
+    assert len(sides[1]) >= 12
+
+
+def test_nested_folds_select_on_every_other_person_once(people):
+  outer = {'folds': 4, 'fold': 1, 'inner_folds': 3}
+  tests, selected = set(), []
+  for inner in range(3):
+    train, validation, test = _rows_of(
+      people, 'kfold_subjects', **outer, inner_fold=inner
+    )
+    tests.add(tuple(test))
+    selected.append(validation)
+    assert len(train) + len(validation) + len(test) == 240
+  assert len(tests) == 1
+  both = np.sort(np.concatenate([*selected, np.array(next(iter(tests)))]))
+  np.testing.assert_array_equal(both, np.arange(240))
+  with pytest.raises(UserError, match='inner_fold is 3; allowed is less than'):
+    protocol.resolve(people, 'kfold_subjects', inner_folds=3, inner_fold=3)
+
+
+def test_leaving_one_person_out(people):
+  train, validation, test = _rows_of(people, 'leave_one_subject_out', fold=7)
+  assert set(people.table['subject'][test]) == {'P07'}
+  assert (
+    'P07' not in people.table['subject'][np.concatenate([train, validation])]
+  )
+  with pytest.raises(UserError, match='40 subjects, 0 to 39'):
+    protocol.resolve(people, 'leave_one_subject_out', fold=40)
+
+
+def test_fewer_people_than_folds_and_no_people(people, whole_set):
+  with pytest.raises(UserError, match=r'has 40 groups .* fewer than the 50'):
+    protocol.resolve(people, 'kfold_subjects', folds=50)
+  with pytest.raises(
+    UserError, match='fold is 5; allowed is less than folds, 5'
+  ):
+    protocol.resolve(people, 'kfold_subjects', folds=5, fold=5)
+  with pytest.raises(UserError, match='does not say who is in its images'):
+    protocol.resolve(whole_set, 'kfold_subjects')
+
+
+def test_hold_out_takes_its_share_of_every_class(people):
+  for name in ('holdout', 'holdout_images'):
+    train, validation, test = _rows_of(
+      people, name, test_share=0.25, validation_share=0.2
+    )
+    assert len(train) + len(validation) + len(test) == 240
+    assert abs(len(test) - 60) <= (6 if name == 'holdout' else 0)
+    assert abs(len(validation) - 36) <= (6 if name == 'holdout' else 0)
+    counts = np.bincount(people.table['label'][test])
+    assert np.ptp(counts) <= (6 if name == 'holdout' else 0)
+
+
+def test_no_validation_where_none_is_asked_for(people):
+  got = protocol.resolve(people, 'holdout_images', validation_share=0.0)
+  assert len(got.validation) == 0
+  assert len(got.train) == 192
+
+
+def test_oversampling_first_puts_copies_on_both_sides(memory_set):
+  """P4's arithmetic: 7 x the largest, a tenth of it rounded up is test."""
+  counts = [80, 30, 13]
+  label = np.repeat([0, 1, 2], counts)
+  data = memory_set(_images(123), label=label)
+  train, validation, test = _rows_of(
+    data, 'oversample_then_split', test_share=0.1, validation_share=0.0
+  )
+  assert len(validation) == 0
+  assert len(train) + len(test) == 240
+  assert len(test) == 24
+  everything = np.concatenate([train, test])
+  np.testing.assert_array_equal(np.bincount(label[everything]), [80, 80, 80])
+  shared = np.isin(test, train)
+  # Of the smallest class nearly every test row has itself in training.
+  assert shared[label[test] == 2].mean() > 0.9
+  assert not shared[label[test] == 0].any()
+
+
+def test_downsampling_first_cuts_to_the_smallest(memory_set):
+  label = np.repeat([0, 1, 2], [80, 30, 13])
+  data = memory_set(_images(123), label=label)
+  train, validation, test = _rows_of(
+    data, 'downsample_then_split', test_share=0.2, validation_share=0.0
+  )
+  assert len(test) == 8  # a fifth of 39, rounded up
+  assert len(np.unique(np.concatenate([train, validation, test]))) == 39
+
+
+def test_balance_is_of_the_training_list_alone(people):
+  people.table['label'] = np.minimum(np.arange(240) % 6, 2)
+  plain = _rows_of(people, 'kfold_subjects', folds=4)
+  more = _rows_of(people, 'kfold_subjects', folds=4, balance='oversample')
+  fewer = _rows_of(people, 'kfold_subjects', folds=4, balance='downsample')
+  label = people.table['label']
+  assert np.ptp(np.bincount(label[plain[0]])) > 20
+  for lists in (more, fewer):
+    assert np.ptp(np.bincount(label[lists[0]])) == 0
+    np.testing.assert_array_equal(lists[1], plain[1])
+    np.testing.assert_array_equal(lists[2], plain[2])
+    assert set(lists[0]) <= set(plain[0])
+  assert (
+    protocol.resolve(people, 'kfold_subjects', balance='oversample').leaks
+    is False
+  )
+
+
+def test_reporting_what_trained(people):
+  train, _, test = _rows_of(people, 'evaluate_on_train', folds=5, fold=2)
+  np.testing.assert_array_equal(np.sort(train), test)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'train', 'test'),
+  [
+    ('keep', 400, 40),
+    ('drop_from_train', 400 - 16, 40),
+    ('drop_copies_from_test', 400, 30),
+    ('drop_from_test', 400, 24),
+  ],
+)
+def test_rules_for_twins(dev_set, rule, train, test):
+  lists = protocol.every_list(dev_set, 'fer2013_dev', twins=rule)
+  kept = len(lists.train) + len(lists.validation)
+  if rule == 'drop_from_train':
+    # 16 images of Training are in PublicTest; none of them has a copy there
+    # in Training, so nothing else goes.
+    assert kept == train
+    found = twins.find(dev_set)
+    both = np.concatenate([lists.validation, lists.test])
+    assert not found.any_among(lists.train, both).any()
+  else:
+    assert kept == train
+  assert len(lists.test) == test
+  assert lists.leaks is False
+
+
+def test_bad_values_are_named(people):
+  with pytest.raises(
+    UserError, match="balance is 'ovresample'; allowed is one"
+  ):
+    protocol.resolve(people, 'holdout', balance='ovresample')
+  with pytest.raises(
+    UserError, match="twins is 'drop'; allowed is one of keep"
+  ):
+    protocol.resolve(people, 'holdout', twins='drop')
+
+
+def test_a_class_that_only_the_test_has(memory_set):
+  label = np.zeros(30, int)
+  label[29] = 1
+  data = memory_set(_images(30), label=label, name='synthetic_faces')
+  # The one example of a class is on one side: under some seed in test.
+  with pytest.raises(UserError, match="no training example of class 'happy'"):
+    for seed in range(20):
+      protocol.resolve(data, 'holdout', seed=seed, test_share=0.5)
+
+
+def test_official_carves_a_validation_where_none_is_published(memory_set):
+  data = memory_set(
+    _images(100),
+    official_split=['train'] * 80 + ['test'] * 20,
+    name='synthetic_faces',
+  )
+  got = protocol.resolve(data, 'official')
+  # A tenth of 27, 27 and 26, each to the nearest whole row.
+  counts = np.bincount(data.table['label'][got.validation])
+  np.testing.assert_array_equal(counts, [3, 3, 3])
+  assert got.leaks is False
+  # A fixed list: the same on every machine, as its digest says.
+  assert got.digest.startswith('b0ec550a70573ab9')
+  both = np.sort(np.concatenate([got.train, got.validation]))
+  np.testing.assert_array_equal(both, np.arange(80))
+
+
+def test_manifest_names_every_id(people):
+  settings = protocol.configure('kfold_subjects', folds=5, fold=1)
+  written = protocol.manifest(people, settings)
+  lists = protocol.every_list(people, 'kfold_subjects', folds=5, fold=1)
+  for side in ('train', 'validation', 'test'):
+    ids = people.table['id'][getattr(lists, side)]
+    assert written[side] == ids.tolist()
+  got = protocol.resolve(people, 'kfold_subjects', folds=5, fold=1)
+  assert written['digest'] == got.digest
+  assert written['protocol']['fold'] == 1
+  assert got.facts()['options'] == {'folds': 5, 'fold': 1}

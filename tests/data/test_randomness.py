@@ -68,6 +68,69 @@ def test_traced_epoch_and_count_under_vmap():
     np.testing.assert_array_equal(row, expected)
 
 
+def _balanced(labels):
+  order = functools.partial(
+    randomness.balanced_order, labels=labels, num_classes=5
+  )
+  return jax.jit(order, static_argnums=3)
+
+
+# Three classes, and multiples of three: one draw used for both shows.
+LABELS = np.repeat([0, 2, 3], [1, 6, 15])
+BALANCED = _balanced(LABELS)
+
+
+def test_balanced_draws_are_of_the_list_and_padding_comes_last():
+  labels = np.pad(LABELS, (0, 4), constant_values=1)
+  order = np.asarray(_balanced(labels)(KEY, 0, 22, 26))
+  assert order.dtype == np.int32
+  assert set(order[:22]) <= set(range(22))
+  np.testing.assert_array_equal(order[22:], np.arange(22, 26))
+  # Bits do not depend on the padding, nor on what its labels say.
+  np.testing.assert_array_equal(order[:22], BALANCED(KEY, 0, 22, 22))
+
+
+def test_balanced_draws_show_present_classes_and_their_rows_equally_often():
+  draws = np.asarray(
+    jax.vmap(lambda e: BALANCED(KEY, e, 22, 22))(jnp.arange(300))
+  )
+  counts = np.bincount(draws.ravel(), minlength=22)
+  # 6,600 draws, 2,200 a class with a standard deviation of 38; 5 of them.
+  by_class = np.bincount(LABELS, counts, minlength=5)
+  np.testing.assert_allclose(by_class, [2200, 0, 2200, 2200, 0], atol=191)
+  # 367 and 147 a row, with deviations of 19 and 12.
+  np.testing.assert_allclose(counts[1:7], 2200 / 6, atol=95)
+  np.testing.assert_allclose(counts[7:], 2200 / 15, atol=60)
+  # Neighbours are drawn apart from each other: of 6,300 pairs a third are of
+  # one class, with a deviation of 37.
+  classes = LABELS[draws]
+  same = (classes[:, 1:] == classes[:, :-1]).sum()
+  np.testing.assert_allclose(same, 2100, atol=187)
+
+
+def test_balanced_draws_repeat_and_differ_between_epochs_and_keys():
+  first = np.asarray(BALANCED(KEY, 3, 22, 22))
+  np.testing.assert_array_equal(first, BALANCED(KEY, 3, 22, 22))
+  assert not np.array_equal(first, BALANCED(KEY, 4, 22, 22))
+  assert not np.array_equal(first, BALANCED(jax.random.key(9), 3, 22, 22))
+
+
+def test_balanced_members_of_a_population_draw_as_they_would_alone():
+  labels = np.stack([LABELS, np.where(np.arange(22) < 7, 4, LABELS)])
+  counts = jnp.asarray([22, 7])
+  orders = jax.jit(
+    jax.vmap(
+      lambda count, labels: randomness.balanced_order(
+        KEY, 2, count, 22, labels=labels, num_classes=5
+      )
+    )
+  )(counts, jnp.asarray(labels))
+  np.testing.assert_array_equal(orders[0], BALANCED(KEY, 2, 22, 22))
+  alone = _balanced(np.full(7, 4))(KEY, 2, 7, 7)
+  np.testing.assert_array_equal(orders[1][:7], alone)
+  np.testing.assert_array_equal(orders[1][7:], np.arange(7, 22))
+
+
 def test_every_position_comes_first_equally_often():
   draws = jax.vmap(lambda e: randomness.epoch_order(KEY, e, 5, 5)[0])(
     jnp.arange(5000)

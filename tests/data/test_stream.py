@@ -1,5 +1,6 @@
 """Streamed batches against those of the resident set."""
 
+import functools
 import itertools
 
 import jax
@@ -46,6 +47,24 @@ def test_batches_are_those_of_the_resident_set(memory_set, clips):
       weight = (n * 4 + jnp.arange(4) < 9).astype(jnp.float32)
       positions = order[n * 4 : n * 4 + 4]
       _assert_same(batch, resident.gather(held, positions, weight))
+
+
+def test_batches_follow_the_order_that_is_given(memory_set):
+  data = memory_set(_images(11))
+  index = np.array([10, 2, 3, 5, 7, 8, 0, 1, 4])
+  size = {'image_size': (10, 10), 'channels': 1}
+  order = functools.partial(
+    randomness.balanced_order,
+    labels=np.pad(data.table['label'][index], (0, 3)),
+    num_classes=3,
+  )
+  held = resident.load_resident(data, index, **size)
+  read = stream.Stream(data, index, batch_size=4, key=KEY, order=order, **size)
+  positions = order(KEY, 1, 9, 12)
+  weight = (jnp.arange(12) < 9).astype(jnp.float32)
+  for n, batch in enumerate(read.epoch(1)):
+    here = slice(n * 4, n * 4 + 4)
+    _assert_same(batch, resident.gather(held, positions[here], weight[here]))
 
 
 def test_without_a_key_rows_keep_their_order(memory_set):

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from fer_jax.evaluation import scores
+from fer_jax.evaluation import groups, scores
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.workdir import Evaluation, Examples, Pictures
 
@@ -138,6 +138,13 @@ def _evaluation(split, rng, images, labels, frames) -> Evaluation:
       CLASS_NAMES,
       n_boot=N_BOOT,
     ),
+    'groups': groups.group_scores(
+      logits,
+      labels,
+      {'age_group': np.array(['20-39', '40-69', '70+'])[np.arange(n) % 37 % 3]},
+      CLASS_NAMES,
+      n_boot=N_BOOT,
+    ),
     'class_names': list(CLASS_NAMES),
     'checkpoint': {'which': 'best', 'step': 500, 'epoch': 5},
     'views': ['plain', 'flip'],
@@ -170,6 +177,44 @@ def _evaluation(split, rng, images, labels, frames) -> Evaluation:
     None if frames else GRID,
   )
   return Evaluation(split, metrics, ids, logits, labels, examples)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory) -> pathlib.Path:
+  """What `train` writes, its model untrained."""
+  # Reports are tested without JAX.
+  from fer_jax import config as config_lib
+  from fer_jax.training import checkpoint, loop, task
+  from fer_jax.training import step as step_lib
+
+  root = tmp_path_factory.mktemp('evaluation')
+  config = config_lib.get_base(
+    model='residual_bilstm', dataset='synthetic_faces'
+  )
+  config.data.data_dir = str(root / 'data')
+  config.data.options.images = 160
+  config.model.stem_filters = (4,)
+  config.model.filters = (4, 4)
+  config.model.blocks = (1, 1)
+  config.model.units = 4
+  config.model.head = (4,)
+  config.augment.enabled = False
+  config.train.batch_size = 16
+  config.train.epochs = 1
+  # Without the compilation of its step.
+  workdir = root / 'run'
+  with loop.claimed(workdir, config):
+    pass
+  prepared = task.prepare(config)
+  state = prepared.initial_state()
+  loop.write_run_json(workdir, config, prepared, state, {})
+  validation = step_lib.means(prepared.feed.validate(state))
+  record = {'epoch': 1, 'step': 0, 'validation': validation}
+  (workdir / 'metrics.jsonl').write_text(json.dumps(record) + '\n')
+  writer = checkpoint.Writer(workdir)
+  writer.save(state, epoch=1)
+  writer.close()
+  return workdir
 
 
 @pytest.fixture(scope='session')

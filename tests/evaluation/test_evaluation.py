@@ -12,43 +12,10 @@ from fer_jax.data import ledger, protocol
 from fer_jax.errors import UserError
 from fer_jax.evaluation import evaluate, runs, scores, summary
 from fer_jax.evaluation import workdir as workdir_lib
-from fer_jax.training import checkpoint, loop, task
-from fer_jax.training import step as step_lib
+from fer_jax.training import task
 from fer_jax.training.inference import Predictor
 
 N_BOOT = 200
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  root = tmp_path_factory.mktemp('evaluation')
-  config = config_lib.get_base(
-    model='residual_bilstm', dataset='synthetic_faces'
-  )
-  config.data.data_dir = str(root / 'data')
-  config.data.options.images = 160
-  config.model.stem_filters = (4,)
-  config.model.filters = (4, 4)
-  config.model.blocks = (1, 1)
-  config.model.units = 4
-  config.model.head = (4,)
-  config.augment.enabled = False
-  config.train.batch_size = 16
-  config.train.epochs = 1
-  # What `train` writes, without the compilation of its step.
-  workdir = root / 'run'
-  with loop.claimed(workdir, config):
-    pass
-  prepared = task.prepare(config)
-  state = prepared.initial_state()
-  loop.write_run_json(workdir, config, prepared, state, {})
-  validation = step_lib.means(prepared.feed.validate(state))
-  record = {'epoch': 1, 'step': 0, 'validation': validation}
-  (workdir / 'metrics.jsonl').write_text(json.dumps(record) + '\n')
-  writer = checkpoint.Writer(workdir)
-  writer.save(state, epoch=1)
-  writer.close()
-  return workdir
 
 
 @pytest.fixture
@@ -136,11 +103,43 @@ def test_examples_are_the_worst_mistakes_with_their_images(trained):
   np.testing.assert_allclose(attended.attention.sum(-1), 1, rtol=1e-5)
 
 
+def test_figures_by_group_where_the_data_set_has_attributes(
+  copied, monkeypatch
+):
+  assert evaluate.evaluate(copied, 'validation', n_boot=N_BOOT)['groups'] == {}
+  load = task.load_dataset
+
+  def with_attribute(config):
+    dataset = load(config)
+    gender = np.where(np.arange(len(dataset)) % 4, 'female', 'male')
+    dataset.table['attribute.gender'] = gender
+    return dataset
+
+  monkeypatch.setattr(task, 'load_dataset', with_attribute)
+  metrics = evaluate.evaluate(copied, 'validation', n_boot=N_BOOT)
+  evaluation = workdir_lib.read_evaluation(copied, 'validation')
+  table = _dataset(copied).table
+  right = evaluation.logits.argmax(-1) == evaluation.labels
+  rows = np.flatnonzero(np.isin(table['id'], evaluation.ids))
+  female = rows % 4 > 0
+  found = metrics['groups']['gender']['groups']
+  assert found['female']['n'] == female.sum()
+  assert found['female']['accuracy'] == pytest.approx(right[female].mean())
+  assert found['male']['accuracy'] == pytest.approx(right[~female].mean())
+  assert metrics['groups']['gender']['gap'] is None
+  assert 'gap' in metrics['definitions']
+  said = summary.text(metrics)
+  assert 'No gap: fewer than two groups have 20 examples.' in said
+  assert (
+    f'female      {female.sum()}  {100 * right[female].mean():6.2f} [' in said
+  )
+
+
 def test_predictions_do_not_depend_on_how_many_are_read(trained, monkeypatch):
   predictor, dataset = Predictor.from_workdir(trained), _dataset(trained)
   index = np.arange(20)
   whole, labels = evaluate.predict_rows(predictor, dataset, index, ('plain',))
-  monkeypatch.setattr(evaluate, '_ROWS_A_READ', 7)
+  monkeypatch.setattr(evaluate, 'ROWS_A_READ', 7)
   parts, _ = evaluate.predict_rows(predictor, dataset, index, ('plain',))
   np.testing.assert_allclose(parts, whole, atol=1e-6)
   np.testing.assert_array_equal(labels, dataset.table['label'][:20])

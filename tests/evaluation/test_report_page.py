@@ -70,6 +70,20 @@ def test_nothing_is_fetched(single, parsed):
   assert not re.search(r'https?://|url\(|@import|<script|<link', single.html)
 
 
+def test_figures_by_group_are_shown_with_their_gap(finished, parsed):
+  metrics = runs.read(finished).evaluations['test'].metrics
+  figures = metrics['groups']['age_group']
+  assert parsed.says('By age group')
+  for name, group in figures['groups'].items():
+    assert parsed.says(f'{name} {group["n"]} {100 * group["accuracy"]:.1f} %')
+  gap = figures['gap']
+  assert parsed.says(
+    f'Largest gap: {100 * gap["accuracy"]:.1f} points '
+    f'[{100 * gap["interval"][0]:.1f}, {100 * gap["interval"][1]:.1f}], '
+    f'{gap["best"]} over {gap["worst"]}.'
+  )
+
+
 def test_images_decode_and_say_what_they_show(parsed):
   assert len(parsed.images) > 20
   for image in parsed.images:

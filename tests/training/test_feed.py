@@ -1,10 +1,13 @@
 """Both feeds take the same steps; what one gives, the other gives."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 
 from fer_jax import config as config_lib
+from fer_jax.data import resident
 from fer_jax.training import step as step_lib
 from fer_jax.training import task
 
@@ -56,6 +59,75 @@ def test_streamed_and_resident_steps_agree(config):
   first = step_lib.means(resident.feed.validate(state))
   second = step_lib.means(streamed.feed.validate(state))
   assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_class_balanced_batches_agree_and_validation_is_as_it_was(
+  config, monkeypatch
+):
+  size = config.train.batch_size
+  batches = []
+
+  def make_block(graphdef, settings):
+    def block(state, sums, images, order, count, start, stop, key):
+      for n in range(start, stop):
+        here = np.arange(n * size, (n + 1) * size)
+        weight = (here < count).astype(np.float32)
+        batches.append(resident.gather(images, order[here], weight))
+      return state, sums
+
+    return block
+
+  def make_stream_step(graphdef, settings):
+    def step(state, batch, key):
+      batches.append(batch)
+      return state, step_lib.zero_sums()
+
+    return step
+
+  def make_validation(graphdef, settings):
+    def validate(state, images, rows, count):
+      batches.append(
+        resident.gather(images, rows, np.arange(len(rows)) < count)
+      )
+      return step_lib.zero_sums()
+
+    return validate
+
+  # What reaches the steps, without the time that compiling them takes.
+  for name, stand_in in (
+    ('make_block', make_block),
+    ('make_stream_step', make_stream_step),
+    ('make_validation', make_validation),
+  ):
+    monkeypatch.setattr(step_lib, name, stand_in)
+  balanced = config.copy_and_resolve_references()
+  balanced.train.sampling = 'class_balanced'
+  state = types.SimpleNamespace(progress=types.SimpleNamespace(active=True))
+
+  def epoch(prepared):
+    batches.clear()
+    list(prepared.feed.train_epoch(state, 1))
+    return [jax.tree.map(np.asarray, batch) for batch in batches]
+
+  def validated(prepared):
+    batches.clear()
+    prepared.feed.validate(state)
+    return batches[0]
+
+  held, plain = _prepared(balanced, 'device'), _prepared(config, 'device')
+  drawn, streamed = epoch(held), epoch(_prepared(balanced, 'stream'))
+  assert len(drawn) == len(streamed) == held.feed.steps_per_epoch
+  jax.tree.map(np.testing.assert_array_equal, drawn, streamed)
+  jax.tree.map(np.testing.assert_array_equal, validated(held), validated(plain))
+
+  def images(batches):
+    real = [batch['image'][batch['weight'] > 0] for batch in batches]
+    return np.concatenate(real)
+
+  # With replacement: as many as the list has, some of them again.
+  some, every = images(drawn), images(epoch(plain))
+  assert len(some) == len(every)
+  assert len(np.unique(some, axis=0)) < 0.8 * len(np.unique(every, axis=0))
 
 
 def test_auto_streams_what_exceeds_the_limit(config):

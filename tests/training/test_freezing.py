@@ -204,7 +204,7 @@ def test_the_first_pattern_that_matches_owns_a_parameter():
 @pytest.mark.parametrize(
   ('patterns', 'said'),
   [
-    (('backbone.residual2',), r'did you mean backbone\.residual1\?'),
+    (('backbone.residual2',), r'did you mean .backbone\.residual1.\?'),
     (('head', 'nothing'), "names 'nothing', .* paths below backbone, body"),
     (('backbone', 'backbone.conv1'), 'put the narrower pattern first'),
     (('backbone', '*'), 'is all of tiny; allowed is what leaves'),
@@ -284,7 +284,7 @@ def test_a_pattern_is_refused_before_anything_is_compiled(
 ):
   tiny_config.optim.freeze = ('backbone.residual9',)
   monkeypatch.setattr(jax, 'jit', None)
-  with pytest.raises(UserError, match=r'did you mean backbone\.residual1'):
+  with pytest.raises(UserError, match=r'did you mean .backbone\.residual1'):
     loop.train(tiny_config, tmp_path)
 
 

@@ -1,6 +1,6 @@
 """Where a backbone's conventions come from: Keras, or torchvision and timm."""
 
-import difflib
+from fer_jax.errors import nearest
 
 FAMILIES = ('keras', 'torch')
 
@@ -12,10 +12,9 @@ def check_family(family: str) -> str:
     ValueError: naming the nearest.
   """
   if family not in FAMILIES:
-    near = difflib.get_close_matches(str(family), FAMILIES, 1, 0)
     raise ValueError(
-      f'family must be one of {FAMILIES}, got {family!r}; did you mean '
-      f'{(near or FAMILIES)[0]!r}?'
+      f'family must be one of {FAMILIES}, got {family!r}'
+      f'{nearest(family, FAMILIES)}'
     )
   return family
 

@@ -1,0 +1,276 @@
+"""`audit`: what a data set repeats, and what a protocol lets through."""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from fer_jax import datasets
+from fer_jax.commands.data import assignments
+from fer_jax.errors import UserError
+
+SUMMARY = 'Copies in a data set, and what of the test a protocol trains on.'
+
+LEAK_FOUND = 1
+"""Exit status where a protocol that says it is honest is not."""
+
+
+def define_flags() -> None:
+  """Defines the verb's flags."""
+  from fer_jax.data import protocol
+
+  flags.DEFINE_string(
+    'dataset', None, f'Which data set: {", ".join(datasets.names())}.'
+  )
+  flags.DEFINE_string('data_dir', None, 'Folder of all builds.')
+  flags.DEFINE_multi_string(
+    'option', [], "NAME=VALUE of the data set's builder; may be repeated."
+  )
+  flags.DEFINE_string(
+    'checksum', None, 'First characters of the source SHA-256.'
+  )
+  flags.DEFINE_list('classes', [], 'These classes alone, in this order.')
+  flags.DEFINE_string(
+    'protocol',
+    None,
+    f'One of {", ".join(protocol.names())}; the honest one of the set by '
+    'default.',
+  )
+  flags.DEFINE_integer('protocol_seed', 0, 'What seeds the protocol.')
+  flags.DEFINE_multi_string(
+    'protocol_option',
+    [],
+    'NAME=VALUE of the protocol, such as folds=5; may be repeated.',
+  )
+  flags.DEFINE_string(
+    'against', None, 'Another data set, built in the same folder.'
+  )
+  flags.DEFINE_bool('mirrored', True, 'Whether mirror images are compared too.')
+  flags.DEFINE_string(
+    'output',
+    None,
+    'Folder for audit.html, with the pairs side by side, and manifest.json, '
+    'with the id lists of the protocol.',
+  )
+  flags.DEFINE_string('json', None, 'File for the result as JSON.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the verb."""
+  values = flags.FLAGS
+  if len(argv) > 1:
+    raise UserError(f'audit takes no argument {argv[1]!r}; see audit --help')
+  if not values.dataset:
+    raise UserError(
+      f'--dataset is missing; there are {", ".join(datasets.names())}'
+    )
+  from fer_jax import files
+  from fer_jax.data import audit, protocol
+  from fer_jax.evaluation import audit_page
+
+  begun = time.monotonic()
+  data_dir = pathlib.Path(values.data_dir or datasets.default_data_dir())
+  dataset = datasets.load(
+    values.dataset,
+    data_dir=data_dir,
+    checksum=values.checksum,
+    **assignments('option', values.option),
+  )
+  if values.classes:
+    dataset = dataset.with_classes(values.classes)
+  settings = _settings(dataset)
+  figures, pairs = audit.of_dataset(dataset, mirrored=values.mirrored)
+  result: dict[str, Any] = {
+    'dataset': {
+      'name': dataset.name,
+      'version': dataset.version,
+      'checksum': dataset.checksum,
+      'class_names': list(dataset.class_names),
+      'options': dataset.options,
+    },
+    'dataset_figures': figures,
+    'protocols': [],
+  }
+  leak = False
+  for name, options in settings:
+    entry, crossing = _of_protocol(dataset, name, options)
+    if not result['protocols']:
+      pairs = [*crossing, *pairs]
+      leak = entry['figures']['leak_found'] and not entry['protocol']['leaks']
+    result['protocols'].append(entry)
+  result['verdict'] = _verdict(result['protocols'], leak)
+  other = None
+  if values.against:
+    other = datasets.load(values.against, data_dir=data_dir)
+    audit.require_comparable(dataset, other)
+    result['overlap'], shared = audit.overlap(dataset, other)
+    pairs.append(shared)
+  result['seconds'] = time.monotonic() - begun
+  print(_text(dataset, result))
+  if values.output:
+    folder = pathlib.Path(values.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    html = audit_page.render(result, dataset, pairs, other)
+    files.write_text(folder / 'audit.html', html)
+    name, options = settings[0]
+    chosen = protocol.configure(name, **options)
+    files.write_json(
+      folder / 'manifest.json', protocol.manifest(dataset, chosen)
+    )
+    print(f'\npage with the pairs: {folder / "audit.html"}')
+  if values.json:
+    files.write_json(pathlib.Path(values.json), result)
+  return LEAK_FOUND if leak else 0
+
+
+def _settings(dataset: datasets.Dataset) -> list[tuple[str, dict[str, Any]]]:
+  """The protocol asked for, and the honest one to set beside it."""
+  from fer_jax.data import audit
+
+  values = flags.FLAGS
+  honest, options = audit.honest_counterpart(dataset)
+  if values.protocol is None:
+    if values.protocol_option:
+      raise UserError('--protocol_option needs --protocol')
+    return [(honest, {'seed': values.protocol_seed, **options})]
+  given = _typed(assignments('protocol_option', values.protocol_option))
+  chosen = (values.protocol, {'seed': values.protocol_seed, **given})
+  if values.protocol == honest:
+    return [chosen]
+  return [chosen, (honest, {'seed': values.protocol_seed, **options})]
+
+
+def _typed(given: dict[str, str]) -> dict[str, Any]:
+  """Options in the types of their defaults."""
+  from fer_jax.data import protocol
+
+  defaults = dataclasses.asdict(protocol.Settings())
+  typed = {}
+  for name, text in given.items():
+    kind = type(defaults.get(name, ''))
+    try:
+      typed[name] = kind(text)
+    except ValueError:
+      raise UserError(
+        f'--protocol_option={name}={text}: {text!r} is no {kind.__name__}'
+      ) from None
+  return typed
+
+
+def _of_protocol(dataset, name: str, options: dict[str, Any]):
+  from fer_jax.data import audit, ledger, protocol
+
+  partition = protocol.resolve(dataset, name, **options)
+  lists = protocol.every_list(dataset, name, **options)
+  print(f'{dataset.name}: auditing protocol {name}', file=sys.stderr)
+  figures, pairs = audit.of_protocol(dataset, lists)
+  ledger.record(
+    dataset,
+    run='audit',
+    protocol=name,
+    split='test',
+    figures={'nearest_neighbour': figures['nearest_neighbour']['accuracy']},
+    digest=partition.digest,
+    event=ledger.AUDITED,
+  )
+  return {'protocol': partition.facts(), 'figures': figures}, pairs
+
+
+def _verdict(protocols: list[dict[str, Any]], leak: bool) -> str:
+  facts, figures = protocols[0]['protocol'], protocols[0]['figures']
+  if leak:
+    seen = figures['share_of_test_seen']
+    said = (
+      f'LEAK: protocol {facts["name"]} says that it does not leak, and part of '
+      'its test was seen in training'
+    )
+    if seen['itself'] or seen['subject'] or seen['sequence']:
+      return said
+    return (
+      f'{said}: the data set repeats photographs across the lists; protocol '
+      'option twins=drop_from_test or drop_from_train leaves those out'
+    )
+  if facts['leaks'] and figures['leak_found']:
+    return f'protocol {facts["name"]} says that it leaks, and it does'
+  if facts['leaks']:
+    return (
+      f'protocol {facts["name"]} says that it leaks; nothing of its test was '
+      'found in training'
+    )
+  return f'protocol {facts["name"]}: nothing of its test was found in training'
+
+
+def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
+  from fer_jax.evaluation import audit_page, wording
+
+  figures = result['dataset_figures']
+  lines = [
+    f'{dataset.name}: {figures["examples"]:,} examples, '
+    f'{figures["different_images"]:,} different images',
+    f'  exact copies       {figures["exact_copies"]:,} in '
+    f'{figures["exact_groups"]:,} groups, '
+    f'{figures["contradicting_groups"]:,} of them with labels that differ',
+    f'  constant images    {figures["constant_images"]:,} with '
+    f'{figures["constant_labels"]:,} labels',
+  ]
+  if figures['near_pairs'] is None:
+    lines.append(
+      '  near twins         not counted: of aligned or posed faces strangers '
+      'look as near'
+    )
+  else:
+    lines.append(
+      f'  near twins         {figures["near_pairs"]:,} pairs, '
+      f'{figures["near_contradicting_pairs"]:,} with labels that differ'
+    )
+  if figures['mirrored_pairs'] is not None:
+    lines.append(f'  mirrored twins     {figures["mirrored_pairs"]:,} pairs')
+  entries = result['protocols']
+  names = [entry['protocol']['name'] for entry in entries]
+  width = max(12, *(len(name) + 2 for name in names))
+
+  def row(said: str, cells: list[str]) -> str:
+    return f'  {said:<46}' + ''.join(f'{cell:>{width}}' for cell in cells)
+
+  lines += ['', row('protocol', names)]
+  lines.append(
+    row(
+      'says of itself',
+      ['leaks' if e['protocol']['leaks'] else 'honest' for e in entries],
+    )
+  )
+  for side in ('train', 'validation', 'test'):
+    cells = [f'{e["figures"]["sizes"][side]:,}' for e in entries]
+    lines.append(row(f'examples in {side}', cells))
+  for key, said in audit_page.SEEN.items():
+    shares = [e['figures']['share_of_test_seen'][key] for e in entries]
+    if any(share is not None for share in shares):
+      cells = [wording.percent(share) for share in shares]
+      lines.append(row(f'of the test, seen: {said}', cells))
+  for key, said in (
+    ('accuracy', '1-nearest-neighbour on raw pixels'),
+    ('accuracy_without_seen', '  without the examples seen'),
+    ('majority_class', 'always naming the largest class'),
+  ):
+    cells = [
+      wording.percent(e['figures']['nearest_neighbour'][key]) for e in entries
+    ]
+    lines.append(row(said, cells))
+  for entry in entries:
+    for side, absent in entry['figures']['absent_classes'].items():
+      if absent:
+        lines.append(
+          f'  {entry["protocol"]["name"]}: no {", ".join(absent)} in {side}'
+        )
+  if result.get('overlap'):
+    overlap = result['overlap']
+    lines += ['', 'examples with a twin in the other set']
+    lines += [
+      f'  {name}: {count:,} of {overlap["of"][name]:,}'
+      for name, count in overlap['examples'].items()
+    ]
+  lines += ['', result['verdict'], f'{result["seconds"]:.0f} s']
+  return '\n'.join(lines)

@@ -1,0 +1,323 @@
+"""What a data set repeats, and what a protocol lets through.
+
+`of_dataset` looks at the set alone: copies, twins, labels that contradict
+each other. `of_protocol` looks at the lists of a protocol: what of the test
+is, in one form or another, on the side that trains or selects. Both count;
+neither trains anything. `overlap` compares two sets.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from fer_jax.data import nearest, protocol, twins
+from fer_jax.datasets.dataset import Dataset
+from fer_jax.errors import UserError
+
+# Pairs that a page shows of each kind.
+SHOWN_PAIRS = 24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+  """Pairs of rows that are one photograph, for showing.
+
+  Attributes:
+    title: what kind.
+    rows: int (n, 2), of the data set; the second of the other set where two
+      are compared.
+    correlation: float (n,).
+  """
+
+  title: str
+  rows: np.ndarray
+  correlation: np.ndarray
+
+
+def of_dataset(
+  dataset: Dataset, *, mirrored: bool = True
+) -> tuple[dict[str, Any], list[Pairs]]:
+  """Copies and contradictions within a set.
+
+  Args:
+    dataset: a built data set.
+    mirrored: whether mirror images are compared too.
+
+  Returns:
+    (figures, pairs to show): `figures` is JSON-able; near and mirrored twins
+    are None where they would mean nothing, see `twins.known`.
+  """
+  found = twins.known(dataset)
+  label = dataset.table['label']
+  image_count = int(found.image.max()) + 1
+  copies = np.bincount(found.image)
+  labels = _labels_by_image(found.image, label, image_count)
+  contradicting = (labels > 0).sum(1) > 1
+  constant = _constant_rows(dataset)
+  figures: dict[str, Any] = {
+    'examples': len(dataset),
+    'different_images': image_count,
+    'exact_copies': len(dataset) - image_count,
+    'exact_groups': int((copies > 1).sum()),
+    'contradicting_groups': int(contradicting.sum()),
+    'contradicting_examples': int(copies[contradicting].sum()),
+    'constant_images': len(constant),
+    'constant_labels': len(np.unique(label[constant])),
+    'near_pairs': None,
+    'near_contradicting_pairs': None,
+    'mirrored_pairs': None,
+  }
+  shown = [_exact_pairs(found.image, label, contradicting)]
+  if twins.near_twins_are_copies(dataset.name):
+    first = _first_rows(found.image)
+    rows = first[found.pairs]
+    differ = label[rows[:, 0]] != label[rows[:, 1]]
+    figures['near_pairs'] = len(rows)
+    figures['near_contradicting_pairs'] = int(differ.sum())
+    shown += [
+      _pairs(
+        'Near twins, labels differ', rows[differ], found.correlation[differ]
+      ),
+      _pairs('Near twins', rows[~differ], found.correlation[~differ]),
+    ]
+    if mirrored:
+      pairs, correlation = twins.find_mirrored(dataset)
+      figures['mirrored_pairs'] = len(pairs)
+      shown.append(_pairs('Mirrored twins', first[pairs], correlation))
+  return figures, [pairs for pairs in shown if len(pairs.rows)]
+
+
+def of_protocol(
+  dataset: Dataset,
+  lists: protocol.Lists,
+  *,
+  image_size: tuple[int, int] = (48, 48),
+) -> tuple[dict[str, Any], list[Pairs]]:
+  """What of the test is on the side that trains or selects.
+
+  Args:
+    dataset: a built data set.
+    lists: of `protocol.every_list`.
+    image_size: (height, width) at which nearest neighbours are sought.
+
+  Returns:
+    (figures, pairs to show). `figures` is JSON-able: sizes, class counts,
+    shares of the test that are themselves in training, have a copy, a twin,
+    their person or their recording there, and the accuracy of a nearest
+    neighbour; `leak_found` says whether any of those shares but the last is
+    above 0.
+  """
+  found = twins.known(dataset)
+  table, label = dataset.table, dataset.table['label']
+  train, validation, test = lists.train, lists.validation, lists.test
+  seen = np.concatenate([train, validation])
+  exact = found.exact_among(test, seen)
+  near = found.any_among(test, seen)
+  shares: dict[str, float | None] = {
+    'itself': _share(np.isin(test, seen)),
+    'exact_copy': _share(exact),
+    'twin': None,
+    'subject': None,
+    'sequence': None,
+  }
+  if twins.near_twins_are_copies(dataset.name):
+    shares['twin'] = _share(near)
+  for column in ('subject', 'sequence'):
+    if column in table:
+      shares[column] = _share(np.isin(table[column][test], table[column][seen]))
+  figures: dict[str, Any] = {
+    'sizes': {
+      'train': len(train),
+      'train_different': len(np.unique(train)),
+      'validation': len(validation),
+      'test': len(test),
+    },
+    'class_counts': {
+      side: np.bincount(
+        label[rows], minlength=len(dataset.class_names)
+      ).tolist()
+      for side, rows in (
+        ('train', train),
+        ('validation', validation),
+        ('test', test),
+      )
+    },
+    'absent_classes': {
+      side: [
+        dataset.class_names[k]
+        for k in np.setdiff1d(np.unique(label), label[rows])
+      ]
+      for side, rows in (('validation', validation), ('test', test))
+      if len(rows)
+    },
+    'share_of_test_seen': shares,
+    'share_of_validation_in_train': {
+      'itself': _share(np.isin(validation, train)),
+      'exact_copy': _share(found.exact_among(validation, train)),
+      'twin': _share(found.any_among(validation, train)),
+    }
+    if len(validation)
+    else None,
+    'nearest_neighbour': _nearest_neighbour(
+      dataset, train, test, near if near.any() else exact, image_size
+    ),
+    'leak_found': any(share for share in shares.values()),
+  }
+  return figures, _crossing_pairs(dataset, found, test, seen)
+
+
+def overlap(
+  dataset: Dataset, other: Dataset, *, size: tuple[int, int] = (48, 48)
+) -> tuple[dict[str, Any], Pairs]:
+  """Photographs that two sets share, compared as grey images of one size.
+
+  Returns:
+    (figures, pairs to show): how many rows of each have a twin, at a
+    correlation of `twins.THRESHOLD` or above, in the other.
+  """
+  here = twins.grey_images(dataset, np.arange(len(dataset)), size)
+  there = twins.grey_images(other, np.arange(len(other)), size)
+  pairs, correlation = twins.correlated_pairs(here, there)
+  figures = {
+    'pairs': len(pairs),
+    'examples': {
+      dataset.name: len(np.unique(pairs[:, 0])),
+      other.name: len(np.unique(pairs[:, 1])),
+    },
+    'of': {dataset.name: len(dataset), other.name: len(other)},
+    'compared_at': list(size),
+  }
+  return figures, _pairs('In both sets', pairs, correlation)
+
+
+def honest_counterpart(dataset: Dataset) -> tuple[str, dict[str, Any]]:
+  """The honest protocol to set beside another, and its options.
+
+  The published splits where there are some, else folds that keep people, or
+  at least copies, apart.
+  """
+  splits = set(np.unique(dataset.table['official_split']).tolist())
+  if {'train', 'test'} <= splits:
+    return 'official', {}
+  if dataset.name in protocol.CHALLENGE and {'train', 'validation'} <= splits:
+    return 'fer2013_dev', {}
+  if 'subject' in dataset.table:
+    return 'kfold_subjects', {}
+  return 'kfold_twins', {}
+
+
+def _share(mask: np.ndarray) -> float:
+  return float(mask.mean()) if len(mask) else 0.0
+
+
+def _labels_by_image(image, label, count) -> np.ndarray:
+  """int (U, K): how many rows of each image carry each label."""
+  table = np.zeros((count, int(label.max()) + 1), np.int64)
+  np.add.at(table, (image, label), 1)
+  return table
+
+
+def _constant_rows(dataset: Dataset) -> np.ndarray:
+  constant = [
+    row
+    for row, image in twins.stored_images(dataset)
+    if image.min() == image.max()
+  ]
+  return np.array(constant, np.int64)
+
+
+def _first_rows(image: np.ndarray) -> np.ndarray:
+  return np.unique(image, return_index=True)[1]
+
+
+def _pairs(title: str, rows: np.ndarray, correlation: np.ndarray) -> Pairs:
+  """Some pairs, evenly over their correlations."""
+  order = np.argsort(-correlation, kind='stable')
+  if len(order) > SHOWN_PAIRS:
+    order = order[
+      np.linspace(0, len(order) - 1, SHOWN_PAIRS).round().astype(int)
+    ]
+  return Pairs(title, rows[order], correlation[order])
+
+
+def _exact_pairs(image, label, contradicting) -> Pairs:
+  """A pair of each group of copies whose labels contradict each other."""
+  chosen = []
+  for number in np.flatnonzero(contradicting)[:SHOWN_PAIRS]:
+    rows = np.flatnonzero(image == number)
+    other = rows[label[rows] != label[rows[0]]][0]
+    chosen.append((rows[0], other))
+  rows = np.array(chosen, np.int64).reshape(-1, 2)
+  return Pairs('Exact copies, labels differ', rows, np.ones(len(rows)))
+
+
+def _crossing_pairs(
+  dataset: Dataset, found: twins.Twins, test: np.ndarray, seen: np.ndarray
+) -> list[Pairs]:
+  """Test rows beside what of them is on the other side."""
+  seen_of = {int(found.image[row]): int(row) for row in seen[::-1]}
+  tests = np.unique(test)
+  exact = [
+    (row, seen_of[number])
+    for row, number in zip(tests, found.image[tests], strict=True)
+    if number in seen_of
+  ]
+  test_of = {int(found.image[row]): int(row) for row in tests[::-1]}
+  near, correlation = [], []
+  for (a, b), value in zip(
+    found.pairs.tolist(), found.correlation, strict=True
+  ):
+    for one, other in ((a, b), (b, a)):
+      if one in test_of and other in seen_of and one not in seen_of:
+        near.append((test_of[one], seen_of[other]))
+        correlation.append(value)
+  shown = [
+    _pairs(
+      'In test, and a copy in training or validation',
+      np.array(exact, np.int64).reshape(-1, 2),
+      np.ones(len(exact)),
+    ),
+    _pairs(
+      'In test, and a near twin in training or validation',
+      np.array(near, np.int64).reshape(-1, 2),
+      np.array(correlation),
+    ),
+  ]
+  return [pairs for pairs in shown if len(pairs.rows)]
+
+
+def _nearest_neighbour(
+  dataset: Dataset,
+  train: np.ndarray,
+  test: np.ndarray,
+  known: np.ndarray,
+  size: tuple[int, int],
+) -> dict[str, Any]:
+  """Accuracy of one nearest neighbour, and of always naming one class."""
+  label = dataset.table['label']
+  references = np.unique(train)
+  queries, back = np.unique(test, return_inverse=True)
+  place = nearest.nearest_rows(
+    twins.grey_images(dataset, queries, size),
+    twins.grey_images(dataset, references, size),
+  )
+  right = (label[references[place]] == label[queries])[back]
+  majority = np.bincount(label[train]).argmax()
+  return {
+    'accuracy': float(right.mean()),
+    'accuracy_without_seen': float(right[~known].mean())
+    if not known.all()
+    else None,
+    'majority_class': float(np.mean(label[test] == majority)),
+    'compared_at': list(size),
+  }
+
+
+def require_comparable(dataset: Dataset, other: Dataset) -> None:
+  """Raises UserError where two sets cannot be compared image by image."""
+  if dataset.is_clips or other.is_clips:
+    raise UserError(
+      f'{dataset.name} and {other.name} cannot be compared: clips are '
+      'compared within their own set only; build the images form'
+    )

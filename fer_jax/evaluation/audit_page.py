@@ -1,0 +1,159 @@
+"""The page of an audit: its figures, and the pairs side by side."""
+
+from typing import Any
+
+import numpy as np
+
+from fer_jax.data import audit
+from fer_jax.datasets.dataset import Dataset
+from fer_jax.evaluation import page, pictures, wording
+from fer_jax.evaluation.page import Html
+
+SEEN = {
+  'itself': 'itself',
+  'exact_copy': 'an exact copy',
+  'twin': 'a twin (copies included)',
+  'subject': 'its person',
+  'sequence': 'its recording',
+}
+"""What of a test example may be in training, as a reader is told."""
+
+
+def render(
+  result: dict[str, Any],
+  dataset: Dataset,
+  pairs: list[audit.Pairs],
+  other: Dataset | None = None,
+) -> str:
+  """The page.
+
+  Args:
+    result: of the verb `audit`.
+    dataset: what was audited.
+    pairs: to show; those of `overlap` name rows of `other` second.
+    other: the set that it was compared with.
+  """
+  title = f'Audit of {dataset.name}'
+  content: list[object] = [
+    page.tag('h1', title),
+    page.tag(
+      'p',
+      f'{len(dataset):,} examples, checksum ',
+      page.code(dataset.checksum[:12]),
+      class_='lead',
+    ),
+  ]
+  if result['protocols']:
+    content += [_verdict(result), _protocols(result['protocols'])]
+  content.append(_set(result['dataset_figures']))
+  if result.get('overlap'):
+    content.append(_overlap(result['overlap']))
+  for kind in pairs:
+    second = (
+      other if other is not None and kind.title == 'In both sets' else None
+    )
+    content.append(_pairs(dataset, second or dataset, kind))
+  return page.document(title, *content)
+
+
+def _verdict(result: dict[str, Any]) -> Html:
+  first = result['protocols'][0]
+  bad = first['figures']['leak_found']
+  return page.tag(
+    'div',
+    page.tag('p', page.tag('strong', result['verdict'])),
+    page.tag('p', first['protocol']['reason']),
+    class_=f'notice {"leaks" if bad else "clean"}',
+  )
+
+
+def _protocols(protocols: list[dict[str, Any]]) -> Html:
+  headers = ['Of the test, in training or validation']
+  headers += [entry['protocol']['name'] for entry in protocols]
+  shares = [entry['figures']['share_of_test_seen'] for entry in protocols]
+  rows = [
+    [said, *(wording.percent(share[key]) for share in shares)]
+    for key, said in SEEN.items()
+    if any(share[key] is not None for share in shares)
+  ]
+  neighbours = [entry['figures']['nearest_neighbour'] for entry in protocols]
+  for key, said in (
+    ('accuracy', 'accuracy of 1-nearest-neighbour on raw pixels'),
+    ('accuracy_without_seen', 'the same, without test examples seen'),
+    ('majority_class', 'accuracy of always naming the largest class'),
+  ):
+    rows.append([said, *(wording.percent(n[key]) for n in neighbours)])
+  sizes = [entry['figures']['sizes'] for entry in protocols]
+  for side in ('train', 'validation', 'test'):
+    rows.append([f'examples in {side}', *(f'{s[side]:,}' for s in sizes)])
+  rows.append(
+    [
+      'says of itself',
+      *('leaks' if e['protocol']['leaks'] else 'honest' for e in protocols),
+    ]
+  )
+  return page.section(
+    'Protocols',
+    page.table('What each protocol lets through', headers, rows),
+  )
+
+
+def _set(figures: dict[str, Any]) -> Html:
+  rows = [
+    (name.replace('_', ' '), 'not compared' if value is None else f'{value:,}')
+    for name, value in figures.items()
+  ]
+  return page.section('The data set alone', page.facts(rows))
+
+
+def _overlap(figures: dict[str, Any]) -> Html:
+  rows = [
+    (
+      f'{name}: examples with a twin in the other',
+      f'{count:,} of {figures["of"][name]:,}',
+    )
+    for name, count in figures['examples'].items()
+  ]
+  return page.section('Overlap with another set', page.facts(rows))
+
+
+def _pairs(first: Dataset, second: Dataset, pairs: audit.Pairs) -> Html:
+  faces = []
+  ours, theirs = first.read(pairs.rows[:, 0]), second.read(pairs.rows[:, 1])
+  for (a, b), one, other, correlation in zip(
+    pairs.rows, ours, theirs, pairs.correlation, strict=True
+  ):
+    image = side_by_side(one, other)
+    names = [
+      f'{dataset.table["id"][row]} '
+      f'({dataset.class_names[dataset.table["label"][row]]})'
+      for dataset, row in ((first, a), (second, b))
+    ]
+    faces.append(
+      page.figure(
+        pictures.png(image),
+        f'{names[0]} beside {names[1]}',
+        *(page.line(page.code(name)) for name in names),
+        page.line(f'correlation {correlation:.3f}'),
+      )
+    )
+  return page.section(pairs.title, page.tag('div', *faces, class_='faces wide'))
+
+
+def side_by_side(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+  """uint8 (H, W, 3): two images, or the middle frames of two clips."""
+  still = [
+    pictures.rgb(image[len(image) // 2] if image.ndim == 4 else image)
+    for image in (one, other)
+  ]
+  height = max(image.shape[0] for image in still)
+  gap = np.full((height, 2, 3), 255, np.uint8)
+  padded = [
+    np.pad(
+      image,
+      ((0, height - image.shape[0]), (0, 0), (0, 0)),
+      constant_values=255,
+    )
+    for image in still
+  ]
+  return np.concatenate([padded[0], gap, padded[1]], axis=1)

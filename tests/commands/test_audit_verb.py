@@ -1,0 +1,105 @@
+"""The verb `audit`: text, JSON, page and exit status."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from fer_jax import datasets
+from fer_jax.commands import audit
+from fer_jax.errors import UserError
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _flags():
+  """The verb's flags, for this module alone."""
+  before = set(flags.FLAGS)
+  audit.define_flags()
+  flags.FLAGS(['test'])
+  yield
+  for name in set(flags.FLAGS) - before:
+    delattr(flags.FLAGS, name)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A miniature FER2013 of which four PublicTest images are in Training."""
+  folder = tmp_path_factory.mktemp('audit')
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (140, 48 * 48))
+  images[120:124] = images[:4]
+  lines = ['emotion,pixels,Usage']
+  for n, image in enumerate(images):
+    # As many copies as will be needed: the first class is the largest.
+    label = 0 if 60 <= n < 120 else (n - 120 if 120 <= n < 124 else n % 7)
+    usage = 'Training' if n < 120 else 'PublicTest'
+    lines.append(f'{label},{" ".join(map(str, image))},{usage}')
+  source = folder / 'fer2013.csv'
+  source.write_text('\n'.join(lines) + '\n')
+  datasets.build('fer2013', source=source, data_dir=folder)
+  return folder
+
+
+def _run(place, *arguments, **values):
+  values = {key: str(v) for key, v in values.items()}
+  with flagsaver.flagsaver(data_dir=str(place), dataset='fer2013', **values):
+    flags.FLAGS.protocol_option = list(arguments)
+    return audit.main(['audit'])
+
+
+def test_an_honest_protocol_that_leaks_is_exit_status_one(
+  place, tmp_path, capsys
+):
+  status = _run(place, output=tmp_path, json=tmp_path / 'audit.json')
+  said = capsys.readouterr().out
+  assert status == 1
+  assert 'LEAK: protocol fer2013_dev' in said
+  result = json.loads((tmp_path / 'audit.json').read_text())
+  seen = result['protocols'][0]['figures']['share_of_test_seen']
+  assert seen['exact_copy'] == pytest.approx(4 / 20)
+  html = (tmp_path / 'audit.html').read_text()
+  assert html.count('fer2013/00120 (angry) beside fer2013/00000 (angry)') == 1
+  manifest = json.loads((tmp_path / 'manifest.json').read_text())
+  assert len(manifest['test']) == 20
+  assert manifest['digest'] == result['protocols'][0]['protocol']['digest']
+  ledger = (place / 'fer2013' / 'ledger.jsonl').read_text()
+  assert json.loads(ledger.splitlines()[-1])['event'] == 'audited'
+
+
+def test_without_its_twins_it_passes(place, capsys):
+  status = _run(place, 'twins=drop_from_test', protocol='fer2013_dev')
+  assert status == 0
+  assert 'nothing of its test was found' in capsys.readouterr().out
+
+
+def test_a_leaky_protocol_stands_beside_the_honest_one(place, capsys):
+  status = _run(place, 'test_share=0.1', protocol='oversample_then_split')
+  said = capsys.readouterr().out
+  assert status == 0
+  assert 'oversample_then_split says that it leaks, and it does' in said
+  (line,) = [n for n in said.splitlines() if n.startswith('  protocol ')]
+  assert line.split() == ['protocol', 'oversample_then_split', 'fer2013_dev']
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'values', 'said'),
+  [
+    (['folds=two'], {'protocol': 'kfold_images'}, "'two' is no int"),
+    (['folds'], {'protocol': 'kfold_images'}, 'NAME=VALUE is expected'),
+    (['folds=2'], {}, '--protocol_option needs --protocol'),
+    ([], {'protocol': 'kfold_image'}, "did you mean 'kfold_images'"),
+    ([], {'classes': 'angry,happpy'}, "has no class 'happpy'"),
+    ([], {'dataset': 'fer'}, "no data set 'fer'"),
+  ],
+)
+def test_mistakes(place, arguments, values, said):
+  values = {'dataset': 'fer2013', **values}
+  classes = values.pop('classes', None)
+  with flagsaver.flagsaver(data_dir=str(place), **values):
+    flags.FLAGS.protocol_option = arguments
+    if classes:
+      flags.FLAGS.classes = classes.split(',')
+    with pytest.raises(UserError, match=said):
+      audit.main(['audit'])

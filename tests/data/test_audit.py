@@ -1,0 +1,163 @@
+"""What an audit counts, on sets whose copies are known."""
+
+import numpy as np
+import pytest
+
+from fer_jax import datasets
+from fer_jax.data import audit, protocol, twins
+
+
+def _images(count, seed=0):
+  shape = (count, 12, 12, 1)
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture
+def known_set(memory_set):
+  """300 Training, 60 PublicTest.
+
+  Of PublicTest rows 0-5 are copies of Training, 6-8 brightened ones, 9-10
+  mirrored ones. Training repeats 4 images, one with another label, and has
+  two black ones.
+  """
+  images = _images(360)
+  images[10:14] = images[20:24]
+  images[30:32] = 0
+  images[300:306] = images[100:106]
+  images[306:309] = (images[106:109] * 0.8 + 30).astype(np.uint8)
+  images[309:311] = images[109:111, :, ::-1]
+  label = np.arange(360) % 3
+  label[10:14] = label[20:24]
+  label[10] = (label[20] + 1) % 3
+  label[300:306] = label[100:106]
+  label[306:309] = label[106:109]
+  label[306] = (label[106] + 1) % 3
+  return memory_set(
+    images,
+    label=label,
+    official_split=['train'] * 300 + ['validation'] * 60,
+  )
+
+
+def test_figures_of_a_set(known_set):
+  figures, pairs = audit.of_dataset(known_set)
+  assert figures == {
+    'examples': 360,
+    'different_images': 360 - 4 - 1 - 6,
+    'exact_copies': 11,
+    'exact_groups': 4 + 1 + 6,
+    'contradicting_groups': 2,
+    'contradicting_examples': 4,
+    'constant_images': 2,
+    'constant_labels': 2,
+    'near_pairs': 3,
+    'near_contradicting_pairs': 1,
+    'mirrored_pairs': 2,
+  }
+  by_title = {kind.title: kind for kind in pairs}
+  differ = by_title['Exact copies, labels differ']
+  assert [10, 20] in differ.rows.tolist()
+  assert by_title['Near twins, labels differ'].rows.tolist() == [[106, 306]]
+  mirrored = by_title['Mirrored twins'].rows.tolist()
+  assert sorted(mirrored) == [[109, 309], [110, 310]]
+
+
+def test_figures_of_a_protocol(known_set):
+  lists = protocol.every_list(known_set, 'fer2013_dev')
+  figures, pairs = audit.of_protocol(known_set, lists, image_size=(12, 12))
+  seen = figures['share_of_test_seen']
+  assert seen['itself'] == 0
+  assert seen['exact_copy'] == pytest.approx(6 / 60)
+  assert seen['twin'] == pytest.approx(9 / 60)
+  assert seen['subject'] is None
+  assert figures['leak_found']
+  assert figures['sizes']['test'] == 60
+  assert sum(figures['class_counts']['train']) == figures['sizes']['train']
+  titles = {kind.title: kind.rows.tolist() for kind in pairs}
+  copies = titles['In test, and a copy in training or validation']
+  assert sorted(copies) == [[300 + n, 100 + n] for n in range(6)]
+  near = titles['In test, and a near twin in training or validation']
+  assert sorted(near) == [[306 + n, 106 + n] for n in range(3)]
+
+
+def test_nearest_neighbour_knows_copies_and_nothing_else(known_set):
+  lists = protocol.every_list(known_set, 'fer2013_dev')
+  figures, _ = audit.of_protocol(known_set, lists, image_size=(12, 12))
+  got = figures['nearest_neighbour']
+  # Noise: a third by chance, the copies by heart where they train.
+  assert got['accuracy_without_seen'] < 0.55
+  assert got['accuracy'] > got['accuracy_without_seen']
+
+
+def test_leaving_twins_out_ends_the_leak(known_set):
+  for rule in ('drop_from_train', 'drop_from_test'):
+    lists = protocol.every_list(known_set, 'fer2013_dev', twins=rule)
+    figures, _ = audit.of_protocol(known_set, lists, image_size=(12, 12))
+    assert not figures['leak_found']
+
+
+def test_people_recordings_and_repeated_rows(memory_set):
+  images = _images(60)
+  data = memory_set(
+    images,
+    official_split=['none'] * 60,
+    subject=[f'P{n % 6}' for n in range(60)],
+    sequence=[f'S{n % 30}' for n in range(60)],
+    name='synthetic_faces',
+  )
+  lists = protocol.every_list(data, 'kfold_images', folds=5)
+  figures, _ = audit.of_protocol(data, lists)
+  seen = figures['share_of_test_seen']
+  assert seen['subject'] == 1
+  assert 0 < seen['sequence'] <= 1
+  assert seen['twin'] is None
+  lists = protocol.every_list(data, 'kfold_subjects', folds=3)
+  figures, _ = audit.of_protocol(data, lists)
+  assert figures['share_of_test_seen'] == {
+    'itself': 0,
+    'exact_copy': 0,
+    'twin': None,
+    'subject': 0,
+    'sequence': 0,
+  }
+  assert not figures['leak_found']
+  lists = protocol.every_list(data, 'oversample_then_split')
+  assert audit.of_protocol(data, lists)[0]['sizes']['train_different'] <= 60
+
+
+def test_overlap_of_two_sets(memory_set):
+  images = _images(50)
+  first = memory_set(images[:30])
+  second = memory_set(images[20:])
+  figures, pairs = audit.overlap(first, second, size=(12, 12))
+  assert figures['pairs'] == 10
+  assert sorted(pairs.rows.tolist()) == [[20 + n, n] for n in range(10)]
+
+
+@pytest.mark.parametrize(
+  ('splits', 'subject', 'name', 'expected'),
+  [
+    (['train'] * 5 + ['test'] * 5, None, 'fer2013', 'official'),
+    (['train'] * 5 + ['validation'] * 5, None, 'fer2013', 'fer2013_dev'),
+    (['none'] * 10, 'P', 'synthetic_faces', 'kfold_subjects'),
+    (['none'] * 10, None, 'synthetic_faces', 'kfold_twins'),
+  ],
+)
+def test_the_honest_protocol_of_a_set(
+  memory_set, splits, subject, name, expected
+):
+  columns = {} if subject is None else {'subject': [subject] * 10}
+  data = memory_set(_images(10), official_split=splits, name=name, **columns)
+  assert audit.honest_counterpart(data) == (expected, {})
+
+
+def test_real_rows(fer2013_csv, tmp_path):
+  """real_data: what FER2013 repeats, known beforehand."""
+  data = datasets.build('fer2013', source=fer2013_csv, data_dir=tmp_path)
+  figures, _ = audit.of_dataset(data, mirrored=False)
+  assert figures['constant_images'] <= 12
+  lists = protocol.every_list(data, 'fer2013_dev')
+  seen = audit.of_protocol(data, lists)[0]['share_of_test_seen']
+  assert round(seen['exact_copy'] * 3589) == 280
+  assert seen['twin'] == pytest.approx(0.136, abs=5e-4)
+  assert twins.near_twins_are_copies('fer2013')

@@ -1,0 +1,105 @@
+"""Figures by group, against counts worked by hand and the normal interval."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fer_jax.evaluation import groups
+
+NAMES = ('happy', 'sad')
+
+
+def _predictions(cells):
+  """Logits, labels and groups of (group, label, said, how often) cells."""
+  rows = [(g, y, p) for g, y, p, count in cells for _ in range(count)]
+  value, labels, said = zip(*rows, strict=True)
+  logits = 3.0 * np.eye(2)[list(said)]
+  return logits, np.array(labels), np.array(value)
+
+
+# women: 20 happy, all right; 20 sad, 10 right: 30 of 40.
+# men: 20 happy, 10 right; 40 sad, 20 right: 30 of 60.
+# unsure: 4 happy, none right.
+CELLS = (
+  ('female', 0, 0, 20),
+  ('female', 1, 1, 10),
+  ('female', 1, 0, 10),
+  ('male', 0, 0, 10),
+  ('male', 0, 1, 10),
+  ('male', 1, 1, 20),
+  ('male', 1, 0, 20),
+  ('unsure', 0, 1, 4),
+)
+
+
+@pytest.fixture(scope='module')
+def gender():
+  logits, labels, values = _predictions(CELLS)
+  found = groups.group_scores(
+    logits, labels, {'gender': values}, NAMES, n_boot=4000
+  )
+  assert list(found) == ['gender']
+  return found['gender']
+
+
+def test_figures_of_each_group_by_hand(gender):
+  found = gender['groups']
+  assert {name: group['n'] for name, group in found.items()} == {
+    'female': 40,
+    'male': 60,
+    'unsure': 4,
+  }
+  assert found['female']['accuracy'] == 30 / 40
+  assert found['male']['accuracy'] == 30 / 60
+  # F1 = 2 TP / (true + predicted). Women: happy 40 / (20 + 30), sad
+  # 20 / (20 + 10). Men: happy 20 / (20 + 30), sad 40 / (40 + 30).
+  assert found['female']['macro_f1'] == pytest.approx((4 / 5 + 2 / 3) / 2)
+  assert found['male']['macro_f1'] == pytest.approx((2 / 5 + 4 / 7) / 2)
+  # Only happy occurs among the unsure.
+  assert found['unsure']['macro_f1'] == 0
+  low, high = found['male']['intervals']['accuracy']
+  half_width = 1.96 * np.sqrt(0.25 / 60)
+  assert (high - low) / 2 == pytest.approx(half_width, abs=0.02)
+
+
+def test_the_gap_passes_over_small_groups(gender):
+  gap = gender['gap']
+  assert (gap['best'], gap['worst']) == ('female', 'male')
+  assert gap['accuracy'] == pytest.approx(0.25)
+  # Two independent shares: variances add.
+  half_width = 1.96 * np.sqrt(0.75 * 0.25 / 40 + 0.5 * 0.5 / 60)
+  low, high = gap['interval']
+  assert low == pytest.approx(0.25 - half_width, abs=0.02)
+  assert high == pytest.approx(0.25 + half_width, abs=0.02)
+
+
+def test_twenty_examples_are_enough_and_nineteen_are_not():
+  def gap(count):
+    made = {
+      'a': {'n': 30, 'accuracy': 0.5},
+      'b': {'n': count, 'accuracy': 0.9},
+    }
+    return groups.accuracy_gap(made, n_boot=100)
+
+  assert gap(20)['best'] == 'b'
+  assert gap(19) is None
+
+
+def test_equal_groups_have_a_gap_of_chance_alone():
+  made = {name: {'n': 50, 'accuracy': 0.6} for name in 'ab'}
+  gap = groups.accuracy_gap(made)
+  assert {gap['best'], gap['worst']} == {'a', 'b'}
+  assert gap['accuracy'] == 0
+  low, high = gap['interval']
+  assert low < 0 < high
+
+
+def test_figures_are_json_and_none_without_attributes():
+  logits, labels, values = _predictions(CELLS)
+  numbered = {'age': values, 'race': np.repeat(['x'], len(values))}
+  found = groups.group_scores(logits, labels, numbered, NAMES, n_boot=10)
+  assert json.loads(json.dumps(found, allow_nan=False)) == found
+  assert found['race']['gap'] is None
+  assert found['race']['groups']['x']['n'] == len(values)
+  assert groups.group_scores(logits, labels, {}, NAMES) == {}
