@@ -13,6 +13,6 @@ class UserError(ValueError):
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-  """"; did you mean 'X'?" for the known name most like `name`, or ''."""
+  """ "; did you mean 'X'?" for the known name most like `name`, or ''."""
   match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
   return f'; did you mean {match[0]!r}?' if match else ''

@@ -1,5 +1,6 @@
 """JSON and text files: written whole or not at all."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -46,3 +47,9 @@ def read_json(path: pathlib.Path) -> Any:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
   except ValueError as error:
     raise UserError(f'{path} is not JSON: {error}') from error
+
+
+def digest(value: Any) -> str:
+  """SHA-256 of a JSON-able value, whatever the order of its keys."""
+  text = json.dumps(value, sort_keys=True, separators=(',', ':'))
+  return hashlib.sha256(text.encode()).hexdigest()

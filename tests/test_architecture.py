@@ -16,6 +16,7 @@ ORDER = (
   ('config', 'config_json'),
   ('training',),
   ('evaluation',),
+  ('claims',),
   ('benchmark',),
   ('commands',),
   ('__main__',),

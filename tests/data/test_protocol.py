@@ -405,10 +405,9 @@ def test_a_class_that_only_the_test_has(memory_set):
   label = np.zeros(30, int)
   label[29] = 1
   data = memory_set(_images(30), label=label, name='synthetic_faces')
-  # The one example of a class is on one side: under some seed in test.
+  # Its one example goes where a row is missing: to the test.
   with pytest.raises(UserError, match="no training example of class 'happy'"):
-    for seed in range(20):
-      protocol.resolve(data, 'holdout', seed=seed, test_share=0.5)
+    protocol.resolve(data, 'holdout', seed=0, test_share=0.5)
 
 
 def test_official_carves_a_validation_where_none_is_published(memory_set):

@@ -1,0 +1,75 @@
+"""P0, optimised residual recurrent fusion (2026): four claims, honest twins.
+
+Only the abstract is at hand: three models, seven tuned hyperparameters, no
+protocol, no epochs, no best values. What it leaves open follows P1, by the same
+authors. Its figures are 99.85 to 100 %; people agree with FER2013's labels
+about two times out of three.
+
+Cost     200 epochs a fold, ten folds; docs/records/claims has what was run
+Score    docs/records/claims: claimed and honest side by side
+Data     FER2013, FERPlus, RAF-DB, CK+, each built from what you downloaded
+Command  python -m fer_jax claims --only=p0
+         python -m fer_jax train --workdir=runs/p0 \
+           --config=configs/papers/p0.py:fer2013
+           (its twin: configs/papers/p0.py:fer2013,honest)
+"""
+
+from fer_jax.claims import Claim, chosen, config_of, inferred
+
+RECIPE = (
+  inferred('optim.name', 'adam', "P1's"),
+  inferred('optim.learning_rate', 1e-3, "P1's; the abstract says it is tuned"),
+  inferred('optim.l2', 1e-4, "P1's kind; the amount is chosen"),
+  inferred('train.batch_size', 4, "P1's; the abstract says it is tuned"),
+  inferred('train.epochs', 200, "P1's"),
+  inferred('augment.rotation', 30.0, "P1's"),
+)
+
+PROTOCOL = (
+  inferred('data.protocol', 'kfold_images', "P1's ten folds over images"),
+  inferred('data.folds', 10, "P1's"),
+  inferred('data.validation_share', 0.0, 'the test fold is the validation set'),
+  inferred('train.select', 'last', 'figures are given after the last epoch'),
+)
+
+OFFICIAL = (chosen('data.protocol', 'official', 'the published splits'),)
+SUBJECTS = (
+  chosen('data.protocol', 'kfold_subjects', 'no person on two sides'),
+)
+
+
+def _claim(system: str, dataset: str, claimed: float, honest, *more) -> Claim:
+  return Claim(
+    paper='P0',
+    system=f'residual BiLSTM, {system}',
+    model='residual_bilstm',
+    dataset=dataset,
+    claimed=claimed,
+    reading='accuracy',
+    evidence='The text at hand gives no method. Which of the three models '
+    'reached it is not said.',
+    recipe=RECIPE + more,
+    protocol=PROTOCOL,
+    honest=honest,
+  )
+
+
+SIZE_100 = inferred('data.image_size', 100, "P1's for this set")
+
+CLAIMS = {
+  'fer2013': _claim('FER2013', 'fer2013', 0.9985, OFFICIAL),
+  'ferplus': _claim('FERPlus', 'ferplus', 0.9999, OFFICIAL, SIZE_100),
+  'rafdb': _claim(
+    'RAF-DB',
+    'rafdb',
+    1.0,
+    OFFICIAL,
+    SIZE_100,
+    inferred('data.channels', 3, 'the set is in colour'),
+  ),
+  'ckplus': _claim('CK+', 'ckplus', 1.0, SUBJECTS),
+}
+
+
+def get_config(which='fer2013'):
+  return config_of(CLAIMS, which)

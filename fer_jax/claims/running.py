@@ -1,0 +1,269 @@
+"""Trains and measures claims and their honest twins.
+
+A run is an ordinary workdir: `train --config=WORKDIR/config.json` repeats it,
+and a claim that was stopped goes on where it was. Claims whose configs are
+equal, as two readings of one training, share their runs.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fer_jax import config as config_lib
+from fer_jax import files
+from fer_jax.claims.claim import READINGS, TWINS, Claim
+from fer_jax.data import audit, protocol
+from fer_jax.errors import UserError, nearest
+from fer_jax.evaluation import evaluate, scores
+from fer_jax.evaluation import workdir as workdir_lib
+from fer_jax.training import checkpoint, loop, task
+
+FOLDED = ('kfold_images', 'kfold_subjects', 'kfold_twins', 'evaluate_on_train')
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """How much of each claim is run.
+
+  Attributes:
+    max_seconds: of training, for each run; 0 is no limit.
+    folds: of k-fold protocols; 0 is all.
+  """
+
+  max_seconds: float = 0.0
+  folds: int = 1
+
+
+def load(folder: pathlib.Path) -> dict[str, Claim]:
+  """The claims of all config files in a folder, as 'p4_cnn_model1'.
+
+  The files are Python, and run.
+
+  Raises:
+    UserError: no such folder, or a file without CLAIMS.
+  """
+  if not folder.is_dir():
+    raise UserError(f'{folder}: no such folder of claims (--configs)')
+  claims = {}
+  for path in sorted(folder.glob('*.py')):
+    spec = importlib.util.spec_from_file_location(f'claims_{path.stem}', path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, 'CLAIMS', None), dict):
+      raise UserError(f'{path} has no CLAIMS')
+    claims |= {f'{path.stem}_{name}': c for name, c in module.CLAIMS.items()}
+  if not claims:
+    raise UserError(f'{folder} holds no claims')
+  return claims
+
+
+def select(claims: dict[str, Claim], only: Sequence[str]) -> dict[str, Claim]:
+  """The claims whose names begin with one of `only`; all where it is empty.
+
+  Raises:
+    UserError: nothing begins so.
+  """
+  for prefix in only:
+    if not any(name.startswith(prefix) for name in claims):
+      raise UserError(
+        f'--only={prefix}: no such claim; there are {", ".join(claims)}'
+        f'{nearest(prefix, claims)}'
+      )
+  return {
+    name: claim
+    for name, claim in claims.items()
+    if not only or name.startswith(tuple(only))
+  }
+
+
+def run(
+  name: str,
+  claim: Claim,
+  *,
+  data_dir: str,
+  workdir: pathlib.Path,
+  limits: Limits,
+  members: dict[str, Any],
+) -> dict[str, Any]:
+  """One claim beside its honest twin.
+
+  Args:
+    name: of the claim.
+    claim: what is claimed.
+    data_dir: folder of all builds.
+    workdir: folder of all runs.
+    limits: how much is run.
+    members: runs that other claims have made within the same limits, by
+      folder; those of this claim are added.
+
+  Returns:
+    The row of the table: what is claimed and counted, and under 'paper' and
+    'honest' what `_twin` gives; 'absent' says why where the data is not there.
+  """
+  row: dict[str, Any] = {
+    'claim': name,
+    'paper': claim.paper,
+    'system': claim.system,
+    'claimed': claim.claimed,
+    'reading': claim.reading,
+    'counts': READINGS[claim.reading],
+    'evidence': claim.evidence,
+    'marks': {
+      twin: [dataclasses.asdict(mark) for mark in claim.marks(twin)]
+      for twin in TWINS
+    },
+  }
+  for twin in TWINS:
+    config = claim.config(twin)
+    config.data.data_dir = data_dir
+    try:
+      dataset = task.load_dataset(config)
+    except UserError as error:
+      return row | {'absent': str(error)}
+    fit(config, dataset)
+    row[twin] = _twin(claim, config, dataset, workdir, limits, members)
+  return row
+
+
+def fit(config: config_lib.Config, dataset: Any) -> None:
+  """FER2013 without PrivateTest reports PublicTest instead.
+
+  The challenge's own file has PrivateTest; a run without it is of another
+  protocol, and says so.
+  """
+  held_back = 'test' not in dataset.table['official_split']
+  if (
+    config.data.protocol == 'official'
+    and config.data.name in protocol.CHALLENGE
+    and held_back
+  ):
+    config.data.protocol = 'fer2013_dev'
+
+
+def _twin(
+  claim: Claim,
+  config: config_lib.Config,
+  dataset: Any,
+  workdir: pathlib.Path,
+  limits: Limits,
+  made: dict[str, Any],
+) -> dict[str, Any]:
+  """What one protocol gives.
+
+  Returns:
+    'protocol' (name, leak flag, reason, options, digest), 'folds' run and
+    'of_folds', 'epochs' run and 'of_epochs', 'finished', 'figure' as the
+    paper counts it, 'accuracy' with its 'interval', 'without_twins', 'n',
+    'audit' (see `audit.of_protocol`) and the 'workdirs'.
+  """
+  of_folds = config.data.folds if config.data.protocol in FOLDED else 1
+  folds = min(limits.folds or of_folds, of_folds)
+  members = []
+  for fold in range(folds):
+    member = config.copy_and_resolve_references()
+    if of_folds > 1:
+      member.data.fold = fold
+    folder = workdir / _folder(claim, member)
+    if str(folder) not in made:
+      made[str(folder)] = _member(member, dataset, folder, limits)
+    members.append(made[str(folder)])
+  logits = np.concatenate([m['logits'] for m in members])
+  labels = np.concatenate([m['labels'] for m in members])
+  together = scores.all_scores(logits, labels, dataset.class_names)
+  epochs = min(m['epoch'] for m in members)
+  return {
+    'protocol': members[0]['protocol'],
+    'folds': folds,
+    'of_folds': of_folds,
+    'epochs': epochs,
+    'of_epochs': config.train.epochs,
+    'finished': folds == of_folds and all(m['finished'] for m in members),
+    'figure': _figure(claim.reading, together['accuracy'], members, dataset),
+    'accuracy': together['accuracy'],
+    'interval': together['intervals']['accuracy'],
+    'macro_f1': together['macro']['f1'],
+    'without_twins': _mean(members, 'without_twins'),
+    'n': together['n'],
+    'audit': members[0]['audit'],
+    'seconds': sum(m['seconds'] for m in members),
+    'workdirs': [m['workdir'] for m in members],
+  }
+
+
+def _member(config, dataset, folder, limits) -> dict[str, Any]:
+  outcome = loop.train(config, folder, max_seconds=limits.max_seconds)
+  metrics = _evaluated(folder)
+  evaluation = workdir_lib.read_evaluation(folder, 'test')
+  assert evaluation is not None
+  records = [
+    json.loads(line)
+    for line in (folder / 'metrics.jsonl').read_text().splitlines()
+  ]
+  slices = metrics['slices']
+  return {
+    'protocol': metrics['protocol'],
+    'epoch': outcome.epoch,
+    'finished': outcome.finished,
+    'logits': evaluation.logits,
+    'labels': evaluation.labels,
+    'train_accuracy': records[-1]['train']['accuracy'],
+    'without_twins': slices.get('without_twins', {}).get('accuracy'),
+    'audit': _audited(folder, config, dataset, metrics['protocol']['digest']),
+    'seconds': sum(record['seconds'] for record in records),
+    'workdir': str(folder),
+  }
+
+
+def _folder(claim: Claim, config: config_lib.Config) -> str:
+  """One name for equal configs, whatever claims they serve."""
+  content = config_lib.to_json(config)
+  del content['data']['data_dir']
+  digest = files.digest(content)[:8]
+  leaks = config.data.protocol
+  return f'{claim.paper.lower()}_{claim.model}_{leaks}_{digest}'
+
+
+def _evaluated(folder: pathlib.Path) -> dict[str, Any]:
+  """metrics_test.json of the best checkpoint; a test is opened only for it."""
+  path = folder / 'metrics_test.json'
+  if path.exists():
+    metrics = files.read_json(path)
+    if metrics['checkpoint']['step'] == checkpoint.best_intact(folder).step:
+      return metrics
+  return evaluate.evaluate(folder, 'test')
+
+
+def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:
+  """The audit of a run's protocol, kept in its workdir."""
+  path = folder / 'audit.json'
+  if path.exists():
+    kept = files.read_json(path)
+    if kept['digest'] == digest:
+      return kept['figures']
+  lists = protocol.every_list(
+    dataset, config.data.protocol, **config_lib.protocol_options(config)
+  )
+  figures, _ = audit.of_protocol(dataset, lists)
+  files.write_json(path, {'digest': digest, 'figures': figures})
+  return figures
+
+
+def _figure(reading: str, accuracy: float, members, dataset) -> float:
+  """The figure as the paper counts it."""
+  if reading == 'train_accuracy':
+    return _mean(members, 'train_accuracy') or 0.0
+  if reading == 'one_against_rest':
+    return 1 - 2 * (1 - accuracy) / len(dataset.class_names)
+  return accuracy
+
+
+def _mean(members, key: str) -> float | None:
+  values = [m[key] for m in members if m[key] is not None]
+  return float(np.mean(values)) if values else None

@@ -1,0 +1,115 @@
+"""The table of claimed and honest figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fer_jax.evaluation import wording
+
+_COLUMNS = (
+  'claim',
+  'claimed',
+  'its protocol',
+  'honest (95 %)',
+  'no twins',
+  '1-NN',
+  'twin seen',
+  'epochs',
+)
+
+
+def text(rows: Sequence[dict[str, Any]]) -> str:
+  """The table and what each claim measures, for the terminal.
+
+  Args:
+    rows: of `running.run`.
+  """
+  run = [row for row in rows if 'absent' not in row]
+  lines = []
+  if run:
+    cells = [_COLUMNS, *(_cells(row) for row in run)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines += [
+      '  '.join(
+        cell.ljust(width) if n == 0 else cell.rjust(width)
+        for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+      ).rstrip()
+      for line in cells
+    ]
+    lines += ['', *_LEGEND, '']
+    lines += [line for row in run for line in _notes(row)]
+  for row in rows:
+    if 'absent' in row:
+      lines.append(
+        f'{row["claim"]}: {wording.percent(row["claimed"], digits=2)} claimed, '
+        f'not run: {row["absent"]}'
+      )
+  return '\n'.join(lines)
+
+
+_LEGEND = (
+  "its protocol  as the paper counts it, under the paper's own protocol",
+  'honest        accuracy under the honest protocol, bootstrap interval',
+  'no twins      the same without test images that have a twin in training',
+  '1-NN          one nearest neighbour on raw pixels: its protocol / honest',
+  'twin seen     share of the test with a copy or twin in training: the same',
+  'epochs        run of those the paper gives: its protocol, honest; * marks a '
+  'claim that was not run in full and counts as unfinished',
+)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+  paper, honest = row['paper'], row['honest']
+  low, high = honest['interval']
+  both = (paper, honest)
+  return (
+    row['claim'],
+    wording.percent(row['claimed'], digits=2),
+    wording.percent(paper['figure']),
+    f'{wording.percent(honest["accuracy"])} '
+    f'({100 * low:.1f} to {100 * high:.1f})',
+    wording.percent(honest['without_twins']),
+    ' / '.join(
+      wording.percent(twin['audit']['nearest_neighbour']['accuracy'])
+      for twin in both
+    ),
+    ' / '.join(wording.percent(_seen(twin['audit'])) for twin in both),
+    ', '.join(f'{twin["epochs"]}/{twin["of_epochs"]}' for twin in both)
+    + ('' if finished(row) else ' *'),
+  )
+
+
+def finished(row: dict[str, Any]) -> bool:
+  """Whether both twins of a claim ran all their epochs and folds."""
+  return (
+    'absent' not in row
+    and row['paper']['finished']
+    and row['honest']['finished']
+  )
+
+
+def _seen(audit: dict[str, Any]) -> float:
+  """The largest share of the test that is seen in any form."""
+  shares = audit['share_of_test_seen'].values()
+  return max(share for share in shares if share is not None)
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+  paper, honest = row['paper'], row['honest']
+  lines = [f'{row["claim"]}: {row["system"]}', f'  counts   {row["counts"]}']
+  lines.append(f'  shown by {row["evidence"]}')
+  if row['reading'] != 'accuracy':
+    lines.append(
+      '  accuracy under its protocol, plainly: '
+      f'{wording.percent(paper["accuracy"])}'
+    )
+  for twin in (paper, honest):
+    folds = (
+      f', {twin["folds"]} of {twin["of_folds"]} folds'
+      if twin['of_folds'] > 1
+      else ''
+    )
+    lines.append(
+      f'  {twin["protocol"]["name"]}{folds}: {twin["n"]:,} test examples. '
+      f'{twin["protocol"]["reason"]}'
+    )
+  return lines

@@ -1,0 +1,75 @@
+"""`claims`: what papers claim, beside what is honest."""
+
+import pathlib
+
+from absl import flags
+
+from fer_jax.errors import UserError
+
+SUMMARY = 'Claims of the papers, run as they were made and run honestly.'
+
+
+def define_flags() -> None:
+  """Defines the verb's flags."""
+  flags.DEFINE_string('data_dir', None, 'Folder of all builds.')
+  flags.DEFINE_list(
+    'only', [], 'Claims whose names begin so, such as p4 or p3_improved_cnn.'
+  )
+  flags.DEFINE_string('workdir', 'runs/claims', 'Folder of all runs.')
+  flags.DEFINE_float(
+    'max_seconds',
+    0.0,
+    'Seconds of training for each run; the same command goes on with it. 0 '
+    'trains to the end.',
+    lower_bound=0.0,
+  )
+  flags.DEFINE_integer(
+    'folds',
+    1,
+    'How many folds of a k-fold protocol are run; 0 for all.',
+    lower_bound=0,
+  )
+  flags.DEFINE_string(
+    'configs',
+    None,
+    "Folder of claims; configs/papers of the package's repository by default.",
+  )
+  flags.DEFINE_bool('list', False, 'Name the claims and leave.')
+  flags.DEFINE_string('json', None, 'File for the table as JSON.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the verb."""
+  values = flags.FLAGS
+  if len(argv) > 1:
+    raise UserError(f'claims takes no argument {argv[1]!r}; see claims --help')
+  # Before hours of training: the result must have a place.
+  if values.json and not pathlib.Path(values.json).parent.is_dir():
+    raise UserError(f'cannot write --json {values.json}: no such folder')
+  from fer_jax import datasets, files, provenance
+  from fer_jax.claims import running, table
+
+  root = pathlib.Path(__file__).parents[2]
+  folder = pathlib.Path(values.configs or root / 'configs' / 'papers')
+  claims = running.select(running.load(folder), values.only)
+  if values.list:
+    for name, claim in claims.items():
+      print(f'{name:<26} {100 * claim.claimed:6.2f} %  {claim.system}')
+    return 0
+  rows, members = [], {}
+  for name, claim in claims.items():
+    print(f'{name}: {claim.system}')
+    row = running.run(
+      name,
+      claim,
+      data_dir=str(values.data_dir or datasets.default_data_dir()),
+      workdir=pathlib.Path(values.workdir),
+      limits=running.Limits(values.max_seconds, values.folds),
+      members=members,
+    )
+    rows.append(row)
+    if values.json:  # after each claim: hours of work are in it
+      record = {'claims': rows, 'environment': provenance.environment()}
+      files.write_json(pathlib.Path(values.json), record)
+  print(f'\n{table.text(rows)}')
+  return 0
