@@ -5,7 +5,7 @@ does not know which one it has. Settings may change between epochs, where more
 of the model begins to train: each of them is compiled when its first epoch
 comes, once.
 
-Legend: N images in the resident set, B batch.
+Legend: B batch.
 """
 
 import functools
@@ -19,8 +19,6 @@ import numpy as np
 from fer_jax.data import randomness, stream
 from fer_jax.training import step as step_lib
 from fer_jax.training.state import TrainState
-
-Sums = dict[str, jax.Array]
 
 
 def padded_length(count: int, batch_size: int) -> int:
@@ -41,7 +39,7 @@ class ResidentFeed:
     *,
     train_rows: np.ndarray,
     validation_rows: np.ndarray,
-    key: jax.Array,
+    plan: step_lib.Plan,
     graphdef: Any,
     settings_of: SettingsOf,
     block_steps: int,
@@ -54,7 +52,7 @@ class ResidentFeed:
       train_rows: int (n,), places of the training list in them; oversampling
         names some more than once.
       validation_rows: int (m,), those of the validation list.
-      key: the run's key.
+      plan: of the run.
       graphdef: of the model.
       settings_of: the step's settings in an epoch.
       block_steps: steps a dispatch.
@@ -66,7 +64,7 @@ class ResidentFeed:
     self._train_count = len(train_rows)
     self._validation_count = len(validation_rows)
     self.validates = len(validation_rows) > 0
-    self._key = key
+    self._plan = plan
     self._block_steps = block_steps
     self._settings_of = settings_of
     self._block = functools.cache(
@@ -89,10 +87,10 @@ class ResidentFeed:
 
   def train_epoch(
     self, state: TrainState, epoch: int
-  ) -> Iterator[tuple[TrainState, Sums, int]]:
+  ) -> Iterator[tuple[TrainState, step_lib.Sums, int]]:
     """Yields (state, sums of this epoch so far, steps of it taken)."""
     order = self._order(
-      self._train_rows, self._key, epoch, self._train_count, self._padded
+      self._train_rows, self._plan.key, epoch, self._train_count, self._padded
     )
     block = self._block(self._settings_of(epoch))
     taken, sums = 0, step_lib.zero_sums()
@@ -110,12 +108,12 @@ class ResidentFeed:
         self._train_count,
         taken,
         stop,
-        self._key,
+        self._plan,
       )
       taken = stop
       yield state, sums, taken
 
-  def validate(self, state: TrainState) -> Sums:
+  def validate(self, state: TrainState) -> step_lib.Sums:
     """Sums over the validation rows."""
     return self._validation(
       state, self._images, self._validation_rows, self._validation_count
@@ -136,7 +134,7 @@ class StreamFeed:
     training: stream.Stream,
     validation: stream.Stream | None,
     *,
-    key: jax.Array,
+    plan: step_lib.Plan,
     graphdef: Any,
     settings_of: SettingsOf,
     block_steps: int,
@@ -146,7 +144,7 @@ class StreamFeed:
     Args:
       training: batches in the run's order.
       validation: batches of the validation rows; None where there are none.
-      key: the run's key.
+      plan: of the run.
       graphdef: of the model.
       settings_of: the step's settings in an epoch.
       block_steps: steps between two looks at the sums.
@@ -154,7 +152,7 @@ class StreamFeed:
     self._training = training
     self._validation = validation
     self.validates = validation is not None
-    self._key = key
+    self._plan = plan
     self._block_steps = block_steps
     self._settings_of = settings_of
     self._step = functools.cache(
@@ -165,19 +163,19 @@ class StreamFeed:
 
   def train_epoch(
     self, state: TrainState, epoch: int
-  ) -> Iterator[tuple[TrainState, Sums, int]]:
+  ) -> Iterator[tuple[TrainState, step_lib.Sums, int]]:
     """Yields (state, sums of this epoch so far, steps of it taken)."""
     step = self._step(self._settings_of(epoch))
     totals = step_lib.zero_sums()
     for taken, batch in enumerate(self._training.epoch(epoch), 1):
-      state, sums = step(state, batch, self._key)
+      state, sums = step(state, batch, self._plan)
       totals = jax.tree.map(jnp.add, totals, sums)
       if taken % self._block_steps == 0 or taken == self.steps_per_epoch:
         yield state, totals, taken
         if not bool(state.progress.active):
           return
 
-  def validate(self, state: TrainState) -> Sums:
+  def validate(self, state: TrainState) -> step_lib.Sums:
     """Sums over the validation rows."""
     totals = step_lib.zero_sums()
     for batch in self._validation.epoch(0) if self._validation else ():

@@ -12,7 +12,6 @@ levels down. A parameter belongs to the first pattern that matches it.
 
 import dataclasses
 import fnmatch
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -31,24 +30,25 @@ class Freezing:
 
   Attributes:
     patterns: of `optim.freeze`.
-    since: for each of the first patterns, those whose parameters train by now,
-      the step since which they do.
+    thawed: how many of the patterns, from the first, have parameters that train
+      by now.
   """
 
   patterns: tuple[str, ...] = ()
-  since: tuple[int, ...] = ()
+  thawed: int = 0
 
-  def trains_since(self, path: str) -> int | None:
-    """The step since which a parameter trains; None for one that is frozen."""
-    for pattern, step in itertools.zip_longest(self.patterns, self.since):
+  def group(self, path: str) -> int | None:
+    """0 for a parameter that trains from the run's first step on, n for one
+    that trains since the n-th pattern thawed, None for one that is frozen."""
+    for n, pattern in enumerate(self.patterns, 1):
       if matches(pattern, path):
-        return step
+        return n if n <= self.thawed else None
     return 0
 
   @property
   def frozen_patterns(self) -> tuple[str, ...]:
     """The patterns whose parameters do not train."""
-    return self.patterns[len(self.since) :]
+    return self.patterns[self.thawed :]
 
 
 NOTHING_FROZEN = Freezing()
@@ -58,7 +58,6 @@ def at_epoch(
   patterns: tuple[str, ...],
   unfreeze_epochs: tuple[int, ...],
   epoch: int,
-  steps_per_epoch: int,
 ) -> Freezing:
   """What is frozen in an epoch.
 
@@ -66,11 +65,8 @@ def at_epoch(
     patterns: of `optim.freeze`.
     unfreeze_epochs: of `optim.unfreeze_epochs`, rising or equal.
     epoch: counts from 0.
-    steps_per_epoch: of the run.
   """
-  return Freezing(
-    patterns, tuple(e * steps_per_epoch for e in unfreeze_epochs if e <= epoch)
-  )
+  return Freezing(patterns, sum(e <= epoch for e in unfreeze_epochs))
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -104,10 +100,10 @@ def combine(trained: Arrays, frozen: Arrays) -> Arrays:
   )
 
 
-def training_since(freezing: Freezing, trained: Arrays) -> Arrays:
-  """For each array that trains the step since which it does, a plain int."""
+def groups(freezing: Freezing, trained: Arrays) -> Arrays:
+  """For each array that trains its `Freezing.group`, a plain int."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: freezing.trains_since(_dotted(path)), trained
+    lambda path, _: freezing.group(_dotted(path)), trained
   )
 
 
@@ -200,7 +196,7 @@ def _prefixes(paths: Iterable[str]) -> set[str]:
 
 
 def _trains(freezing: Freezing, path) -> bool:
-  return freezing.trains_since(_dotted(path)) is not None
+  return freezing.group(_dotted(path)) is not None
 
 
 def _dotted(path) -> str:

@@ -8,6 +8,7 @@ compilation.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,8 @@ class OptimSettings:
     clip_norm: global gradient norm above which gradients are scaled down; 0
       leaves them alone.
     schedule: one of `config.SCHEDULES`.
-    warmup_steps: steps of linear warm-up, under every schedule.
-    total_steps: steps of the whole run (cosine).
     final_fraction: the fraction of the learning rate that cosine ends at.
-    step_boundaries: steps at which the step schedule multiplies.
-    step_factor: what it multiplies by.
+    step_factor: what the step schedule multiplies by.
   """
 
   name: str = 'adam'
@@ -42,11 +40,32 @@ class OptimSettings:
   eps: float = 1e-7
   clip_norm: float = 0.0
   schedule: str = 'constant'
-  warmup_steps: int = 0
-  total_steps: int = 1
   final_fraction: float = 0.0
-  step_boundaries: tuple[int, ...] = ()
   step_factor: float = 0.1
+
+
+Step = int | jax.Array
+"""The number of a step; a scalar that may be traced."""
+
+
+class Milestones(NamedTuple):
+  """Steps of a run at which something changes.
+
+  They follow from how many steps an epoch has, in which runs that share a
+  compilation may differ, so they are traced.
+
+  Attributes:
+    warmup: steps of linear warm-up, under every schedule.
+    total: steps of the whole run (cosine).
+    drops: steps at which the step schedule multiplies.
+    thaws: for each of the first patterns of `optim.freeze` the step since
+      which its parameters train.
+  """
+
+  warmup: Step = 0
+  total: Step = 1
+  drops: tuple[Step, ...] = ()
+  thaws: tuple[Step, ...] = ()
 
 
 def direction(settings: OptimSettings) -> optax.GradientTransformation:
@@ -70,7 +89,9 @@ def _clip_and_descent(settings):
   return clip, descent
 
 
-def update(settings: OptimSettings, gradients, opt_state, since):
+def update(
+  settings: OptimSettings, gradients, opt_state, group, thaws: tuple[Step, ...]
+):
   """The direction for the parameters that train, and the state after it.
 
   A buffer of a parameter that is frozen stays as it is. Adam's correction of
@@ -82,7 +103,9 @@ def update(settings: OptimSettings, gradients, opt_state, since):
     settings: static.
     gradients: of the parameters that train, None in the place of the others.
     opt_state: of `direction`, with buffers for all parameters.
-    since: like `gradients`, plain ints: the step at which each began to train.
+    group: like `gradients`, plain ints: 0 for what trains from the first step
+      on, n for what trains since the n-th of `thaws`.
+    thaws: of `Milestones`.
 
   Returns:
     (updates like `gradients`, optimiser state of the same structure).
@@ -92,12 +115,13 @@ def update(settings: OptimSettings, gradients, opt_state, since):
   gradients, clip_state = clip.update(gradients, clip_state)
   updates = jax.tree.map(lambda _: None, gradients)
   new_state = state
-  for start in sorted(set(jax.tree.leaves(since))):
-    group = jax.tree.map(
-      lambda g, s, start=start: g if s == start else None, gradients, since
+  for n in sorted(set(jax.tree.leaves(group))):
+    start = thaws[n - 1] if n else 0
+    of_group = jax.tree.map(
+      lambda g, own, n=n: g if own == n else None, gradients, group
     )
     group_updates, group_state = descent.update(
-      group, _of_group(state, group, start)
+      of_group, _of_group(state, of_group, start)
     )
     updates = combine(group_updates, updates)
     new_state = _with_group(new_state, group_state, start)
@@ -137,39 +161,35 @@ def _with_group(state, group_state, start):
   )
 
 
-def schedule(settings: OptimSettings) -> Callable[[jax.Array], jax.Array]:
+def schedule(
+  settings: OptimSettings, milestones: Milestones
+) -> Callable[[Step], jax.Array]:
   """The factor on the learning rate at a step, one at its peak.
 
   Plateau is constant here: its reductions live in `Progress.lr_factor`,
   since they depend on validation.
+
+  Not Optax's schedules: those want Python numbers for their lengths.
   """
-  after_warmup = max(settings.total_steps - settings.warmup_steps, 1)
-  if settings.schedule == 'cosine':
-    body = optax.cosine_decay_schedule(
-      1.0, after_warmup, alpha=settings.final_fraction
-    )
-  elif settings.schedule == 'step':
-    body = optax.piecewise_constant_schedule(
-      1.0,
-      {
-        max(boundary - settings.warmup_steps, 0): settings.step_factor
-        for boundary in settings.step_boundaries
-      },
-    )
-  else:
-    body = optax.constant_schedule(1.0)
-  if not settings.warmup_steps:
-    return lambda step: jnp.asarray(body(step), jnp.float32)
+  warmup, total, drops, _ = milestones
 
-  def warmed(step):
+  def body(step):
+    if settings.schedule == 'cosine':
+      done = (step - warmup) / jnp.maximum(total - warmup, 1)
+      fall = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+      return fall + (1.0 - fall) * settings.final_fraction
+    factor = jnp.ones(())
+    if settings.schedule == 'step':
+      for drop in drops:
+        factor *= jnp.where(step >= drop, settings.step_factor, 1.0)
+    return factor
+
+  def factor(step):
     # The first step already moves: (step + 1) / warmup, not step / warmup.
-    rising = (step + 1) / settings.warmup_steps
-    falling = body(jnp.maximum(step - settings.warmup_steps, 0))
-    return jnp.where(step < settings.warmup_steps, rising, falling).astype(
-      jnp.float32
-    )
+    rising = (step + 1) / jnp.maximum(warmup, 1)
+    return jnp.where(step < warmup, rising, body(step)).astype(jnp.float32)
 
-  return warmed
+  return factor
 
 
 def apply_direction(params, updates, mask, rate, weight_decay):

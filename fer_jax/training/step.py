@@ -6,13 +6,13 @@ is traced, so one compilation serves every block length and the same step gives
 the same bits whatever block it falls in, which is what makes a resumed run
 equal to one that was never interrupted.
 
-Legend: B batch, N images in the resident set, K classes.
+Legend: B batch, K classes.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ from fer_jax.training.state import (
   model_state_of,
 )
 
+Sums = dict[str, jax.Array]
+"""Weighted sums 'loss', 'correct' and 'weight', scalars."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
@@ -43,7 +46,6 @@ class StepSettings:
     augmentation: static settings of augmentation, None for none.
     optim: static settings of the optimiser.
     ema_decay: decay of the moving averages, 0 for none.
-    class_weights: K factors on the examples' losses, None for ones.
     pixels: what images the model takes, a name of `standardize.SCALES`.
     freezing: which parameters do not train.
   """
@@ -55,9 +57,22 @@ class StepSettings:
     default_factory=optim_lib.OptimSettings
   )
   ema_decay: float = 0.0
-  class_weights: tuple[float, ...] | None = None
   pixels: str = 'standardised'
   freezing: freezing_lib.Freezing = freezing_lib.NOTHING_FROZEN
+
+
+class Plan(NamedTuple):
+  """What a run is given once and no step changes; traced.
+
+  Attributes:
+    key: the run's key.
+    milestones: steps at which something changes.
+    class_weights: (K,) factors on the examples' losses, None for ones.
+  """
+
+  key: jax.Array
+  milestones: optim_lib.Milestones = optim_lib.Milestones()
+  class_weights: jax.Array | None = None
 
 
 def prepare(
@@ -80,9 +95,10 @@ def prepare(
     pixels: a name of `standardize.SCALES`.
 
   Returns:
-    (images float32, scaled as `pixels` says; targets float32 (B, K)).
+    (images, scaled as `pixels` says, of JAX's default float: float32 unless
+    JAX is set to 64 bits; targets float32 (B, K)).
   """
-  images = batch['image'].astype(jnp.float32) / 255.0
+  images = batch['image'].astype(float) / 255.0
   targets = batch['target']
   if augmentation is not None:
     if key is None:
@@ -98,24 +114,24 @@ def prepare(
   return standardize.SCALES[pixels](images), targets
 
 
-def _kernel_penalty(params: Arrays) -> jax.Array:
+def _kernel_penalty(params: Arrays) -> jax.Array | float:
   """Sum of squares of all kernels: Keras' `l2(1.0)`, P1's L2."""
   squares = jax.tree.map(
     lambda p, decayed: jnp.sum(jnp.square(p)) if decayed else 0.0,
     params,
     decay_mask(params),
   )
-  return jnp.asarray(sum(jax.tree.leaves(squares)), jnp.float32)
+  return sum(jax.tree.leaves(squares))
 
 
 def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
-  key: jax.Array,
+  plan: Plan,
   *,
   graphdef: nnx.GraphDef,
   settings: StepSettings,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Sums]:
   """One optimisation step.
 
   Parameters that `settings.freezing` holds are not differentiated: they, their
@@ -126,7 +142,7 @@ def train_step(
     state: before the step.
     batch: image uint8 (B, H, W, C) or (B, T, H, W, C) with frame_mask;
       target float32 (B, K); weight float32 (B,), 0 on padding.
-    key: the run's key; draws are functions of it and of `state.step`.
+    plan: of the run; draws are functions of its key and of `state.step`.
     graphdef: of the model.
     settings: static.
 
@@ -138,12 +154,11 @@ def train_step(
   images, targets = prepare(
     batch,
     settings.augmentation,
-    key=key,
+    key=plan.key,
     step=state.step,
     strength=hparams['augment_strength'],
     pixels=settings.pixels,
   )
-  class_weights = settings.class_weights
   freezing = settings.freezing
   trained, frozen = freezing_lib.partition(freezing, state.params)
   frozen_modules = freezing_lib.frozen_modules(freezing, state.params)
@@ -157,7 +172,7 @@ def train_step(
       images,
       batch.get('frame_mask'),
       train=True,
-      key=randomness.stream_key(key, randomness.DROPOUT, state.step),
+      key=randomness.stream_key(plan.key, randomness.DROPOUT, state.step),
       dropout=hparams['dropout'],
       weight=batch['weight'],
     )
@@ -167,7 +182,7 @@ def train_step(
       batch['weight'],
       loss=settings.loss,
       label_smoothing=hparams['label_smoothing'],
-      class_weights=None if class_weights is None else jnp.array(class_weights),
+      class_weights=plan.class_weights,
     )
     loss = metrics.normalise(sums)['loss']
     penalised = loss + hparams['l2'] * _kernel_penalty(trained)
@@ -178,13 +193,10 @@ def train_step(
     settings.optim,
     gradients,
     state.opt_state,
-    freezing_lib.training_since(freezing, trained),
+    freezing_lib.groups(freezing, trained),
+    plan.milestones.thaws,
   )
-  rate = (
-    hparams['learning_rate']
-    * optim_lib.schedule(settings.optim)(state.step)
-    * state.progress.lr_factor
-  )
+  rate = learning_rate(state, plan, settings, state.step)
   trained = optim_lib.apply_direction(
     trained, updates, decay_mask(trained), rate, hparams['weight_decay']
   )
@@ -201,6 +213,17 @@ def train_step(
     ),
   )
   return new_state, sums
+
+
+def learning_rate(
+  state: TrainState, plan: Plan, settings: StepSettings, step: jax.Array
+) -> jax.Array:
+  """The rate of a step that is taken with this state's progress."""
+  return (
+    state.hparams['learning_rate']
+    * optim_lib.schedule(settings.optim, plan.milestones)(step)
+    * state.progress.lr_factor
+  )
 
 
 def _averaged(
@@ -229,68 +252,96 @@ def _averaged(
   )
 
 
-def zero_sums() -> dict[str, jax.Array]:
+def zero_sums() -> Sums:
   """The sums of no step at all."""
-  return {name: jnp.zeros((), jnp.float32) for name in _SUMS}
+  return {name: jnp.zeros(()) for name in ('loss', 'correct', 'weight')}
 
 
-_SUMS = ('loss', 'correct', 'weight')
+def run_block(
+  state: TrainState,
+  sums: Sums,
+  images: dict[str, jax.Array],
+  order: jax.Array,
+  count: jax.Array | int,
+  start: jax.Array | int,
+  stop: jax.Array | int,
+  plan: Plan,
+  *,
+  graphdef: nnx.GraphDef,
+  settings: StepSettings,
+) -> tuple[TrainState, Sums]:
+  """Takes steps `start .. stop - 1` of an epoch over a resident set.
 
-Block = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-
-
-def make_block(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
-  """Compiles a block of steps over a resident set.
+  Args:
+    state: before them; where it is not active no step is taken.
+    sums: of the epoch so far. They are gone on with step by step, so that they
+      do not depend on how steps fall into blocks either.
+    images: the resident set.
+    order: int32 (steps * B,), its rows in the epoch's order, padding last.
+    count: how many of them are real.
+    start: scalar, steps of the epoch taken before.
+    stop: scalar, those taken after.
+    plan: of the run.
+    graphdef: of the model.
+    settings: static.
 
   Returns:
-    `block(state, sums, images, order, count, start, stop, key)`, which takes
-    steps `start .. stop - 1` of an epoch and returns (state, sums). The sums
-    go on from those given, step by step, so that they do not depend on how
-    steps fall into blocks either. `images` is the resident set; `order` int32
-    (steps * B,) holds its rows in the epoch's order, padding last; `count` is
-    how many of them are real. The state is donated. The block ends early after
-    a step whose loss is not finite:
+    (state, sums). The block ends early after a step whose loss is not finite:
     `state.step` then tells which one it was.
   """
   size = settings.batch_size
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def block(state, sums, images, order, count, start, stop, key):
-    def going(carry):
-      state, _, i = carry
-      return (i < stop) & state.progress.active
+  def going(carry):
+    state, _, i = carry
+    return (i < stop) & state.progress.active
 
-    def body(carry):
-      state, totals, i = carry
-      rows = lax.dynamic_slice_in_dim(order, i * size, size)
-      weight = (i * size + jnp.arange(size) < count).astype(jnp.float32)
-      batch = resident.gather(images, rows, weight)
-      state, sums = train_step(
-        state, batch, key, graphdef=graphdef, settings=settings
-      )
-      return state, jax.tree.map(jnp.add, totals, sums), i + 1
-
-    state, totals, _ = lax.while_loop(
-      going, body, (state, sums, jnp.asarray(start, jnp.int32))
+  def body(carry):
+    state, totals, i = carry
+    batch = _batch_at(images, order, count, i, size)
+    state, sums = train_step(
+      state, batch, plan, graphdef=graphdef, settings=settings
     )
-    return state, totals
+    return state, jax.tree.map(jnp.add, totals, sums), i + 1
 
-  return block
+  state, totals, _ = lax.while_loop(
+    going, body, (state, sums, jnp.asarray(start, jnp.int32))
+  )
+  return state, totals
+
+
+def _batch_at(images, rows, count, i, size) -> dict[str, jax.Array]:
+  """Batch i of a list of rows, of which `count` are real."""
+  here = lax.dynamic_slice_in_dim(rows, i * size, size)
+  weight = (i * size + jnp.arange(size) < count).astype(jnp.float32)
+  return resident.gather(images, here, weight)
+
+
+Block = Callable[..., tuple[TrainState, Sums]]
+
+
+def make_block(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
+  """Compiles `run_block(state, sums, images, order, count, start, stop, plan)`;
+  the state is donated."""
+  return jax.jit(
+    functools.partial(run_block, graphdef=graphdef, settings=settings),
+    donate_argnums=0,
+  )
 
 
 def make_stream_step(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
   """Compiles one step on a batch that comes from the host.
 
   Returns:
-    `step(state, batch, key) -> (state, sums)`; the state is donated, and left
+    `step(state, batch, plan) -> (state, sums)`; the state is donated, and left
     as it is once a loss was not finite, as in a block.
   """
+  take = functools.partial(train_step, graphdef=graphdef, settings=settings)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, batch, key):
+  def step(state, batch, plan):
     return lax.cond(
       state.progress.active,
-      lambda s: train_step(s, batch, key, graphdef=graphdef, settings=settings),
+      lambda s: take(s, batch, plan),
       lambda s: (s, zero_sums()),
       state,
     )
@@ -298,36 +349,48 @@ def make_stream_step(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
   return step
 
 
+def run_validation(
+  state: TrainState,
+  images: dict[str, jax.Array],
+  rows: jax.Array,
+  count: jax.Array | int,
+  *,
+  graphdef: nnx.GraphDef,
+  settings: StepSettings,
+) -> Sums:
+  """The sums of loss and accuracy over rows of a resident set.
+
+  Args:
+    state: of the run.
+    images: the resident set.
+    rows: int32 (steps * B,), padding last.
+    count: how many of them are real.
+    graphdef: of the model.
+    settings: static.
+  """
+  params, model_state = evaluated_arrays(state)
+
+  def body(i, totals):
+    batch = _batch_at(images, rows, count, i, settings.batch_size)
+    sums = _validation_sums(graphdef, settings, params, model_state, batch)
+    return jax.tree.map(jnp.add, totals, sums)
+
+  batches = (count + settings.batch_size - 1) // settings.batch_size
+  return lax.fori_loop(0, batches, body, zero_sums())
+
+
 def make_validation(
   graphdef: nnx.GraphDef, settings: StepSettings
-) -> Callable[..., dict[str, jax.Array]]:
-  """Compiles the sums of loss and accuracy over rows of a resident set.
-
-  Returns:
-    `validate(state, images, rows, count)` with `rows` int32 (steps * B,),
-    padding last; the sums are those of `metrics.sums`.
-  """
-  size = settings.batch_size
-
-  @jax.jit
-  def validate(state, images, rows, count):
-    params, model_state = evaluated_arrays(state)
-
-    def body(i, totals):
-      batch_rows = lax.dynamic_slice_in_dim(rows, i * size, size)
-      weight = (i * size + jnp.arange(size) < count).astype(jnp.float32)
-      batch = resident.gather(images, batch_rows, weight)
-      sums = _validation_sums(graphdef, settings, params, model_state, batch)
-      return jax.tree.map(jnp.add, totals, sums)
-
-    return lax.fori_loop(0, rows.shape[0] // size, body, zero_sums())
-
-  return validate
+) -> Callable[..., Sums]:
+  """Compiles `run_validation(state, images, rows, count)`."""
+  return jax.jit(
+    functools.partial(run_validation, graphdef=graphdef, settings=settings)
+  )
 
 
 def make_stream_validation(
   graphdef: nnx.GraphDef, settings: StepSettings
-) -> Callable[..., dict[str, jax.Array]]:
+) -> Callable[..., Sums]:
   """Compiles the sums of one batch that comes from the host.
 
   Returns:
@@ -350,7 +413,7 @@ def _validation_sums(graphdef, settings, params, model_state, batch):
   return metrics.sums(logits, targets, batch['weight'], loss=settings.loss)
 
 
-def means(sums: dict[str, jax.Array]) -> dict[str, float]:
+def means(sums: Sums) -> dict[str, float]:
   """{'loss', 'accuracy'} of weighted sums; NaN where nothing was summed."""
   weight = float(sums['weight'])
   if weight == 0:

@@ -34,7 +34,7 @@ class Task:
     graphdef: of the model.
     settings: of the step where nothing is frozen.
     selection: how validation steers.
-    key: the run's key.
+    plan: of the run.
     class_names: in the order of the logits.
     dataset_facts: name, version, checksum, options.
     protocol_facts: name, leak flag and reason, digest, counts.
@@ -46,7 +46,7 @@ class Task:
   graphdef: nnx.GraphDef
   settings: step_lib.StepSettings
   selection: SelectionSettings
-  key: jax.Array
+  plan: step_lib.Plan
   class_names: tuple[str, ...]
   dataset_facts: dict[str, Any]
   protocol_facts: dict[str, Any]
@@ -62,22 +62,18 @@ class Task:
     make = functools.partial(
       _initial_state, self.config, num_classes=len(self.class_names)
     )
-    state = jax.jit(make)(self.key)
+    state = jax.jit(make)(self.plan.key)
     path = self.config.train.pretrained
     return warm_start.from_file(state, self.graphdef, path) if path else state
 
   def settings_of(self, epoch: int) -> step_lib.StepSettings:
     """The step's settings in an epoch, counted from 0."""
-    return settings_of(
-      epoch, self.config, self.settings, self.feed.steps_per_epoch
-    )
+    return settings_of(epoch, self.config, self.settings)
 
   def learning_rate(self, state: TrainState) -> float:
     """The rate that the last step used; `state` as that step left it."""
     return float(
-      state.hparams['learning_rate']
-      * optim.schedule(self.settings.optim)(state.step - 1)
-      * state.progress.lr_factor
+      step_lib.learning_rate(state, self.plan, self.settings, state.step - 1)
     )
 
 
@@ -141,7 +137,7 @@ def _initial_state(
   return initial_state(
     params,
     model_state,
-    optim.direction(optim_settings(config, 1)).init(params),
+    optim.direction(optim_settings(config)).init(params),
     config_lib.hparams(config),
     ema=config.train.ema_decay > 0,
   )
@@ -155,15 +151,9 @@ def abstract_state(config: config_lib.Config, num_classes: int) -> TrainState:
   )
 
 
-def optim_settings(
-  config: config_lib.Config, steps_per_epoch: int
-) -> optim.OptimSettings:
-  """The optimiser's static part, epochs turned into steps."""
+def optim_settings(config: config_lib.Config) -> optim.OptimSettings:
+  """The optimiser's static part."""
   section = config.optim
-
-  def steps(epochs: float) -> int:
-    return round(epochs * steps_per_epoch)
-
   return optim.OptimSettings(
     name=section.name,
     momentum=section.momentum,
@@ -171,26 +161,56 @@ def optim_settings(
     eps=section.eps,
     clip_norm=section.clip_norm,
     schedule=section.schedule,
-    warmup_steps=steps(section.warmup_epochs),
-    total_steps=steps(config.train.epochs),
     final_fraction=section.final_fraction,
-    step_boundaries=tuple(steps(e) for e in section.step_epochs),
     step_factor=section.step_factor,
   )
 
 
+def milestones(
+  config: config_lib.Config, steps_per_epoch: int
+) -> optim.Milestones:
+  """The config's epochs turned into steps."""
+  section = config.optim
+
+  def steps(epochs: float) -> int:
+    return round(epochs * steps_per_epoch)
+
+  return optim.Milestones(
+    warmup=steps(section.warmup_epochs),
+    total=steps(config.train.epochs),
+    drops=tuple(map(steps, section.step_epochs)),
+    thaws=tuple(map(steps, section.unfreeze_epochs)),
+  )
+
+
+def plan_of(
+  config: config_lib.Config, dataset: datasets.Dataset, train: np.ndarray
+) -> step_lib.Plan:
+  """What a run on a training list is given once.
+
+  Args:
+    config: of the run.
+    dataset: of the list.
+    train: int (n,), rows of its table.
+  """
+  size = config.train.batch_size
+  steps_per_epoch = feed_lib.padded_length(len(train), size) // size
+  return step_lib.Plan(
+    key=jax.random.key(config.seed),
+    milestones=milestones(config, steps_per_epoch),
+    class_weights=_class_weights(config, dataset, train),
+  )
+
+
 def settings_of(
-  epoch: int,
-  config: config_lib.Config,
-  settings: step_lib.StepSettings,
-  steps_per_epoch: int,
+  epoch: int, config: config_lib.Config, settings: step_lib.StepSettings
 ) -> step_lib.StepSettings:
   """The settings of an epoch, counted from 0: with what is frozen in it."""
   section = config.optim
   return dataclasses.replace(
     settings,
     freezing=freezing.at_epoch(
-      section.freeze, section.unfreeze_epochs, epoch, steps_per_epoch
+      section.freeze, section.unfreeze_epochs, epoch
     ),
   )
 
@@ -249,17 +269,13 @@ def prepare(config: config_lib.Config) -> Task:
       f'{train_count} training examples of {dataset.name} under protocol '
       f'{partition.protocol}'
     )
-  steps_per_epoch = (
-    feed_lib.padded_length(train_count, batch_size) // batch_size
-  )
-  key = jax.random.key(config.seed)
+  plan = plan_of(config, dataset, partition.train)
   settings = step_lib.StepSettings(
     batch_size=batch_size,
     loss=config.train.loss,
     augmentation=config_lib.augmentation(config),
-    optim=optim_settings(config, steps_per_epoch),
+    optim=optim_settings(config),
     ema_decay=config.train.ema_decay,
-    class_weights=_class_weights(config, dataset, partition.train),
     pixels=pixels(config),
   )
   make_feed = (
@@ -269,13 +285,10 @@ def prepare(config: config_lib.Config) -> Task:
     config,
     dataset,
     partition,
-    key=key,
+    plan=plan,
     graphdef=graphdef,
     settings_of=functools.partial(
-      settings_of,
-      config=config,
-      settings=settings,
-      steps_per_epoch=steps_per_epoch,
+      settings_of, config=config, settings=settings
     ),
     block_steps=config.train.block_steps,
     order=_order(config, dataset, partition.train),
@@ -285,7 +298,7 @@ def prepare(config: config_lib.Config) -> Task:
     graphdef=graphdef,
     settings=settings,
     selection=selection_settings(config),
-    key=key,
+    plan=plan,
     class_names=class_names,
     dataset_facts={
       'name': dataset.name,
@@ -298,7 +311,7 @@ def prepare(config: config_lib.Config) -> Task:
       'train': train_count,
       'validation': len(partition.validation),
     },
-    total_steps=steps_per_epoch * config.train.epochs,
+    total_steps=feed.steps_per_epoch * config.train.epochs,
     config=config,
   )
 
@@ -340,7 +353,7 @@ def _resident_feed(config, dataset, partition, **options):
   )
 
 
-def _stream_feed(config, dataset, partition, *, key, order, **options):
+def _stream_feed(config, dataset, partition, *, plan, order, **options):
   size = config.data.image_size
 
   def batches(index, key):
@@ -356,9 +369,9 @@ def _stream_feed(config, dataset, partition, *, key, order, **options):
     )
 
   return feed_lib.StreamFeed(
-    batches(partition.train, key),
+    batches(partition.train, plan.key),
     batches(partition.validation, None) if len(partition.validation) else None,
-    key=key,
+    plan=plan,
     **options,
   )
 
@@ -374,12 +387,10 @@ def _order(config, dataset, train) -> randomness.Order:
   )
 
 
-def _class_weights(config, dataset, train) -> tuple[float, ...] | None:
+def _class_weights(config, dataset, train) -> jax.Array | None:
   if config.train.class_weights == 'none':
     return None
   counts = np.bincount(
     dataset.table['label'][train], minlength=len(dataset.class_names)
   )
-  return tuple(
-    float(w) for w in metrics.balanced_class_weights(jnp.asarray(counts))
-  )
+  return metrics.balanced_class_weights(jnp.asarray(counts))

@@ -19,8 +19,9 @@ from fer_jax.training.freezing import Freezing
 from fer_jax.training.state import HPARAMS, initial_state, split
 
 SIZE, CLASSES, BATCH = 16, 3, 8
-BACKBONE = Freezing(('backbone.residual1.norm2', 'backbone'), (0,))
-"""The backbone but its second normalisation."""
+BACKBONE = Freezing(('backbone.residual1.norm2', 'backbone'), 1)
+"""The backbone but its second normalisation, thawed at the first step."""
+PLAN = step_lib.Plan(jax.random.key(0), optim.Milestones(thaws=(0,)))
 
 
 def _model():
@@ -62,7 +63,7 @@ def _compiled(optimizer: str, frozen: Freezing):
   )
   compiled = (
     jax.jit(step)
-    .lower(state, batch, jax.random.key(0))
+    .lower(state, batch, PLAN)
     .compile(compiler_options={'xla_backend_optimization_level': 0})
   )
   return state, batch, compiled
@@ -91,7 +92,7 @@ def test_what_is_frozen_does_not_move_by_a_bit(optimizer):
   before, batch, step = _compiled(optimizer, BACKBONE)
   state = before
   for _ in range(3):
-    state, _ = step(state, batch, jax.random.key(0))
+    state, _ = step(state, batch, PLAN)
   trains = {
     path
     for path in _by_path(before.params)
@@ -155,14 +156,14 @@ def test_late_parameters_get_what_a_fresh_optimiser_gives_them():
   gradients = {'early': jnp.full(3, 0.02), 'late': None}
   for _ in range(4):
     updates, state = optim.update(
-      settings, gradients, state, {'early': 0, 'late': None}
+      settings, gradients, state, {'early': 0, 'late': None}, ()
     )
   assert updates['late'] is None
   np.testing.assert_allclose(state[1].mu['early'], 0.02 * (1 - 0.9**4), 1e-5)
   gradients = {'early': jnp.zeros(3), 'late': jnp.full((2, 2), 0.01)}
   for _ in range(3):
     updates, state = optim.update(
-      settings, gradients, state, {'early': 0, 'late': 4}
+      settings, gradients, state, {'early': 0, 'late': 1}, (4,)
     )
     expected, fresh = fresh_of.update(gradients, fresh)
     np.testing.assert_allclose(updates['late'], expected['late'], 1e-6)
@@ -188,16 +189,16 @@ def test_patterns_match_whole_names_from_the_left(pattern, path, said):
 
 def test_the_first_pattern_that_matches_owns_a_parameter():
   at_epoch = functools.partial(
-    freezing.at_epoch, ('a.top', 'a.middle', 'a'), (2, 5), steps_per_epoch=10
+    freezing.at_epoch, ('a.top', 'a.middle', 'a'), (2, 5)
   )
   paths = ('a.top.kernel', 'a.middle.kernel', 'a.kernel', 'b.kernel')
   for epochs, expected in (
     ((0, 1), (None, None, None, 0)),
-    ((2, 4), (20, None, None, 0)),
-    ((5, 99), (20, 50, None, 0)),
+    ((2, 4), (1, None, None, 0)),
+    ((5, 99), (1, 2, None, 0)),
   ):
     for epoch in epochs:
-      assert tuple(map(at_epoch(epoch=epoch).trains_since, paths)) == expected
+      assert tuple(map(at_epoch(epoch=epoch).group, paths)) == expected
   assert at_epoch(epoch=2) == at_epoch(epoch=4)
 
 
@@ -291,10 +292,8 @@ def test_a_pattern_is_refused_before_anything_is_compiled(
 def test_settings_of_equal_phases_are_equal(tiny_config):
   config = _gradual(tiny_config)
   settings = step_lib.StepSettings(batch_size=1)
-  of = functools.partial(
-    task.settings_of, config=config, settings=settings, steps_per_epoch=3
-  )
+  of = functools.partial(task.settings_of, config=config, settings=settings)
   assert of(0) != of(1) == of(2)
   assert of(1) == dataclasses.replace(
-    settings, freezing=Freezing(('backbone.residual1', 'backbone'), (3,))
+    settings, freezing=Freezing(('backbone.residual1', 'backbone'), 1)
   )

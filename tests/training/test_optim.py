@@ -90,9 +90,8 @@ def test_decay_mask_names_kernels_alone():
 
 def test_warmup_and_cosine():
   schedule = optim.schedule(
-    optim.OptimSettings(
-      schedule='cosine', warmup_steps=4, total_steps=14, final_fraction=0.1
-    )
+    optim.OptimSettings(schedule='cosine', final_fraction=0.1),
+    optim.Milestones(warmup=4, total=14),
   )
   rising = [float(schedule(n)) for n in range(4)]
   np.testing.assert_allclose(rising, [0.25, 0.5, 0.75, 1.0])
@@ -103,9 +102,8 @@ def test_warmup_and_cosine():
 
 def test_step_schedule_multiplies_at_its_steps():
   schedule = optim.schedule(
-    optim.OptimSettings(
-      schedule='step', step_boundaries=(10, 20), step_factor=0.1
-    )
+    optim.OptimSettings(schedule='step', step_factor=0.1),
+    optim.Milestones(drops=(10, 20)),
   )
   values = [float(schedule(n)) for n in (0, 9, 10, 19, 20, 30)]
   np.testing.assert_allclose(
@@ -115,17 +113,23 @@ def test_step_schedule_multiplies_at_its_steps():
 
 def test_step_schedule_counts_its_steps_from_the_start_under_warmup():
   schedule = optim.schedule(
-    optim.OptimSettings(
-      schedule='step', step_boundaries=(10,), step_factor=0.5, warmup_steps=2
-    )
+    optim.OptimSettings(schedule='step', step_factor=0.5),
+    optim.Milestones(warmup=2, drops=(10,)),
   )
   assert [float(schedule(n)) for n in (0, 1, 9, 10)] == [0.5, 1.0, 1.0, 0.5]
 
 
-def test_schedule_takes_traced_steps():
-  schedule = optim.schedule(
-    optim.OptimSettings(schedule='cosine', warmup_steps=2, total_steps=8)
-  )
-  traced = jax.jit(schedule)(jnp.asarray(5))
-  assert traced.dtype == jnp.float32
-  assert float(traced) == pytest.approx(float(schedule(5)))
+def test_schedule_takes_traced_steps_and_milestones():
+  settings = optim.OptimSettings(schedule='cosine')
+  milestones = optim.Milestones(warmup=2, total=8)
+
+  @jax.jit
+  def traced(milestones, step):
+    return optim.schedule(settings, milestones)(step)
+
+  value = traced(milestones, jnp.asarray(5))
+  assert value.dtype == jnp.float32
+  assert float(value) == pytest.approx(0.5)
+  # Another length is no other program.
+  assert float(traced(milestones._replace(total=12), 7)) == pytest.approx(0.5)
+  assert traced._cache_size() == 1

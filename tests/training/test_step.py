@@ -1,7 +1,5 @@
 """The step: what each setting does, against arithmetic done by hand."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +17,7 @@ from fer_jax.training.state import (
 )
 
 SIZE, CLASSES, BATCH = 16, 3, 8
+PLAN = step.Plan(jax.random.key(0))
 PLAIN_SGD = optim.OptimSettings(name='sgd', momentum=0.0)
 
 
@@ -72,10 +71,14 @@ def _batch(count=BATCH, seed=0):
 _jitted = jax.jit(step.train_step, static_argnames=('graphdef', 'settings'))
 
 
-def _step(settings, batch, key=0, **hparams):
+def _step(settings, batch, key=0, class_weights=None, **hparams):
   graphdef, state = _start(settings, **hparams)
   return state, *_jitted(
-    state, batch, jax.random.key(key), graphdef=graphdef, settings=settings
+    state,
+    batch,
+    step.Plan(jax.random.key(key), class_weights=class_weights),
+    graphdef=graphdef,
+    settings=settings,
   )
 
 
@@ -133,8 +136,7 @@ def test_weight_decay_is_decoupled_and_acts_on_kernels_alone():
 def test_class_weights_scale_each_examples_loss():
   batch = _batch()
   settings = step.StepSettings(batch_size=BATCH, optim=PLAIN_SGD)
-  one_class = dataclasses.replace(settings, class_weights=(0.0, 2.0, 0.0))
-  _, _, sums = _step(one_class, batch)
+  _, _, sums = _step(settings, batch, class_weights=jnp.array([0.0, 2.0, 0.0]))
   only = {**batch, 'weight': batch['target'][:, 1]}
   # The same logits (BatchNorm sees all rows), summed by hand.
   graphdef, state = _start(settings)
@@ -183,7 +185,7 @@ def _block_run(settings, ends, **hparams):
   start, totals = 0, step.zero_sums()
   for stop in ends:
     state, totals = block(
-      state, totals, images, order, 20, start, stop, jax.random.key(0)
+      state, totals, images, order, 20, start, stop, PLAN
     )
     start = stop
   return state, totals, block
@@ -208,7 +210,7 @@ def test_learning_rates_share_one_compilation():
   )
   order = jnp.zeros(24, jnp.int32)
   zero = step.zero_sums()
-  block(changed, zero, _images(20), order, 20, 0, 2, jax.random.key(1))
+  block(changed, zero, _images(20), order, 20, 0, 2, PLAN)
   assert block._cache_size() == 1
 
 
@@ -229,7 +231,7 @@ def test_a_small_set_is_learnt_by_heart():
   before = step.means(validate(state, images, order, 20))
   for _ in range(60):
     state, sums = block(
-      state, step.zero_sums(), images, order, 20, 0, 3, jax.random.key(0)
+      state, step.zero_sums(), images, order, 20, 0, 3, PLAN
     )
   after = step.means(sums)
   assert before['accuracy'] < 0.7

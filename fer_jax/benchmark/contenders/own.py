@@ -31,7 +31,7 @@ SET_STEPS = 32
 
 def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
-  images, order, count, key = _resident_set(case)
+  images, order, count, plan = _resident_set(case)
   settings = _settings(case)
   graphdef = _graph_definition(case)
   state = jax.jit(functools.partial(_initial_state, case))()
@@ -45,7 +45,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
     ),
   }
   if case['what'] == 'input_path':
-    return _input_path(images, order, key, settings), info
+    return _input_path(images, order, plan.key, settings), info
   block = step_lib.make_block(graphdef, settings)
 
   def run(steps: int) -> float:
@@ -61,7 +61,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
         count,
         start,
         start + STEPS_PER_DISPATCH,
-        key,
+        plan,
       )
     jax.block_until_ready(state)
     seconds = time.perf_counter() - begun
@@ -78,16 +78,16 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
 def block_of(case: dict) -> tuple[Any, tuple[Any, ...]]:
   """The block of train steps, and what it is called with; nothing compiled."""
   state = jax.eval_shape(functools.partial(_initial_state, case))
-  images, order, count, key = jax.eval_shape(
+  images, order, count, plan = jax.eval_shape(
     functools.partial(_resident_set, case)
   )
   block = step_lib.make_block(_graph_definition(case), _settings(case))
-  arguments = (state, step_lib.zero_sums(), images, order, count, 0, 1, key)
+  arguments = (state, step_lib.zero_sums(), images, order, count, 0, 1, plan)
   return block, arguments
 
 
-def _resident_set(case: dict) -> tuple[Any, jax.Array, int, jax.Array]:
-  """Random images, an order of theirs, their number, and a key."""
+def _resident_set(case: dict) -> tuple[Any, jax.Array, int, step_lib.Plan]:
+  """Random images, an order of theirs, their number, and a plan."""
   draws = np.random.default_rng(case['seed'])
   classes = case['num_classes']
   count = SET_STEPS * case['batch_size']
@@ -100,7 +100,7 @@ def _resident_set(case: dict) -> tuple[Any, jax.Array, int, jax.Array]:
     }
   )
   order = jnp.asarray(draws.permutation(count), jnp.int32)
-  return images, order, count, jax.random.key(case['seed'])
+  return images, order, count, step_lib.Plan(jax.random.key(case['seed']))
 
 
 def _settings(case: dict) -> step_lib.StepSettings:

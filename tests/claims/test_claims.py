@@ -1,0 +1,208 @@
+"""Claims and their honest twins: configs, runs, and the table.
+
+The runs are of a claim made up here, on rendered faces; those of papers are
+for real data alone.
+"""
+
+import json
+import pathlib
+
+import pytest
+
+from fer_jax import config as config_lib
+from fer_jax.claims import Claim, chosen, config_of, running, stated, table
+from fer_jax.data import ledger, protocol
+from fer_jax.errors import UserError
+from fer_jax.training import task
+
+PAPERS = pathlib.Path(__file__).parents[2] / 'configs' / 'papers'
+CLAIMS = running.load(PAPERS)
+
+TINY = (
+  stated('data.image_size', 16),
+  chosen('data.options.images', 160, 'few'),
+  chosen('model.stem_filters', (4,), 'small'),
+  chosen('model.filters', (4,), 'small'),
+  chosen('model.blocks', (1,), 'small'),
+  chosen('model.units', 4, 'small'),
+  chosen('model.head', (4,), 'small'),
+  chosen('train.batch_size', 32, 'small'),
+  stated('train.epochs', 2),
+)
+
+
+@pytest.fixture
+def claim():
+  return Claim(
+    paper='P9',
+    system='residual BiLSTM, rendered faces',
+    model='residual_bilstm',
+    dataset='synthetic_faces',
+    claimed=1.0,
+    reading='one_against_rest',
+    evidence='Made up.',
+    recipe=TINY,
+    protocol=(
+      stated('data.protocol', 'kfold_images'),
+      stated('data.folds', 4),
+      stated('data.validation_share', 0.0),
+      stated('train.select', 'last'),
+    ),
+    honest=(chosen('data.protocol', 'kfold_subjects', 'no one twice'),),
+  )
+
+
+@pytest.mark.parametrize('name', sorted(CLAIMS))
+def test_configs_of_papers_are_valid_and_their_twins_honest(name):
+  claim = CLAIMS[name]
+  paper, honest = claim.config('paper'), claim.config('honest')
+  for config in (paper, honest):
+    config_lib.validate(config)
+  leaky = {n for n, s in protocol.summaries().items() if '(leaks)' in s}
+  assert paper.data.protocol in leaky
+  assert honest.data.protocol not in leaky
+  # Nothing but the protocol, what selects and how training is balanced.
+  differ = {
+    line.split(' ')[0] for line in config_lib.differences(paper, honest)
+  }
+  assert differ <= {
+    'data.protocol',
+    'data.folds',
+    'data.test_share',
+    'data.validation_share',
+    'data.balance',
+    'train.select',
+  }
+  for mark in (*claim.marks('paper'), *claim.marks('honest')):
+    assert mark.source in ('stated', 'inferred', 'chosen')
+    assert mark.source == 'stated' or mark.note
+
+
+def test_every_paper_and_figure_is_there():
+  claimed = {name: claim.claimed for name, claim in CLAIMS.items()}
+  assert claimed == {
+    'p0_fer2013': 0.9985,
+    'p0_ferplus': 0.9999,
+    'p0_rafdb': 1.0,
+    'p0_ckplus': 1.0,
+    'p1_ckplus': 1.0,
+    'p1_rafdb': 1.0,
+    'p1_ferplus': 0.9996,
+    'p2_densenet121_gru': 0.9965,
+    'p2_vgg16_gru': 0.9758,
+    'p2_xception_gru': 0.9827,
+    'p3_improved_cnn_training': 0.9889,
+    'p3_improved_cnn': 0.89,
+    'p3_basic_cnn': 1.0,
+    'p4_cnn_model1': 0.7465,
+    'p4_cnn_lstm_model2': 0.7979,
+    'p4_cnn_lstm_model3': 0.8511,
+  }
+
+
+def test_a_config_file_takes_a_claim_and_its_twin():
+  claims = {'one': CLAIMS['p4_cnn_model1']}
+  assert config_of(claims, 'one').data.protocol == 'oversample_then_split'
+  assert config_of(claims, 'one,honest').data.balance == 'oversample'
+  with pytest.raises(UserError, match=r"no claim 'onne'.*did you mean 'one'"):
+    config_of(claims, 'onne')
+  with pytest.raises(UserError, match="no twin 'honset'; there are paper, hon"):
+    config_of(claims, 'one,honset')
+
+
+def test_one_against_rest_counts_true_negatives():
+  """P3's own 78 % of four classes, printed as (156 + 556) / 800."""
+
+  class FourClasses:
+    class_names = ('a', 'b', 'c', 'd')
+
+  got = running._figure('one_against_rest', 156 / 200, [], FourClasses)
+  assert got == pytest.approx((156 + 556) / 800)
+
+
+def test_selection_by_the_beginning_of_a_name():
+  assert len(running.select(CLAIMS, ['p4'])) == 3
+  assert list(running.select(CLAIMS, ['p3_basic'])) == ['p3_basic_cnn']
+  assert running.select(CLAIMS, []) == CLAIMS
+  with pytest.raises(UserError, match='--only=p5: no such claim'):
+    running.select(CLAIMS, ['p5'])
+
+
+def test_folders_without_claims(tmp_path):
+  with pytest.raises(UserError, match='no such folder of claims'):
+    running.load(tmp_path / 'none')
+  with pytest.raises(UserError, match='holds no claims'):
+    running.load(tmp_path)
+  (tmp_path / 'p.py').write_text('def get_config(): pass\n')
+  with pytest.raises(UserError, match='has no CLAIMS'):
+    running.load(tmp_path)
+
+
+def _run(claim, tmp_path, data_dir, members, **limits):
+  return running.run(
+    'p9_made_up',
+    claim,
+    data_dir=str(data_dir),
+    workdir=tmp_path,
+    limits=running.Limits(**limits),
+    members=members,
+  )
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
+
+
+def test_a_claim_beside_its_twin(claim, tmp_path, data_dir):
+  members = {}
+  row = _run(claim, tmp_path, data_dir, members, folds=2)
+  paper, honest = row['paper'], row['honest']
+  assert paper['protocol']['leaks']
+  assert not honest['protocol']['leaks']
+  assert (paper['folds'], paper['of_folds']) == (2, 4)
+  assert (paper['epochs'], paper['of_epochs']) == (2, 2)
+  assert not paper['finished']  # two folds are missing
+  assert paper['n'] == 80
+  classes = 7
+  assert paper['figure'] == pytest.approx(
+    1 - 2 * (1 - paper['accuracy']) / classes
+  )
+  assert paper['audit']['share_of_test_seen']['subject'] > 0
+  assert honest['audit']['share_of_test_seen']['subject'] == 0
+  assert paper['interval'][0] <= paper['accuracy'] <= paper['interval'][1]
+  assert len(members) == 4
+  assert json.loads(json.dumps(row)) == row
+  said = table.text([row, {**row, 'absent': 'no build'}])
+  assert 'p9_made_up  100.00' in said
+  assert '2/2, 2/2 *' in said
+  assert 'not run: no build' in said
+  assert not table.finished(row)
+
+  # The same again trains nothing and looks at no test.
+  config = claim.config('honest')
+  config.data.data_dir = str(data_dir)
+  looks = len(ledger.read(task.load_dataset(config), ledger.OPENED))
+  assert looks == 4
+  again = _run(claim, tmp_path, data_dir, {}, folds=2)
+  assert again == row
+  assert len(ledger.read(task.load_dataset(config), ledger.OPENED)) == looks
+
+
+def test_time_limits_leave_a_claim_unfinished(claim, tmp_path, data_dir):
+  row = _run(claim, tmp_path, data_dir, {}, max_seconds=1e-6)
+  assert row['paper']['epochs'] == 1
+  assert not row['honest']['finished']
+
+
+def test_data_that_is_not_there_is_said(tmp_path):
+  row = running.run(
+    'p4_cnn_model1',
+    CLAIMS['p4_cnn_model1'],
+    data_dir=str(tmp_path),
+    workdir=tmp_path,
+    limits=running.Limits(),
+    members={},
+  )
+  assert 'no build of fer2013' in row['absent']
+  assert 'data build --dataset=fer2013' in table.text([row])
