@@ -85,11 +85,8 @@ def main(argv: list[str]) -> int:
   figures, pairs = audit.of_dataset(dataset, mirrored=values.mirrored)
   result: dict[str, Any] = {
     'dataset': {
-      'name': dataset.name,
-      'version': dataset.version,
-      'checksum': dataset.checksum,
+      **dataset.facts(),
       'class_names': list(dataset.class_names),
-      'options': dataset.options,
     },
     'dataset_figures': figures,
     'protocols': [],

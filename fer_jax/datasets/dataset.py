@@ -79,6 +79,21 @@ class Dataset:
   def __len__(self) -> int:
     return len(self.table['id'])
 
+  def facts(self) -> dict[str, Any]:
+    """What travels with every result: which examples it is of.
+
+    `notes` has what the builder left out by rule, and how many.
+    """
+    return {
+      'name': self.name,
+      'version': self.version,
+      'checksum': self.checksum,
+      'options': self.options,
+      'notes': self.notes,
+      'skipped_rows': self.metadata['skipped_rows'],
+      'examples': len(self),
+    }
+
   @property
   def is_clips(self) -> bool:
     """Whether a row is a clip (T, H, W, C) rather than an image (H, W, C)."""

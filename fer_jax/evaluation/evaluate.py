@@ -176,11 +176,7 @@ def circumstances(
   """What the figures are of, and how they were made."""
   return {
     'model': predictor.config.model.name,
-    'dataset': {
-      'name': dataset.name,
-      'version': dataset.version,
-      'checksum': dataset.checksum,
-    },
+    'dataset': dataset.facts(),
     'protocol': rows.protocol,
     'checkpoint': {
       'which': 'best',

@@ -84,6 +84,10 @@ def _protocol_notice(run: Run) -> Html:
   ]
   if dataset.get('options'):
     described.append(('Data options', wording.plain(dataset['options'])))
+  if dataset.get('notes'):
+    described.append(('Notes of its builder', wording.plain(dataset['notes'])))
+  if protocol.get('options'):
+    described.append(('Protocol options', wording.plain(protocol['options'])))
   described += [
     ('Data checksum', page.code(f'sha256 {dataset.get("checksum")}')),
     ('Partition digest', page.code(f'sha256 {protocol.get("digest")}')),

@@ -23,6 +23,7 @@ def text(metrics: dict[str, Any]) -> str:
     f'{facts["name"]} ({_LEAKS[facts["leaks"]]}: {facts["reason"]})',
     f'{metrics["n"]} examples, checkpoint of epoch {checkpoint["epoch"]} (step '
     f'{checkpoint["step"]}), views {"+".join(metrics["views"])}',
+    *_choices(metrics),
     '',
     *_scores(metrics),
     '',
@@ -45,6 +46,22 @@ def text(metrics: dict[str, Any]) -> str:
       f'under protocol {facts["name"]}, recorded',
     ]
   return '\n'.join(lines)
+
+
+def _choices(metrics: dict[str, Any]) -> list[str]:
+  """What was chosen or left out by rule, where there is such a thing."""
+  dataset, chosen = metrics['dataset'], metrics['protocol'].get('options')
+  filtered = dataset.get('notes', {}).get('filtered')
+  lines = []
+  if filtered is not None:
+    counts = ', '.join(f'{n:,} {why}' for why, n in filtered.items())
+    lines.append(
+      f'rule {dataset["notes"]["rule"]}: {dataset["examples"]:,} examples '
+      f'kept, left out {counts}'
+    )
+  if chosen:
+    lines.append(f'protocol options {wording.plain(chosen)}')
+  return lines
 
 
 def _mapped(metrics: dict[str, Any]) -> list[str]:

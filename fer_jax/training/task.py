@@ -36,7 +36,7 @@ class Task:
     selection: how validation steers.
     plan: of the run.
     class_names: in the order of the logits.
-    dataset_facts: name, version, checksum, options.
+    dataset_facts: as `Dataset.facts` gives them.
     protocol_facts: name, leak flag and reason, digest, counts.
     total_steps: of the whole run.
     config: what it was made from.
@@ -300,12 +300,7 @@ def prepare(config: config_lib.Config) -> Task:
     selection=selection_settings(config),
     plan=plan,
     class_names=class_names,
-    dataset_facts={
-      'name': dataset.name,
-      'version': dataset.version,
-      'checksum': dataset.checksum,
-      'options': dict(config.data.options),
-    },
+    dataset_facts=dataset.facts(),
     protocol_facts={
       **partition.facts(),
       'train': train_count,
