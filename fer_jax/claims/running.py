@@ -105,7 +105,7 @@ def run(
 
   Returns:
     The row of the table: what is claimed and counted, and under 'paper' and
-    'honest' what `_twin` gives; 'absent' says why where the data is not there.
+    'honest' what `_twin` gives; 'absent' says why where it could not be run.
   """
   row: dict[str, Any] = {
     'claim': name,
@@ -125,10 +125,11 @@ def run(
     config.data.data_dir = data_dir
     try:
       dataset = task.load_dataset(config)
+      fit(config, dataset)
+      row[twin] = _twin(claim, config, dataset, workdir, limits, members)
     except UserError as error:
-      return row | {'absent': str(error)}
-    fit(config, dataset)
-    row[twin] = _twin(claim, config, dataset, workdir, limits, members)
+      # The other claims are run all the same.
+      return row | {'absent': f'{twin}: {error}'}
   return row
 
 
@@ -235,7 +236,8 @@ def _evaluated(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / 'metrics_test.json'
   if path.exists():
     metrics = files.read_json(path)
-    if metrics['checkpoint']['step'] == checkpoint.best_intact(folder).step:
+    step = checkpoint.best_intact(folder).step
+    if metrics['checkpoint']['step'] == step and metrics['views'] == ['plain']:
       return metrics
   return evaluate.evaluate(folder, 'test')
 
@@ -247,8 +249,11 @@ def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:
     kept = files.read_json(path)
     if kept['digest'] == digest:
       return kept['figures']
-  lists = protocol.every_list(
-    dataset, config.data.protocol, **config_lib.protocol_options(config)
+  _, lists = protocol.open_all(
+    dataset,
+    config.data.protocol,
+    run=str(folder),
+    **config_lib.protocol_options(config),
   )
   figures, _ = audit.of_protocol(dataset, lists)
   files.write_json(path, {'digest': digest, 'figures': figures})

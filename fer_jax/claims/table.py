@@ -12,7 +12,8 @@ _COLUMNS = (
   'honest (95 %)',
   'no twins',
   '1-NN',
-  'twin seen',
+  'copy seen',
+  'person seen',
   'epochs',
 )
 
@@ -51,7 +52,8 @@ _LEGEND = (
   'honest        accuracy under the honest protocol, bootstrap interval',
   'no twins      the same without test images that have a twin in training',
   '1-NN          one nearest neighbour on raw pixels: its protocol / honest',
-  'twin seen     share of the test with a copy or twin in training: the same',
+  'copy seen     share of the test with a copy or near twin in training',
+  'person seen   share of the test whose person trains, where it is known',
   'epochs        run of those the paper gives: its protocol, honest; * marks a '
   'claim that was not run in full and counts as unfinished',
 )
@@ -72,7 +74,11 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
       wording.percent(twin['audit']['nearest_neighbour']['accuracy'])
       for twin in both
     ),
-    ' / '.join(wording.percent(_seen(twin['audit'])) for twin in both),
+    ' / '.join(wording.percent(_copy_seen(twin['audit'])) for twin in both),
+    ' / '.join(
+      wording.percent(twin['audit']['share_of_test_seen']['subject'])
+      for twin in both
+    ),
     ', '.join(f'{twin["epochs"]}/{twin["of_epochs"]}' for twin in both)
     + ('' if finished(row) else ' *'),
   )
@@ -87,10 +93,12 @@ def finished(row: dict[str, Any]) -> bool:
   )
 
 
-def _seen(audit: dict[str, Any]) -> float:
-  """The largest share of the test that is seen in any form."""
-  shares = audit['share_of_test_seen'].values()
-  return max(share for share in shares if share is not None)
+def _copy_seen(audit: dict[str, Any]) -> float:
+  """The share of the test that is seen itself or as a copy."""
+  shares = audit['share_of_test_seen']
+  return max(
+    shares[key] for key in ('exact_copy', 'twin') if shares[key] is not None
+  )
 
 
 def _notes(row: dict[str, Any]) -> list[str]:

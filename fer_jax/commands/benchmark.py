@@ -1,13 +1,13 @@
 """Times this package on this machine against peers, all in the same run."""
 
 import datetime
-import json
 import pathlib
 import sys
 from collections.abc import Iterable
 
 from absl import flags
 
+from fer_jax import files
 from fer_jax.commands.summary import parse_assignment
 from fer_jax.errors import UserError, nearest
 
@@ -77,9 +77,7 @@ def main(argv: list[str]) -> None:
       f'--startup_config {startup_config} is no file: name a config, or leave '
       'startup out of --what'
     )
-  target = pathlib.Path(values.json) if values.json else None
-  if target and not target.parent.is_dir():
-    raise UserError(f'--json {target}: {target.parent} is not a folder')
+  files.require_writable(values.json)
   case = _case(
     values.model,
     values.set,
@@ -103,9 +101,9 @@ def main(argv: list[str]) -> None:
     **_measure(values.what, case, values.peers, effort, startup_config),
   }
   print(render(record))
-  if target:
-    target.write_text(json.dumps(record, indent=2) + '\n')
-    print(f'record: {target}')
+  files.write_result(values.json, record)
+  if values.json:
+    print(f'record: {values.json}')
 
 
 def _measure(what, case, peers, effort, startup_config) -> dict:

@@ -4,6 +4,7 @@ import pathlib
 
 from absl import flags
 
+from fer_jax import files
 from fer_jax.errors import UserError
 
 SUMMARY = 'Claims of the papers, run as they were made and run honestly.'
@@ -44,9 +45,8 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise UserError(f'claims takes no argument {argv[1]!r}; see claims --help')
   # Before hours of training: the result must have a place.
-  if values.json and not pathlib.Path(values.json).parent.is_dir():
-    raise UserError(f'cannot write --json {values.json}: no such folder')
-  from fer_jax import datasets, files, provenance
+  files.require_writable(values.json)
+  from fer_jax import datasets, provenance
   from fer_jax.claims import running, table
 
   root = pathlib.Path(__file__).parents[2]
@@ -68,8 +68,8 @@ def main(argv: list[str]) -> int:
       members=members,
     )
     rows.append(row)
-    if values.json:  # after each claim: hours of work are in it
-      record = {'claims': rows, 'environment': provenance.environment()}
-      files.write_json(pathlib.Path(values.json), record)
+    # After each claim: hours of work are in it.
+    record = {'claims': rows, 'environment': provenance.environment()}
+    files.write_result(values.json, record)
   print(f'\n{table.text(rows)}')
   return 0

@@ -1,10 +1,8 @@
 """`compare`: paired figures of several runs on the same examples."""
 
-import pathlib
-
 from absl import flags
 
-from fer_jax.errors import UserError
+from fer_jax import files
 
 SUMMARY = 'Compare evaluated runs on the same examples, in pairs and together.'
 
@@ -23,18 +21,10 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
   """Runs the verb."""
   values = flags.FLAGS
-  if values.json and not pathlib.Path(values.json).parent.is_dir():
-    raise UserError(f'cannot write --json {values.json}: no such folder')
-  from fer_jax import files
+  files.require_writable(values.json)
   from fer_jax.evaluation import compare, comparison_summary
 
   result = compare.compare(argv[1:], values.split)
   print(comparison_summary.text(result))
-  if values.json:
-    try:
-      files.write_json(pathlib.Path(values.json), result)
-    except OSError as error:
-      raise UserError(
-        f'cannot write --json {values.json}: {error.strerror}'
-      ) from error
+  files.write_result(values.json, result)
   return 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from fer_jax import datasets
+from fer_jax import datasets, files
 from fer_jax.errors import UserError, nearest
 
 SUMMARY = 'Data sets: data build|list|describe|export.'
@@ -69,12 +69,13 @@ def main(argv: list[str]) -> int:
   try:
     return _act(action)
   except OSError as error:
-    # A file that cannot be written, in nearly all cases: --output or --json.
+    # A file that cannot be written, in nearly all cases: --output.
     raise UserError(f'{error.filename}: {error.strerror}') from error
 
 
 def _act(action: str) -> int:
   values = flags.FLAGS
+  files.require_writable(values.json)
   data_dir = pathlib.Path(values.data_dir or datasets.default_data_dir())
   if action == 'list':
     result = _list(data_dir.expanduser())
@@ -84,8 +85,7 @@ def _act(action: str) -> int:
       raise UserError(f'--dataset is missing; there are {names}')
     act = {'build': _build, 'describe': _describe, 'export': _export}[action]
     result = act(data_dir.expanduser(), assignments('option', values.option))
-  if values.json:
-    pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + '\n')
+  files.write_result(values.json, result)
   return 0
 
 

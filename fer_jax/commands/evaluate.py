@@ -1,10 +1,10 @@
 """`evaluate`: figures of a run on its own split or on another data set."""
 
-import pathlib
 from typing import Any
 
 from absl import flags
 
+from fer_jax import files
 from fer_jax.commands import data
 from fer_jax.errors import UserError
 
@@ -62,24 +62,16 @@ def main(argv: list[str]) -> int:
   if not values.workdir:
     raise UserError('--workdir is missing; expected the folder of a run')
   # Before the test split is opened: a look must not end without its figures.
-  if values.json and not pathlib.Path(values.json).parent.is_dir():
-    raise UserError(f'cannot write --json {values.json}: no such folder')
+  files.require_writable(values.json)
   if not values.dataset:
     for name in _OF_OTHER:
       if values[name].value:
         raise UserError(f'--{name} is for another data set; --dataset names it')
-  from fer_jax import files
   from fer_jax.evaluation import summary
 
   metrics = _evaluate(values)
   print(summary.text(metrics))
-  if values.json:
-    try:
-      files.write_json(pathlib.Path(values.json), metrics)
-    except OSError as error:
-      raise UserError(
-        f'cannot write --json {values.json}: {error.strerror}'
-      ) from error
+  files.write_result(values.json, metrics)
   return 0
 
 

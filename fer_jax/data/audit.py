@@ -17,6 +17,7 @@ from fer_jax.errors import UserError
 
 # Pairs that a page shows of each kind.
 SHOWN_PAIRS = 24
+IN_BOTH = 'In both sets'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,14 +36,11 @@ class Pairs:
   correlation: np.ndarray
 
 
-def of_dataset(
-  dataset: Dataset, *, mirrored: bool = True
-) -> tuple[dict[str, Any], list[Pairs]]:
+def of_dataset(dataset: Dataset) -> tuple[dict[str, Any], list[Pairs]]:
   """Copies and contradictions within a set.
 
   Args:
     dataset: a built data set.
-    mirrored: whether mirror images are compared too.
 
   Returns:
     (figures, pairs to show): `figures` is JSON-able; near and mirrored twins
@@ -69,7 +67,7 @@ def of_dataset(
     'mirrored_pairs': None,
   }
   shown = [_exact_pairs(found.image, label, contradicting)]
-  if twins.near_twins_are_copies(dataset.name):
+  if twins.near_twins_are_copies(dataset):
     first = _first_rows(found.image)
     rows = first[found.pairs]
     differ = label[rows[:, 0]] != label[rows[:, 1]]
@@ -81,10 +79,9 @@ def of_dataset(
       ),
       _pairs('Near twins', rows[~differ], found.correlation[~differ]),
     ]
-    if mirrored:
-      pairs, correlation = twins.find_mirrored(dataset)
-      figures['mirrored_pairs'] = len(pairs)
-      shown.append(_pairs('Mirrored twins', first[pairs], correlation))
+    figures['mirrored_pairs'] = len(found.mirrored)
+    mirrored = first[found.mirrored]
+    shown.append(_pairs('Mirrored twins', mirrored, found.mirrored_correlation))
   return figures, [pairs for pairs in shown if len(pairs.rows)]
 
 
@@ -98,31 +95,33 @@ def of_protocol(
 
   Args:
     dataset: a built data set.
-    lists: of `protocol.every_list`.
+    lists: of `protocol.open_all`.
     image_size: (height, width) at which nearest neighbours are sought.
 
   Returns:
     (figures, pairs to show). `figures` is JSON-able: sizes, class counts,
-    shares of the test that are themselves in training, have a copy, a twin,
-    their person or their recording there, and the accuracy of a nearest
-    neighbour; `leak_found` says whether any of those shares but the last is
-    above 0.
+    shares of the test that are themselves in training, have a copy, a near
+    twin (copies included), a mirrored one, their person or their recording
+    there, and the accuracy of a nearest neighbour; `leak_found` says whether
+    any of those shares is above 0.
   """
   found = twins.known(dataset)
   table, label = dataset.table, dataset.table['label']
   train, validation, test = lists.train, lists.validation, lists.test
   seen = np.concatenate([train, validation])
   exact = found.exact_among(test, seen)
-  near = found.any_among(test, seen)
+  near = found.near_among(test, seen)
   shares: dict[str, float | None] = {
     'itself': _share(np.isin(test, seen)),
     'exact_copy': _share(exact),
     'twin': None,
+    'mirrored': None,
     'subject': None,
     'sequence': None,
   }
-  if twins.near_twins_are_copies(dataset.name):
+  if twins.near_twins_are_copies(dataset):
     shares['twin'] = _share(near)
+    shares['mirrored'] = _share(found.any_among(test, seen) & ~near)
   for column in ('subject', 'sequence'):
     if column in table:
       shares[column] = _share(np.isin(table[column][test], table[column][seen]))
@@ -155,12 +154,12 @@ def of_protocol(
     'share_of_validation_in_train': {
       'itself': _share(np.isin(validation, train)),
       'exact_copy': _share(found.exact_among(validation, train)),
-      'twin': _share(found.any_among(validation, train)),
+      'twin': _share(found.near_among(validation, train)),
     }
     if len(validation)
     else None,
     'nearest_neighbour': _nearest_neighbour(
-      dataset, train, test, near if near.any() else exact, image_size
+      dataset, train, test, near, image_size
     ),
     'leak_found': any(share for share in shares.values()),
   }
@@ -169,26 +168,54 @@ def of_protocol(
 
 def overlap(
   dataset: Dataset, other: Dataset, *, size: tuple[int, int] = (48, 48)
-) -> tuple[dict[str, Any], Pairs]:
-  """Photographs that two sets share, compared as grey images of one size.
+) -> tuple[dict[str, Any], list[Pairs]]:
+  """Photographs that two sets share.
+
+  Args:
+    dataset: a built data set.
+    other: another one.
+    size: (height, width) at which they are compared.
 
   Returns:
-    (figures, pairs to show): how many rows of each have a twin, at a
-    correlation of `twins.THRESHOLD` or above, in the other.
+    (figures, pairs to show): rows of each, 'first' and 'second', with a copy
+    in the other, pixel by pixel as grey images of `size`; and with a near
+    twin, where near twins are copies in both, else None.
   """
   here = twins.grey_images(dataset, np.arange(len(dataset)), size)
   there = twins.grey_images(other, np.arange(len(other)), size)
-  pairs, correlation = twins.correlated_pairs(here, there)
-  figures = {
-    'pairs': len(pairs),
-    'examples': {
-      dataset.name: len(np.unique(pairs[:, 0])),
-      other.name: len(np.unique(pairs[:, 1])),
-    },
-    'of': {dataset.name: len(dataset), other.name: len(other)},
+  number: dict[bytes, int] = {}
+  ours, theirs = (
+    np.array([number.setdefault(row.tobytes(), len(number)) for row in pixels])
+    for pixels in (here, there)
+  )
+  shared = np.intersect1d(ours, theirs)
+  figures: dict[str, Any] = {
+    'first': {'name': dataset.name, 'examples': len(dataset)},
+    'second': {'name': other.name, 'examples': len(other)},
     'compared_at': list(size),
   }
-  return figures, _pairs('In both sets', pairs, correlation)
+  for side, numbers in (('first', ours), ('second', theirs)):
+    figures[side]['exact_copies'] = int(np.isin(numbers, shared).sum())
+    figures[side]['twins'] = None
+  rows = np.array(
+    [
+      (np.argmax(ours == n), np.argmax(theirs == n))
+      for n in shared[:SHOWN_PAIRS]
+    ],
+    np.int64,
+  ).reshape(-1, 2)
+  shown = [_pairs(IN_BOTH, rows, np.ones(len(rows)))]
+  if all(map(twins.near_twins_are_copies, (dataset, other))):
+    pairs, correlation = twins.correlated_pairs(here, there)
+    for column, (side, numbers) in enumerate(
+      (('first', ours), ('second', theirs))
+    ):
+      # An image of one value correlates with nothing, itself included.
+      copied = np.isin(numbers, shared)
+      copied[pairs[:, column]] = True
+      figures[side]['twins'] = int(copied.sum())
+    shown = [_pairs(IN_BOTH, pairs, correlation)]
+  return figures, [pairs for pairs in shown if len(pairs.rows)]
 
 
 def honest_counterpart(dataset: Dataset) -> tuple[str, dict[str, Any]]:
@@ -203,7 +230,8 @@ def honest_counterpart(dataset: Dataset) -> tuple[str, dict[str, Any]]:
   if dataset.name in protocol.CHALLENGE and {'train', 'validation'} <= splits:
     return 'fer2013_dev', {}
   if 'subject' in dataset.table:
-    return 'kfold_subjects', {}
+    people = len(np.unique(dataset.table['subject']))
+    return 'kfold_subjects', {'folds': min(10, people)} if people < 10 else {}
   return 'kfold_twins', {}
 
 

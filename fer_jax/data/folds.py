@@ -93,7 +93,29 @@ def stratified_parts(
   for k in range(len(classes)):
     rows = singles[label[singles] == k]
     part[rows] = _fill(target[:, k] - have[:, k], len(rows))
+  _leave_none_empty(part, group, order, len(wanted))
   return part
+
+
+def _leave_none_empty(
+  part: np.ndarray, group: np.ndarray, order: np.ndarray, count: int
+) -> None:
+  """Gives a part that no group fitted the smallest of the largest part.
+
+  Args:
+    part: int (n,), changed in place.
+    group: int (n,).
+    order: int (n,), rows in the order of the draw.
+    count: of parts.
+  """
+  for empty in np.setdiff1d(np.arange(count), part):
+    fullest = np.bincount(part, minlength=count).argmax()
+    inside = order[part[order] == fullest]
+    names, first, sizes = np.unique(
+      group[inside], return_index=True, return_counts=True
+    )
+    if len(names) > 1:
+      part[group == names[np.lexsort((first, sizes))[0]]] = empty
 
 
 def _whole_shares(total: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ def record(
   split: str,
   figures: dict[str, Any],
   digest: str = '',
+  test_digest: str = '',
   event: str = LOOK,
 ) -> dict[str, Any]:
   """Appends one line.
@@ -47,6 +48,7 @@ def record(
     split: name of the split.
     figures: what was read off, JSON-able.
     digest: of the protocol's id lists.
+    test_digest: of the test ids alone, where looks at them are to be counted.
     event: LOOK, OPENED or AUDITED.
 
   Returns:
@@ -64,6 +66,7 @@ def record(
     'checksum': dataset.checksum,
     'protocol': protocol,
     'digest': digest,
+    'test_digest': test_digest,
     'split': split,
     'figures': figures,
   }

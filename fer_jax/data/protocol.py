@@ -13,9 +13,12 @@ person), then twins left out where that is asked for, then the training list
 balanced. Nothing that an option can say makes a protocol leak; only another
 protocol's name can.
 
-Test rows come from `open_test` alone, which only evaluation calls and which
-writes to the ledger before it hands them out, and from `every_list`, for
-audits, which train nothing.
+Whether people are kept apart can be told only where a set says who is in its
+images, or gathers photographs from the web, where people hardly recur. Of other
+sets `leaks` is None: it cannot be told.
+
+Test rows come from `open_test` and, for audits, from `open_all`. Both write to
+the ledger before they hand them out.
 """
 
 import dataclasses
@@ -93,7 +96,8 @@ class Partition:
 
   Attributes:
     protocol: its name.
-    leaks: whether the protocol reports what it trained or selected on.
+    leaks: whether the protocol reports what it trained or selected on; None
+      where it cannot be told.
     reason: why, or why not, and what to know of its figures; a sentence.
     train: int64 (n,), rows that train; under oversampling some more than once.
     validation: int64 (m,), rows that select; may be empty.
@@ -104,7 +108,7 @@ class Partition:
   """
 
   protocol: str
-  leaks: bool
+  leaks: bool | None
   reason: str
   train: np.ndarray
   validation: np.ndarray
@@ -161,7 +165,7 @@ class Lists:
   train: np.ndarray
   validation: np.ndarray
   test: np.ndarray
-  leaks: bool
+  leaks: bool | None
   reason: str
 
 
@@ -173,11 +177,14 @@ class _Protocol:
     make: (data set, settings) to lists.
     summary: one line.
     uses: options it takes, beside those that all take.
+    reports_training: whether the test is the training list, as it is in the
+      end.
   """
 
   make: Callable[[Dataset, Settings], Lists]
   summary: str
   uses: frozenset[str] = frozenset()
+  reports_training: bool = False
 
 
 _SELECTS = frozenset({'validation_share', 'inner_folds', 'inner_fold'})
@@ -212,15 +219,18 @@ def resolve(
       set does not have what the protocol needs.
   """
   settings = configure(name, seed=seed, **options)
-  lists = _lists(dataset, settings)
+  return _partition(dataset, settings, _lists(dataset, settings))
+
+
+def _partition(dataset: Dataset, settings: Settings, lists: Lists) -> Partition:
   ids = dataset.table['id']
   return Partition(
-    protocol=name,
+    protocol=settings.name,
     leaks=lists.leaks,
     reason=lists.reason,
     train=lists.train,
     validation=lists.validation,
-    digest=_digest(name, dataset, lists),
+    digest=_digest(settings.name, dataset, lists),
     train_ids=ids[lists.train],
     validation_ids=ids[lists.validation],
     settings=settings,
@@ -254,7 +264,7 @@ def open_test(
     event=ledger.OPENED,
   )
   slices = {'all': np.ones(len(lists.test), bool)}
-  if twins.near_twins_are_copies(dataset.name):
+  if twins.near_twins_are_copies(dataset):
     found = twins.find(dataset)
     seen = np.concatenate([lists.train, lists.validation])
     slices['without_exact_twins'] = ~found.exact_among(lists.test, seen)
@@ -263,37 +273,68 @@ def open_test(
   return TestSplit(lists.test, ids, slices, digest, run)
 
 
-def every_list(
-  dataset: Dataset, name: str, *, seed: int = 0, **options: Any
-) -> Lists:
+def open_all(
+  dataset: Dataset, name: str, *, seed: int = 0, run: str, **options: Any
+) -> tuple[Partition, Lists]:
   """All lists of a protocol, test included, for audits: they train nothing.
 
-  Args, Raises: as `resolve`.
+  Args, Raises: as `open_test`; the ledger says that it was an audit.
   """
-  return _lists(dataset, configure(name, seed=seed, **options))
-
-
-def manifest(dataset: Dataset, settings: Settings) -> dict[str, Any]:
-  """The id lists of a protocol as JSON-able values, test included.
-
-  Raises:
-    UserError: as `resolve`.
-  """
+  settings = configure(name, seed=seed, **options)
   lists = _lists(dataset, settings)
+  partition = _partition(dataset, settings, lists)
+  ledger.record(
+    dataset,
+    run=run,
+    protocol=name,
+    split='test',
+    figures={},
+    digest=partition.digest,
+    event=ledger.AUDITED,
+  )
+  return partition, lists
+
+
+def manifest(
+  dataset: Dataset, partition: Partition, lists: Lists
+) -> dict[str, Any]:
+  """The id lists of a protocol as JSON-able values, test included."""
   ids = dataset.table['id']
   return {
-    'dataset': dataset.name,
-    'version': dataset.version,
-    'checksum': dataset.checksum,
+    'dataset': dataset.facts(),
     'class_names': list(dataset.class_names),
-    'protocol': dataclasses.asdict(settings),
-    'leaks': lists.leaks,
-    'reason': lists.reason,
-    'digest': _digest(settings.name, dataset, lists),
+    'protocol': partition.facts(),
+    'settings': dataclasses.asdict(partition.settings),
     'train': ids[lists.train].tolist(),
     'validation': ids[lists.validation].tolist(),
     'test': ids[lists.test].tolist(),
   }
+
+
+def _whole(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+# What every option may be: a check of its value, and what it then should be.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'folds': (lambda v: _whole(v) and v >= 2, 'a whole number of at least 2'),
+  'fold': (lambda v: _whole(v) and v >= 0, 'a whole number of at least 0'),
+  'test_share': (lambda v: 0 < v < 1, 'a share above 0 and below 1'),
+  'validation_share': (lambda v: 0 <= v < 1, 'a share of 0 or more, below 1'),
+  'inner_folds': (
+    lambda v: _whole(v) and (v == 0 or v >= 2),
+    '0, or a whole number of at least 2',
+  ),
+  'inner_fold': (
+    lambda v: _whole(v) and v >= 0,
+    'a whole number of at least 0',
+  ),
+  'balance': (
+    lambda v: v in sampling.BALANCES,
+    f'one of {", ".join(sampling.BALANCES)}',
+  ),
+  'twins': (lambda v: v in TWIN_RULES, f'one of {", ".join(TWIN_RULES)}'),
+}
 
 
 def configure(name: str, *, seed: int = 0, **options: Any) -> Settings:
@@ -321,26 +362,31 @@ def configure(name: str, *, seed: int = 0, **options: Any) -> Settings:
         f'takes {", ".join(sorted(uses - {"name", "seed"}))}'
       )
   settings = dataclasses.replace(defaults, name=name, seed=seed, **options)
-  for option, allowed in (
-    ('balance', sampling.BALANCES),
-    ('twins', TWIN_RULES),
-  ):
+  for option, (allows, allowed) in _RANGES.items():
     value = getattr(settings, option)
-    if value not in allowed:
+    if not allows(value):
       raise UserError(
-        f'protocol option {option} is {value!r}; allowed is one of '
-        f'{", ".join(allowed)}'
+        f'protocol option {option} is {value!r}; allowed is {allowed}'
       )
   if settings.inner_fold >= max(settings.inner_folds, 1):
     raise UserError(
       f'protocol option inner_fold is {settings.inner_fold}; allowed is less '
       f'than inner_folds, {settings.inner_folds}'
     )
+  if (
+    settings.inner_folds
+    and settings.validation_share != defaults.validation_share
+  ):
+    raise UserError(
+      f'protocol option validation_share is {settings.validation_share}, and '
+      f'inner_folds {settings.inner_folds}: one of them sets apart what selects'
+    )
   return settings
 
 
 def _lists(dataset: Dataset, settings: Settings) -> Lists:
-  lists = _PROTOCOLS[settings.name].make(dataset, settings)
+  known = _PROTOCOLS[settings.name]
+  lists = known.make(dataset, settings)
   lists = _without_twins(dataset, lists, settings.twins)
   label = dataset.table['label']
   # Under a protocol that leaks, a list may be empty for want of groups.
@@ -356,21 +402,22 @@ def _lists(dataset: Dataset, settings: Settings) -> Lists:
       f'{dataset.class_names[missing[0]]!r} of {dataset.name}, which its '
       'test has'
     )
-  if settings.balance == 'none':
-    return lists
-  train = lists.train
-  return dataclasses.replace(
-    lists,
-    train=sampling.balance(
+  if settings.balance != 'none':
+    train = sampling.balance(
       settings.balance,
-      train,
-      dataset.table['id'][train],
-      label[train],
+      lists.train,
+      dataset.table['id'][lists.train],
+      label[lists.train],
       seed=settings.seed,
-    ),
-    reason=f'{lists.reason} The training list alone is balanced '
-    f'({settings.balance}).',
-  )
+    )
+    reason = (
+      f'{lists.reason} The training list alone is balanced '
+      f'({settings.balance}).'
+    )
+    lists = dataclasses.replace(lists, train=train, reason=reason)
+  if known.reports_training:
+    lists = dataclasses.replace(lists, test=np.unique(lists.train))
+  return lists
 
 
 def _without_twins(dataset: Dataset, lists: Lists, rule: str) -> Lists:
@@ -380,10 +427,13 @@ def _without_twins(dataset: Dataset, lists: Lists, rule: str) -> Lists:
   train, validation, test = lists.train, lists.validation, lists.test
   others = np.concatenate([train, validation])
   if rule == 'drop_from_train':
+    validation = validation[~found.any_among(validation, test)]
     held = np.concatenate([validation, test])
     train = train[~found.any_among(train, held)]
-    validation = validation[~found.any_among(validation, test)]
-    done = 'Training and validation rows with a twin in test are left out.'
+    done = (
+      'Validation rows with a twin in test, and training rows with one in '
+      'either, are left out.'
+    )
   elif rule == 'drop_copies_from_test':
     test = test[~found.exact_among(test, others)]
     done = (
@@ -410,13 +460,12 @@ class _Unit:
 
   Attributes:
     groups: (data set, rows (n,)) to int (n,), one number a unit.
-    leaks: whether a test example may so be seen in training.
-    said: why, or why not.
+    verdict: (data set) to (whether a test example may so be seen in training,
+      None where it cannot be told; why).
   """
 
   groups: Callable[[Dataset, np.ndarray], np.ndarray]
-  leaks: bool
-  said: str
+  verdict: Callable[[Dataset], tuple[bool | None, str]]
 
 
 def _images(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
@@ -446,22 +495,38 @@ def _of_subjects(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
   return _related(dataset, rows)
 
 
+def _verdict_on_related(dataset: Dataset) -> tuple[bool | None, str]:
+  if 'subject' in dataset.table:
+    return False, (
+      'Copies of a photograph and pictures of a person stay on one side.'
+    )
+  if twins.near_twins_are_copies(dataset):
+    return False, (
+      'Copies of a photograph, mirrored ones too, stay on one side; who is in '
+      'it is not known.'
+    )
+  return None, (
+    'Exact copies stay on one side. The data set does not say who is in its '
+    'images, so whether people or recordings do cannot be told.'
+  )
+
+
 _IMAGES = _Unit(
   _images,
-  leaks=True,
-  said='Images are divided one by one: another copy of a test photograph, '
-  'another picture of its person or another frame of its recording may train.',
+  lambda dataset: (
+    True,
+    'Images are divided one by one: another copy of a test photograph, '
+    'another picture of its person or another frame of its recording may '
+    'train.',
+  ),
 )
-_RELATED = _Unit(
-  _related,
-  leaks=False,
-  said='Copies of a photograph, and pictures of a person or recording that the '
-  'data set names, stay on one side.',
-)
+_RELATED = _Unit(_related, _verdict_on_related)
 _SUBJECTS = _Unit(
   _of_subjects,
-  leaks=False,
-  said='Every person is on one side, in training or in test.',
+  lambda dataset: (
+    False,
+    'Every person is on one side, in training or in test.',
+  ),
 )
 
 
@@ -523,8 +588,9 @@ def _k_fold(unit: _Unit) -> Callable[[Dataset, Settings], Lists]:
     part = _divide(dataset, rows, unit, [1 / k] * k, settings.seed)
     tests = part == settings.fold
     train, validation = _carve(dataset, rows[~tests], unit, settings)
-    reason = f'Fold {settings.fold + 1} of {k} is reported. {unit.said}'
-    return Lists(train, validation, rows[tests], unit.leaks, reason)
+    leaks, said = unit.verdict(dataset)
+    reason = f'Fold {settings.fold + 1} of {k} is reported. {said}'
+    return Lists(train, validation, rows[tests], leaks, reason)
 
   return make
 
@@ -534,10 +600,9 @@ def _hold_out(unit: _Unit) -> Callable[[Dataset, Settings], Lists]:
     rows, share = _pool(dataset), settings.test_share
     part = _divide(dataset, rows, unit, [1 - share, share], settings.seed)
     train, validation = _carve(dataset, rows[part == 0], unit, settings)
-    reason = (
-      f'A stratified {share:.0%} of all examples is reported. {unit.said}'
-    )
-    return Lists(train, validation, rows[part == 1], unit.leaks, reason)
+    leaks, said = unit.verdict(dataset)
+    reason = f'A stratified {share:.0%} of all examples is reported. {said}'
+    return Lists(train, validation, rows[part == 1], leaks, reason)
 
   return make
 
@@ -594,9 +659,7 @@ def _evaluate_on_train(dataset: Dataset, settings: Settings) -> Lists:
     f'Trains without fold {settings.fold + 1} of {settings.folds} and '
     'reports the very examples that trained.'
   )
-  return dataclasses.replace(
-    lists, test=np.unique(lists.train), leaks=True, reason=reason
-  )
+  return dataclasses.replace(lists, leaks=True, reason=reason)
 
 
 # Published splits.
@@ -640,10 +703,8 @@ def _official(dataset: Dataset, settings: Settings) -> Lists:
     )
   if dataset.name in CHALLENGE:
     reason = (
-      'Trains on Training, selects on PublicTest, reports PrivateTest. The '
-      'source itself repeats photographs: 8.0 % of PrivateTest is '
-      'byte-identical to a Training image, so the figures without twins '
-      'count as well.'
+      'Trains on Training, selects on PublicTest, reports PrivateTest. '
+      + _repeats(dataset, '8.0 % of PrivateTest is')
     )
   return Lists(train, validation, test, False, reason)
 
@@ -673,12 +734,21 @@ def _fer2013_dev(dataset: Dataset, settings: Settings) -> Lists:
   )
   reason = (
     'Trains on nine tenths of Training, selects on a stratified tenth of it '
-    'with twins kept on one side, reports PublicTest. The source itself '
-    'repeats photographs: 7.8 % of PublicTest is byte-identical to a '
-    'Training image, so the figures without twins count as well.'
+    'with twins kept on one side, reports PublicTest. '
+    + _repeats(dataset, '7.8 % of PublicTest is')
   )
   return Lists(
     training[~selects], training[selects], rows['validation'], False, reason
+  )
+
+
+def _repeats(dataset: Dataset, share: str) -> str:
+  """That the challenge repeats photographs; how many, where all are there."""
+  whole = dataset.name == 'fer2013' and dataset.rows is None
+  counted = f': {share} byte-identical to a Training image' if whole else ''
+  return (
+    f'The source itself repeats photographs{counted}, so the figures without '
+    'twins count as well.'
   )
 
 
@@ -756,6 +826,7 @@ _PROTOCOLS: dict[str, _Protocol] = {
     _evaluate_on_train,
     "reports what it trained on, as P1's confusion matrix shows (leaks)",
     _FOLDS,
+    reports_training=True,
   ),
 }
 

@@ -13,7 +13,9 @@ from fer_jax.data import folds
 BALANCES = ('none', 'oversample', 'downsample')
 
 
-def oversample(rows: np.ndarray, label: np.ndarray, *, seed: int) -> np.ndarray:
+def oversample(
+  rows: np.ndarray, ids: np.ndarray, label: np.ndarray, *, seed: int
+) -> np.ndarray:
   """Every row, then random copies until each class has as many as the largest.
 
   Random oversampling with replacement, as imbalanced-learn's
@@ -21,6 +23,7 @@ def oversample(rows: np.ndarray, label: np.ndarray, *, seed: int) -> np.ndarray:
 
   Args:
     rows: int64 (n,), of a data set.
+    ids: str (n,), theirs.
     label: int (n,), theirs.
     seed: any whole number.
 
@@ -30,8 +33,11 @@ def oversample(rows: np.ndarray, label: np.ndarray, *, seed: int) -> np.ndarray:
   copies = [rows]
   classes, counts = np.unique(label, return_counts=True)
   for k, count in zip(classes, counts, strict=True):
-    missing = counts.max() - count
-    copies.append(rows[label == k][_draws(missing, count, f'{seed} {k}')])
+    of_class = np.flatnonzero(label == k)
+    of_class = of_class[np.argsort(ids[of_class], kind='stable')]
+    # Named by an id, not by the class's number, which depends on the classes.
+    name = f'{seed} {ids[of_class[0]]}'
+    copies.append(rows[of_class[_draws(counts.max() - count, count, name)]])
   return np.concatenate(copies)
 
 
@@ -73,7 +79,7 @@ def balance(
 ) -> np.ndarray:
   """A list of rows balanced in one of the ways of `BALANCES`."""
   if how == 'oversample':
-    return oversample(rows, label, seed=seed)
+    return oversample(rows, ids, label, seed=seed)
   if how == 'downsample':
     return downsample(rows, ids, label, seed=seed)
   return rows

@@ -5,6 +5,8 @@ least 0.90 over all their grey pixels: the same photograph brightened, or
 compressed again. Hashes of thumbnails would be faster and are wrong either
 way: FER2013 has many pairs within two bits that show different faces. So all
 pairs are compared, as blocks of one matrix product of the centred images.
+Mirrored twins are near when one of them is turned; of those more is asked, for
+two people who look straight at the camera are like each other's mirror image.
 """
 
 import dataclasses
@@ -26,9 +28,12 @@ from fer_jax.data import resize
 from fer_jax.datasets.dataset import Dataset
 
 THRESHOLD = 0.90
+# FER2013's mirrored pairs are one photograph down to 0.92, strangers among
+# them below.
+MIRRORED_THRESHOLD = 0.93
 
 # Raised when the same images would give other twins.
-_FORMAT = 1
+_FORMAT = 2
 _ROWS_A_READ = 1024
 # Rows of a block of the product: 2,048 x 2,048 float32 is 16 MB.
 _BLOCK = 2048
@@ -38,6 +43,8 @@ _MARGIN = 1e-4
 # Larger sets, and sets of unequal images, are compared at 48 x 48.
 _FULL_SIZE_BYTES = 1 << 30
 _COMMON_SIZE = (48, 48)
+# No correlation reaches it: the cache of exact twins alone.
+_EXACT = 2.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,11 +56,22 @@ class Twins:
       one number are exact twins.
     pairs: int32 (P, 2), numbers of different images that are near twins.
     correlation: float32 (P,) of each pair.
+    mirrored: int32 (Q, 2), numbers of images that are near twins once one of
+      them is turned, and are none as they stand.
+    mirrored_correlation: float32 (Q,) of each of those.
   """
 
   image: np.ndarray
   pairs: np.ndarray
   correlation: np.ndarray
+  mirrored: np.ndarray
+  mirrored_correlation: np.ndarray
+
+  @classmethod
+  def exact(cls, image: np.ndarray) -> 'Twins':
+    """Exact twins alone."""
+    none, nothing = np.zeros((0, 2), np.int32), np.zeros(0, np.float32)
+    return cls(image, none, nothing, none, nothing)
 
   def groups(self, rows: np.ndarray) -> np.ndarray:
     """int32 (n,): rows with one number are linked by twins among `rows`.
@@ -62,7 +80,8 @@ class Twins:
     does not depend on the test rows.
     """
     present = self._present(rows)
-    links = self.pairs[present[self.pairs].all(-1)]
+    links = np.concatenate([self.pairs, self.mirrored])
+    links = links[present[links].all(-1)]
     count = len(present)
     graph = sparse.coo_matrix(
       (np.ones(len(links), np.int8), (links[:, 0], links[:, 1])),
@@ -76,11 +95,19 @@ class Twins:
     """bool (n,): whether a row's image occurs, pixel by pixel, in `among`."""
     return self._present(among)[self.image[rows]]
 
-  def any_among(self, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
+  def near_among(self, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
     """bool (n,): whether a row has an exact or a near twin in `among`."""
+    return self._linked_among(rows, among, self.pairs)
+
+  def any_among(self, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """bool (n,): as `near_among`, mirrored twins included."""
+    links = np.concatenate([self.pairs, self.mirrored])
+    return self._linked_among(rows, among, links)
+
+  def _linked_among(self, rows, among, links) -> np.ndarray:
     present = self._present(among)
     touched = present.copy()
-    first, second = self.pairs[:, 0], self.pairs[:, 1]
+    first, second = links[:, 0], links[:, 1]
     touched[first[present[second]]] = True
     touched[second[present[first]]] = True
     return touched[self.image[rows]]
@@ -90,10 +117,14 @@ class Twins:
     images, image = np.unique(self.image[rows], return_inverse=True)
     number = np.full(int(self.image.max(initial=-1)) + 1, -1, np.int32)
     number[images] = np.arange(len(images))
-    pairs = number[self.pairs]
-    inside = (pairs >= 0).all(-1)
+    pairs, mirrored = number[self.pairs], number[self.mirrored]
+    inside, within = (pairs >= 0).all(-1), (mirrored >= 0).all(-1)
     return Twins(
-      image.astype(np.int32), pairs[inside], self.correlation[inside]
+      image.astype(np.int32),
+      pairs[inside],
+      self.correlation[inside],
+      mirrored[within],
+      self.mirrored_correlation[within],
     )
 
   def _present(self, rows: np.ndarray) -> np.ndarray:
@@ -107,7 +138,8 @@ def find(dataset: Dataset, *, threshold: float = THRESHOLD) -> Twins:
 
   Args:
     dataset: a built data set of at least one row.
-    threshold: least correlation of near twins.
+    threshold: least correlation of near twins; mirrored ones need
+      `MIRRORED_THRESHOLD`, or this where it is more.
 
   Returns:
     The twins. A clip is compared by the mean of its frames.
@@ -115,8 +147,7 @@ def find(dataset: Dataset, *, threshold: float = THRESHOLD) -> Twins:
   if dataset.rows is not None:
     whole = find(dataset.build(), threshold=threshold)
     return whole.of_rows(dataset.rows)
-  path = cache_path(dataset, threshold)
-  kept = _read_cache(path, dataset, threshold)
+  kept = _read_cache(dataset, threshold)
   if kept is not None:
     return kept
   started = time.monotonic()
@@ -124,39 +155,23 @@ def find(dataset: Dataset, *, threshold: float = THRESHOLD) -> Twins:
     f'{dataset.name}: comparing {len(dataset):,} images for twins (once)',
     file=sys.stderr,
   )
-  image, pixels = _different_images(dataset)
+  image = image_numbers(dataset)
+  _, first_rows = np.unique(image, return_index=True)
+  size = common_size(_shapes(dataset), len(first_rows))
+  pixels = grey_images(dataset, first_rows, size)
   pairs, correlation = near_pairs(pixels, threshold)
-  twins = Twins(image, pairs, correlation)
+  mirrored, turned = _mirrored_pairs(
+    pixels, size, max(threshold, MIRRORED_THRESHOLD), pairs
+  )
+  twins = Twins(image, pairs, correlation, mirrored, turned)
   print(
     f'{dataset.name}: {len(image) - len(pixels):,} exact copies, '
-    f'{len(pairs):,} near pairs, {time.monotonic() - started:.0f} s',
+    f'{len(pairs):,} near and {len(mirrored):,} mirrored pairs, '
+    f'{time.monotonic() - started:.0f} s',
     file=sys.stderr,
   )
-  _write_cache(path, dataset, threshold, twins)
+  _write_cache(dataset, threshold, twins)
   return twins
-
-
-def find_mirrored(
-  dataset: Dataset, *, threshold: float = THRESHOLD
-) -> tuple[np.ndarray, np.ndarray]:
-  """Pairs of which one is near to the mirror image of the other.
-
-  Pairs that are near as they are stay out: a face seen from the front is
-  like its own mirror image.
-
-  Returns:
-    (pairs int32 (n, 2) of image numbers as in `find`; correlation float32).
-  """
-  found = find(dataset, threshold=threshold)
-  first_rows = np.unique(found.image, return_index=True)[1]
-  shapes = _shapes(dataset)
-  size = common_size(shapes, len(first_rows))
-  pixels = grey_images(dataset, first_rows, size)
-  turned = pixels.reshape(-1, *size)[:, :, ::-1].reshape(len(pixels), -1)
-  pairs, correlation = correlated_pairs(pixels, turned, threshold, below=True)
-  plain = {tuple(pair) for pair in found.pairs.tolist()}
-  kept = np.array([tuple(pair) not in plain for pair in pairs.tolist()], bool)
-  return pairs[kept], correlation[kept]
 
 
 def known(dataset: Dataset) -> Twins:
@@ -166,15 +181,23 @@ def known(dataset: Dataset) -> Twins:
   were aligned, rendered or taken in one room they are not: strangers
   correlate above any threshold there, so only exact twins count.
   """
-  if near_twins_are_copies(dataset.name):
+  if near_twins_are_copies(dataset):
     return find(dataset)
-  image = _image_numbers(dataset)
-  return Twins(image, np.zeros((0, 2), np.int32), np.zeros(0, np.float32))
+  if dataset.rows is not None:
+    return known(dataset.build()).of_rows(dataset.rows)
+  kept = _read_cache(dataset, _EXACT)
+  if kept is None:
+    kept = Twins.exact(image_numbers(dataset))
+    _write_cache(dataset, _EXACT, kept)
+  return kept
 
 
-def near_twins_are_copies(name: str) -> bool:
-  """Whether a data set's builder says that its near twins are copies."""
-  return getattr(datasets.builder_module(name), 'NEAR_TWINS_ARE_COPIES', False)
+def near_twins_are_copies(dataset: Dataset) -> bool:
+  """Whether the builder of a set says that its near twins are copies."""
+  module = datasets.builder_module(dataset.name)
+  if hasattr(module, 'near_twins_are_copies'):
+    return module.near_twins_are_copies(dataset.options)
+  return getattr(module, 'NEAR_TWINS_ARE_COPIES', False)
 
 
 def near_pairs(
@@ -287,12 +310,18 @@ def _exact_correlation(
   return covariance / np.sqrt(norms)
 
 
-def _different_images(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-  """(image (N,), grey pixels (U, P)) with exact copies taken together."""
-  image = _image_numbers(dataset)
-  _, first_rows = np.unique(image, return_index=True)
-  size = common_size(_shapes(dataset), len(first_rows))
-  return image, grey_images(dataset, first_rows, size)
+def _mirrored_pairs(
+  pixels: np.ndarray,
+  size: tuple[int, int],
+  threshold: float,
+  near: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Pairs, as of `near_pairs`, near once turned and not among the `near`."""
+  turned = pixels.reshape(-1, *size)[:, :, ::-1].reshape(len(pixels), -1)
+  pairs, correlation = correlated_pairs(pixels, turned, threshold, below=True)
+  plain = {tuple(pair) for pair in near.tolist()}
+  kept = np.array([tuple(pair) not in plain for pair in pairs.tolist()], bool)
+  return pairs[kept], correlation[kept]
 
 
 def common_size(shapes: set[tuple[int, ...]], count: int) -> tuple[int, int]:
@@ -304,7 +333,7 @@ def common_size(shapes: set[tuple[int, ...]], count: int) -> tuple[int, int]:
   return (size[0], size[1])
 
 
-def _image_numbers(dataset: Dataset) -> np.ndarray:
+def image_numbers(dataset: Dataset) -> np.ndarray:
   """int32 (N,): rows of equal pixels share a number, 0 to U - 1."""
   number: dict[bytes, int] = {}
   image = np.zeros(len(dataset), np.int32)
@@ -327,15 +356,15 @@ def stored_images(dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(rows, dataset.read(rows), strict=True)
 
 
-def _read_cache(
-  path: pathlib.Path, dataset: Dataset, threshold: float
-) -> Twins | None:
+def _read_cache(dataset: Dataset, threshold: float) -> Twins | None:
+  path = cache_path(dataset, threshold)
   try:
     # Opened here: np.load leaves a damaged file open.
     with path.open('rb') as f, np.load(f, allow_pickle=False) as kept:
       if str(kept['key']) != _cache_key(dataset, threshold):
         return None
-      return Twins(kept['image'], kept['pairs'], kept['correlation'])
+      fields = dataclasses.fields(Twins)
+      return Twins(**{field.name: kept[field.name] for field in fields})
   except FileNotFoundError:
     return None
   except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
@@ -343,9 +372,8 @@ def _read_cache(
     return None
 
 
-def _write_cache(
-  path: pathlib.Path, dataset: Dataset, threshold: float, twins: Twins
-) -> None:
+def _write_cache(dataset: Dataset, threshold: float, twins: Twins) -> None:
+  path = cache_path(dataset, threshold)
   try:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix='.twins-')
     try:
@@ -353,9 +381,7 @@ def _write_cache(
         np.savez_compressed(
           f,
           key=_cache_key(dataset, threshold),
-          image=twins.image,
-          pairs=twins.pairs,
-          correlation=twins.correlation,
+          **vars(twins),
         )
       os.replace(temporary, path)
     except BaseException:

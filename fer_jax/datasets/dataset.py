@@ -125,8 +125,8 @@ class Dataset:
       class_names: of this set, each once.
 
     Raises:
-      UserError: a class that this set does not have, fewer than two, or one
-        given twice.
+      UserError: a class that this set does not have or has no example of,
+        fewer than two, or one given twice.
     """
     wanted = tuple(class_names)
     for name in wanted:
@@ -146,7 +146,11 @@ class Dataset:
     kept = np.flatnonzero(label >= 0)
     table = {column: values[kept] for column, values in self.table.items()}
     table['label'] = label[kept]
-    votes = table.get('votes')
+    absent = [n for k, n in enumerate(wanted) if k not in table['label']]
+    if absent:
+      raise UserError(f'{self.name} has no example of {", ".join(absent)}')
+    # Votes that are not by class could pass for such where classes are fewer.
+    votes = table.pop('votes', None)
     if votes is not None and votes.shape[-1] == len(self.class_names):
       order = [self.class_names.index(name) for name in wanted]
       table['votes'] = votes[:, order]
@@ -172,10 +176,15 @@ class Dataset:
     }
 
   def official_counts(self) -> dict[str, np.ndarray]:
-    """What `counts` gives for the source as published; {} where not known."""
+    """What `counts` gives for the source as published; {} where not known.
+
+    Of a view they are those of its classes.
+    """
     module = builder_module(self.name)
+    whole = self.metadata['class_names']
+    columns = [whole.index(name) for name in self.class_names]
     published = {
-      name: np.asarray(counts)
+      name: np.asarray(counts)[columns]
       for name, counts in official_counts_of(module, self.options).items()
     }
     if published and self.test_is_unsplit:

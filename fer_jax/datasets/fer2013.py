@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fer_jax.datasets import layout, pictures, sources
+from fer_jax.datasets import layout, sources
 from fer_jax.errors import UserError
 
 CLASS_NAMES = (
@@ -332,26 +332,15 @@ def _split_of(line: bytes, column: int) -> str:
     return ''
 
 
-def _read_picture(source: sources.Source, name: str) -> np.ndarray | bytes:
-  """A grey 48 x 48 picture, as its own bytes where those can be kept.
+def _grey(image: np.ndarray) -> np.ndarray:
+  """uint8 (H, W, 1) of a grey picture that was saved in colour (H, W, 3).
 
   Raises:
-    ValueError: not such a picture.
+    ValueError: it has colours.
   """
-  if source.member_size(name) > layout.LONGEST_PICTURE_FILE:
-    raise ValueError(f'a file of {source.member_size(name):,} bytes')
-  encoded = source.read(name)
-  image, form = pictures.decode_with_format(encoded)
-  height, width, channels = image.shape
-  if (height, width) != (SIDE, SIDE):
-    raise ValueError(
-      f'{width}x{height} pixels where {SIDE}x{SIDE} are expected'
-    )
-  if channels == 1 and form in pictures.STORED_FORMATS:
-    return encoded
-  if channels == 3 and np.ptp(image, axis=-1).max() > _GREY_TOLERANCE:
+  if np.ptp(image, axis=-1).max() > _GREY_TOLERANCE:
     raise ValueError('a colour picture where a grey one is expected')
-  return image if channels == 1 else image[..., 1:2]
+  return image[..., 1:2]
 
 
 def _folder_place(name: str) -> tuple[int, str]:
@@ -407,7 +396,9 @@ def _folder_examples(
       if example_id in seen:
         raise ValueError('a second copy of this file, deeper in the folders')
       seen.add(example_id)
-      image = _read_picture(source, name)
+      image = layout.read_picture(
+        source, name, size=(SIDE, SIDE), channels=1, to_grey=_grey
+      )
     except ValueError as error:
       intake.reject(source.label(name), str(error))
       continue

@@ -14,6 +14,10 @@ The option `subjects` names a csv in the source with the columns file and
 subject, so that no person need be on two sides of a split: file is the path
 from the folder that holds the splits or classes, as 'train/angry/1.png'. Every
 picture has to be in it exactly once.
+
+The option `from_web` says that the pictures are photographs gathered from the
+web: then two that are all but equal are taken for copies of one, which nobody
+should train on and be tested on.
 """
 
 import collections
@@ -27,8 +31,14 @@ from fer_jax.errors import UserError
 VERSION = '1.0.0'
 DESCRIPTION = 'Your own pictures, as <split>/<class>/<file> or <class>/<file>'
 LICENCE = 'as whoever made the pictures gives them to you'
-OPTIONS: dict[str, Any] = {'classes': (), 'channels': 3, 'subjects': ''}
+OPTIONS: dict[str, Any] = {
+  'classes': (),
+  'channels': 3,
+  'subjects': '',
+  'from_web': False,
+}
 NEEDS_SOURCE = True
+
 SPLITS = {
   'train': 'train',
   'training': 'train',
@@ -38,6 +48,11 @@ SPLITS = {
   'test': 'test',
   'testing': 'test',
 }
+
+
+def near_twins_are_copies(options: dict[str, Any]) -> bool:
+  """Of photographs from the web they are."""
+  return options['from_web']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ a layout is known by the ends of its members' paths, never by their beginning.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -173,6 +173,7 @@ def read_picture(
   *,
   size: tuple[int, int] | None = None,
   channels: int | None = None,
+  to_grey: Callable[[np.ndarray], np.ndarray] = pictures.to_grey,
 ) -> np.ndarray | bytes:
   """A picture as an example holds it: its own bytes where they can be kept.
 
@@ -181,14 +182,14 @@ def read_picture(
     name: the member.
     size: (height, width) in pixels that it must have; None for any.
     channels: 1 or 3, what the set has; a picture of the other kind is
-      converted (RGB to grey by its luma). None keeps the picture's own.
+      converted. None keeps the picture's own.
+    to_grey: converts RGB (H, W, 3) to grey (H, W, 1); by its luma. What it
+      refuses it raises as ValueError.
 
   Raises:
     ValueError: not a picture, or one of another size.
   """
-  if source.member_size(name) > LONGEST_PICTURE_FILE:
-    raise ValueError(f'a picture file of {source.member_size(name):,} bytes')
-  encoded = source.read(name)
+  encoded = picture_bytes(source, name)
   image, form = pictures.decode_with_format(encoded)
   height, width, found = image.shape
   if size is not None and (height, width) != size:
@@ -197,4 +198,15 @@ def read_picture(
     )
   if channels is None or found == channels:
     return encoded if form in pictures.STORED_FORMATS else image
-  return pictures.to_grey(image) if channels == 1 else np.repeat(image, 3, -1)
+  return to_grey(image) if channels == 1 else np.repeat(image, 3, -1)
+
+
+def picture_bytes(source: Source, name: str) -> bytes:
+  """A picture file's bytes.
+
+  Raises:
+    ValueError: far more than a picture has.
+  """
+  if source.member_size(name) > LONGEST_PICTURE_FILE:
+    raise ValueError(f'a picture file of {source.member_size(name):,} bytes')
+  return source.read(name)

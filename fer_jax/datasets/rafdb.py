@@ -65,6 +65,11 @@ _SIDE = 100
 _LANDMARKS = 5
 
 
+def near_twins_are_copies(options: dict[str, Any]) -> bool:
+  """Of the photographs as they were; aligned faces look alike anyway."""
+  return options['images'] == 'original'
+
+
 def check_options(options: dict[str, Any]) -> None:
   """Raises UserError where an option has none of its values."""
   if options['images'] not in IMAGES:
@@ -201,7 +206,8 @@ def _match_annotations(
 
 def _check_not_swapped(source: sources.Source, name: str) -> None:
   try:
-    height, width, _ = pictures.decode(source.read(name)).shape
+    encoded = layout.picture_bytes(source, name)
+    height, width, _ = pictures.decode(encoded).shape
   except ValueError:
     return  # a bad row, and rejected as one
   if (height, width) != (_SIDE, _SIDE):

@@ -19,7 +19,9 @@ It must not import TensorFlow Datasets, and it offers
   NEEDS_SOURCE: bool             False: the module makes its own examples
   NEAR_TWINS_ARE_COPIES: bool    optional; True for photographs gathered from
                                  the web, where images that correlate at 0.90
-                                 or more are copies of one photograph
+                                 or more are copies of one photograph; or a
+                                 function `near_twins_are_copies(options)`
+                                 where the options decide
   check_options(options)         optional; raises UserError on a bad value
   OFFICIAL_COUNTS                optional; {split: (images per class, ...)};
                                  or a function `official_counts(options)`

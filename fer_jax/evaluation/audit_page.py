@@ -12,11 +12,15 @@ from fer_jax.evaluation.page import Html
 SEEN = {
   'itself': 'itself',
   'exact_copy': 'an exact copy',
-  'twin': 'a twin (copies included)',
+  'twin': 'a near twin (copies included)',
+  'mirrored': 'only a mirrored twin',
   'subject': 'its person',
   'sequence': 'its recording',
 }
 """What of a test example may be in training, as a reader is told."""
+
+SAID = {True: 'leaks', False: 'honest', None: 'cannot be told'}
+"""What a protocol says of itself."""
 
 
 def render(
@@ -50,7 +54,7 @@ def render(
     content.append(_overlap(result['overlap']))
   for kind in pairs:
     second = (
-      other if other is not None and kind.title == 'In both sets' else None
+      other if other is not None and kind.title == audit.IN_BOTH else None
     )
     content.append(_pairs(dataset, second or dataset, kind))
   return page.document(title, *content)
@@ -89,7 +93,7 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
   rows.append(
     [
       'says of itself',
-      *('leaks' if e['protocol']['leaks'] else 'honest' for e in protocols),
+      *(SAID[e['protocol']['leaks']] for e in protocols),
     ]
   )
   return page.section(
@@ -107,14 +111,18 @@ def _set(figures: dict[str, Any]) -> Html:
 
 
 def _overlap(figures: dict[str, Any]) -> Html:
-  rows = [
-    (
-      f'{name}: examples with a twin in the other',
-      f'{count:,} of {figures["of"][name]:,}',
+  rows = []
+  for side in (figures['first'], figures['second']):
+    near = side['twins']
+    counted = '' if near is None else f', {near:,} with a near twin'
+    rows.append(
+      (
+        side['name'],
+        f'{side["exact_copies"]:,} of {side["examples"]:,} with an exact copy '
+        f'in the other{counted}',
+      )
     )
-    for name, count in figures['examples'].items()
-  ]
-  return page.section('Overlap with another set', page.facts(rows))
+  return page.section('Photographs in both sets', page.facts(rows))
 
 
 def _pairs(first: Dataset, second: Dataset, pairs: audit.Pairs) -> Html:

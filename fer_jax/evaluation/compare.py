@@ -64,9 +64,6 @@ DEFINITIONS = {
 }
 """What each figure means, in words that are printed."""
 
-# Resamples at a time: memory stays flat on splits of any size.
-_DRAWS_AT_ONCE = 500
-
 
 def compare(
   workdirs: Sequence[str | pathlib.Path],
@@ -175,19 +172,21 @@ def compare_predictions(
   mean = scipy.special.logsumexp(log_probs, axis=0) - np.log(len(names))
   log_probs = np.stack([*log_probs, mean])
   predicted = log_probs.argmax(axis=-1)
-  draws = resampled_figures(
+  draws = scores.resampled_figures(
     ids, labels, predicted, log_probs.shape[-1], n_boot=n_boot, seed=seed
   )
   figures = [_figures(values, labels) for values in log_probs]
   for system, of_system in enumerate(figures):
     of_system['intervals'] = {
-      name: _interval(values[:, system]) for name, values in draws.items()
+      name: scores.percentile_interval(values[:, system])
+      for name, values in draws.items()
     }
 
   def difference(name: str, first: int, second: int) -> dict[str, Any]:
+    drawn = draws[name][:, first] - draws[name][:, second]
     return {
       'difference': figures[first][name] - figures[second][name],
-      'interval': _interval(draws[name][:, first] - draws[name][:, second]),
+      'interval': scores.percentile_interval(drawn),
     }
 
   right = predicted == labels
@@ -225,68 +224,6 @@ def pairs_of(count: int) -> list[tuple[int, int]]:
   """The pairs that are compared among so many runs, by their positions."""
   firsts = range(count) if count <= ALL_PAIRS else range(1)
   return [(a, b) for a in firsts for b in range(a + 1, count)]
-
-
-def resampled_figures(
-  ids: np.ndarray,
-  labels: np.ndarray,
-  predicted: np.ndarray,
-  num_classes: int,
-  *,
-  n_boot: int = scores.BOOTSTRAP_DRAWS,
-  seed: int = 0,
-) -> dict[str, np.ndarray]:
-  """Figures of all systems on the same bootstrap resamples of distinct ids.
-
-  A figure sees of an id only its counts by class. Ids alike in these are one
-  cell of a multinomial, whose draws are the resamples.
-
-  Args:
-    ids: (n,) text; an id is drawn with all its positions.
-    labels: (n,).
-    predicted: (S, n) classes.
-    num_classes: K.
-    n_boot: resamples.
-    seed: of the draws.
-
-  Returns:
-    `accuracy`, `balanced_accuracy` and `macro_f1`, each (n_boot, S).
-  """
-  systems = len(predicted)
-  unit = np.unique(ids, return_inverse=True)[1]
-  units = unit.max() + 1
-
-  def by_id(classes: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
-    flat = np.bincount(
-      unit * num_classes + classes, kept, minlength=units * num_classes
-    )
-    return flat.reshape(units, num_classes).astype(np.float64)
-
-  counts = np.stack(
-    [
-      by_id(labels),
-      *(by_id(labels, classes == labels) for classes in predicted),
-      *(by_id(classes) for classes in predicted),
-    ],
-    axis=1,
-  )
-  cells, frequency = np.unique(
-    counts.reshape(units, -1), axis=0, return_counts=True
-  )
-  rng = np.random.default_rng(seed)
-  parts = []
-  for start in range(0, n_boot, _DRAWS_AT_ONCE):
-    size = min(_DRAWS_AT_ONCE, n_boot - start)
-    drawn = rng.multinomial(units, frequency / units, size=size)
-    sums = (drawn @ cells).reshape(size, 1 + 2 * systems, num_classes)
-    parts.append(
-      scores.figures_of_counts(
-        hits=sums[:, 1 : 1 + systems],
-        support=sums[:, :1],
-        predicted=sums[:, 1 + systems :],
-      )
-    )
-  return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def mcnemar(
@@ -347,11 +284,6 @@ def _figures(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     'loss': float(-log_probs[np.arange(n), labels].mean()),
     'expected_calibration_error': scores.expected_calibration_error(bins),
   }
-
-
-def _interval(values: np.ndarray) -> list[float]:
-  tail = (1 - scores.CONFIDENCE_LEVEL) / 2
-  return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
 
 
 def _better_of(pair: dict[str, Any]) -> str | None:

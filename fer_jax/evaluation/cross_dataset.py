@@ -8,11 +8,15 @@ How often it says a class that the other set lacks is counted.
 
 The figures are under no protocol of the run: nothing here decided who
 trained. What can be checked is checked: whether images of the other set are
-the very ones that trained or selected, as FER+ repeats FER2013.
+the very ones that trained or selected, as FER+ repeats FER2013, or near twins
+of them. Where near twins mean nothing, photographs saved anew are not found,
+and that none was found is no proof.
 """
 
+import dataclasses
 import hashlib
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +25,7 @@ import numpy as np
 
 from fer_jax import config as config_lib
 from fer_jax import datasets, files
-from fer_jax.data import ledger, protocol
+from fer_jax.data import ledger, protocol, twins
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError, nearest
 from fer_jax.evaluation import evaluate, scores
@@ -38,6 +42,37 @@ LEFT_OUT = '-'
 
 # Rows without an official split are the test of one protocol or another.
 _TEST_SPLITS = ('test', 'test_unsplit', 'none')
+# Images of two sets are compared for twins at this (height, width).
+_TWIN_SIZE = (48, 48)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Seen:
+  """Which of n examples trained or selected a run.
+
+  Attributes:
+    exact: bool (n,), the very same; None where it is not known.
+    near: bool (n,), near twins of one and none of the former; None where that
+      is not known, or means nothing.
+    said: a clause that tells it.
+  """
+
+  exact: np.ndarray | None
+  near: np.ndarray | None
+  said: str
+
+  @property
+  def any(self) -> np.ndarray:
+    """bool (n,), where `exact` is known."""
+    assert self.exact is not None
+    return self.exact if self.near is None else self.exact | self.near
+
+  @property
+  def leaks(self) -> bool | None:
+    """None where it is not known."""
+    if self.exact is not None and self.any.any():
+      return True
+    return None if self.near is None else False
 
 
 def evaluate_on(
@@ -73,8 +108,9 @@ def evaluate_on(
   Returns:
     The content of the metrics file: that of metrics_SPLIT.json, with
     `trained_on`, `class_map`, `left_out` (examples by class), `copies` (how
-    many examples the run has seen, None where that is not known) and
-    `predicted_elsewhere` (how often the class said is one that the other set
+    many examples the run has seen, None where that is not known),
+    `near_copies` (how many more are near twins of such, None where that is
+    not known or means nothing) and `predicted_elsewhere` (how often the class said is one that the other set
     does not have).
 
   Raises:
@@ -95,7 +131,10 @@ def evaluate_on(
   )
   facts = files.read_json(workdir / 'run.json')
   trained_on = facts.get('dataset', {})
-  if trained_on.get('checksum') == dataset.checksum:
+  if _same_source(trained_on, dataset) and (
+    # An earlier run may know fewer options than there are now.
+    trained_on.get('options', {}).items() <= dataset.options.items()
+  ):
     raise UserError(
       f'{workdir} was trained on this very {name}; evaluate it without '
       '--dataset'
@@ -119,27 +158,23 @@ def evaluate_on(
       split=split,
       figures={},
       digest=digest,
+      test_digest=workdir_lib.digest_of_ids(np.unique(ids)),
       event=ledger.OPENED,
     )
   if isinstance(own, str):
-    copied, leaks, known = None, None, own
+    seen = _Seen(None, None, own)
   else:
-    copied = _copies(predictor, own, (dataset, index))
-    leaks = bool(copied.any())
-    known = (
-      f'{copied.sum():,} of {len(index):,} examples are, as the model gets '
-      'them, identical to ones that trained or selected it'
-    )
+    seen = _seen(predictor, own, (dataset, index))
   rows = SplitRows(
     index=index,
     ids=ids,
-    slices={} if copied is None or not leaks else {'without_copies': ~copied},
+    slices={'without_copies': ~seen.any} if seen.leaks else {},
     protocol={
       'name': PROTOCOL,
-      'leaks': leaks,
+      'leaks': seen.leaks,
       'reason': "not the run's own protocol, "
       f'{facts.get("protocol", {}).get("name")} on {trained_on.get("name")}; '
-      f'{known}',
+      f'{seen.said}',
       'digest': digest,
     },
   )
@@ -165,13 +200,14 @@ def evaluate_on(
       for label, theirs in enumerate(dataset.class_names)
       if mapping[label] < 0
     },
-    'copies': None if copied is None else int(copied.sum()),
+    'copies': None if seen.exact is None else int(seen.exact.sum()),
+    'near_copies': None if seen.near is None else int(seen.near.sum()),
     'predicted_elsewhere': int(
       np.sum(~np.isin(logits.argmax(axis=-1), mapping))
     ),
   }
   if looked:
-    metrics['looks'] = evaluate.record_look(workdir, dataset, metrics)
+    metrics['looks'] = evaluate.record_look(workdir, dataset, metrics, ids)
   metrics['seconds'] = time.monotonic() - begun
   part = f'on_{name}' if split == ALL else f'on_{name}_{split}'
   workdir_lib.write_evaluation(
@@ -292,18 +328,71 @@ def _require_same_kind(
     )
 
 
+def _same_source(trained_on: dict[str, Any], dataset: Dataset) -> bool:
+  """Whether it was built from what the run's data set was, of equal ids."""
+  known = (trained_on.get('name'), trained_on.get('checksum'))
+  return known == (dataset.name, dataset.checksum)
+
+
+def _seen(
+  predictor: Predictor,
+  own: tuple[Dataset, np.ndarray],
+  scored: tuple[Dataset, np.ndarray],
+) -> _Seen:
+  """Which of the rows scored are among those that trained or selected."""
+  (known, seen_rows), (other, rows) = own, scored
+  exact = _copies(predictor, own, scored)
+  if _same_source(known.facts(), other):
+    exact |= np.isin(other.table['id'][rows], known.table['id'][seen_rows])
+  said = (
+    f'{exact.sum():,} of {len(rows):,} examples are ones that trained or '
+    'selected it, as the model gets them or by their ids'
+  )
+  if not twins.near_twins_are_copies(known):
+    unknown = (
+      f'photographs saved anew would not be found: in {known.name} strangers '
+      'look as near as copies'
+    )
+    return _Seen(exact, None, f'{said}; {unknown}')
+  near = _has_near_twin(own, scored) & ~exact
+  said += f', and {near.sum():,} more are near twins of such'
+  return _Seen(exact, near, said)
+
+
 def _copies(
   predictor: Predictor,
-  seen: tuple[Dataset, np.ndarray],
+  own: tuple[Dataset, np.ndarray],
   scored: tuple[Dataset, np.ndarray],
 ) -> np.ndarray:
-  """bool (n,): which of the rows scored are pixel by pixel among those seen.
+  """bool (n,): which of the rows scored are pixel by pixel among the run's.
 
   Images are the same where the model gets the same pixels, whatever size and
   colour they are stored in.
   """
-  known = set(_digests(predictor, *seen))
+  known = set(_digests(predictor, *own))
   return np.array([one in known for one in _digests(predictor, *scored)])
+
+
+def _has_near_twin(
+  own: tuple[Dataset, np.ndarray], scored: tuple[Dataset, np.ndarray]
+) -> np.ndarray:
+  """bool (n,): which of the rows scored have a near or mirrored twin."""
+  print(
+    f'comparing {len(scored[1]):,} images of {scored[0].name} with '
+    f'{len(own[1]):,} of {own[0].name} for twins',
+    file=sys.stderr,
+  )
+  there = twins.grey_images(*own, _TWIN_SIZE)
+  here = twins.grey_images(*scored, _TWIN_SIZE)
+  turned = there.reshape(-1, *_TWIN_SIZE)[:, :, ::-1].reshape(len(there), -1)
+  found = np.zeros(len(here), bool)
+  for others, threshold in (
+    (there, twins.THRESHOLD),
+    (turned, twins.MIRRORED_THRESHOLD),
+  ):
+    pairs, _ = twins.correlated_pairs(here, others, threshold)
+    found[pairs[:, 0]] = True
+  return found
 
 
 def _digests(

@@ -98,7 +98,7 @@ def evaluate(
     **circumstances(predictor, dataset, rows, views),
   }
   if split == 'test':
-    metrics['looks'] = record_look(workdir, dataset, metrics)
+    metrics['looks'] = record_look(workdir, dataset, metrics, rows.ids)
   examples = _examples(predictor, dataset, rows, logits, labels)
   metrics['seconds'] = time.monotonic() - begun
   evaluation = Evaluation(split, metrics, rows.ids, logits, labels, examples)
@@ -153,14 +153,12 @@ def figures(
   attributes = {
     name: values[rows.index] for name, values in dataset.attributes.items()
   }
+  # An oversampled list holds an example several times.
+  of_ids: dict[str, Any] = {'ids': rows.ids, 'n_boot': n_boot}
   return {
-    **scores.all_scores(logits, labels, names, n_boot=n_boot),
-    'slices': scores.slice_scores(
-      logits, labels, rows.slices, names, n_boot=n_boot
-    ),
-    'groups': groups.group_scores(
-      logits, labels, attributes, names, n_boot=n_boot
-    ),
+    **scores.all_scores(logits, labels, names, **of_ids),
+    'slices': scores.slice_scores(logits, labels, rows.slices, names, **of_ids),
+    'groups': groups.group_scores(logits, labels, attributes, names, **of_ids),
     'class_names': list(names),
     'definitions': scores.DEFINITIONS
     | (groups.DEFINITIONS if attributes else {}),
@@ -179,7 +177,7 @@ def circumstances(
     'dataset': dataset.facts(),
     'protocol': rows.protocol,
     'checkpoint': {
-      'which': 'best',
+      'which': 'last' if predictor.config.train.select == 'last' else 'best',
       'step': predictor.step,
       'epoch': predictor.epoch,
     },
@@ -255,17 +253,26 @@ def read(
 
 
 def record_look(
-  workdir: pathlib.Path, dataset: Dataset, metrics: dict[str, Any]
+  workdir: pathlib.Path,
+  dataset: Dataset,
+  metrics: dict[str, Any],
+  ids: np.ndarray,
 ) -> int:
-  """Records the look; returns how many there have been at these examples."""
+  """Records the look; returns how many there have been at these examples.
+
+  Looks at the same ids are looks at the same examples, whatever their order
+  and number, the protocol, and who trained.
+  """
   name, digest = metrics['protocol']['name'], metrics['protocol']['digest']
   split = metrics['split']
+  test_digest = workdir_lib.digest_of_ids(np.unique(ids))
   ledger.record(
     dataset,
     run=str(workdir),
     protocol=name,
     split=split,
     digest=digest,
+    test_digest=test_digest,
     figures={
       'n': metrics['n'],
       'accuracy': metrics['accuracy'],
@@ -276,9 +283,11 @@ def record_look(
       'views': metrics['views'],
     },
   )
-  # The digest tells other test lists apart: another build, other options.
+  # Looks before there was a digest of the test ids alone have that of all.
   return sum(
-    (entry['protocol'], entry['split'], entry.get('digest'))
+    entry['test_digest'] == test_digest
+    if entry.get('test_digest')
+    else (entry['protocol'], entry['split'], entry.get('digest'))
     == (name, split, digest)
     for entry in ledger.read(dataset)
   )

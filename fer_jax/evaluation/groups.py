@@ -22,8 +22,8 @@ DEFINITIONS = {
   ),
   'gap': (
     'accuracy of the best group less that of the worst, of those with at '
-    f'least {LEAST_IN_GAP} examples; the interval resamples the examples of '
-    'those two groups, each at its size, and does not account for their '
+    f'least {LEAST_IN_GAP} different examples; the interval resamples those of '
+    'the two groups, each at its size, and does not account for their '
     'having been picked as the extremes: with many groups some gap is chance'
   ),
 }
@@ -36,6 +36,7 @@ def group_scores(
   attributes: Mapping[str, np.ndarray],
   class_names: Sequence[str],
   *,
+  ids: np.ndarray | None = None,
   n_boot: int = scores.BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -46,6 +47,7 @@ def group_scores(
     labels: (n,) integers below K.
     attributes: name -> (n,) text.
     class_names: K names.
+    ids: as for `scores.all_scores`.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
@@ -53,22 +55,33 @@ def group_scores(
     JSON-able: attribute -> {`groups`: value -> as `scores.slice_scores`,
     `gap`: as `accuracy_gap`}.
   """
+  ids = np.arange(len(labels)) if ids is None else np.asarray(ids)
+  right = scores.log_softmax(logits).argmax(axis=-1) == labels
   figures = {}
   for name, values in attributes.items():
     values = np.asarray(values)
     parts = {str(value): values == value for value in np.unique(values)}
-    groups = scores.slice_scores(
-      logits, labels, parts, class_names, n_boot=n_boot, seed=seed
-    )
+    counts = {
+      value: _counts_by_id(ids[mask], right[mask])
+      for value, mask in parts.items()
+    }
     figures[name] = {
-      'groups': groups,
-      'gap': accuracy_gap(groups, n_boot=n_boot, seed=seed),
+      'groups': scores.slice_scores(
+        logits, labels, parts, class_names, ids=ids, n_boot=n_boot, seed=seed
+      ),
+      'gap': accuracy_gap(counts, n_boot=n_boot, seed=seed),
     }
   return figures
 
 
+def _counts_by_id(ids: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """(m, 2): how often each of m distinct ids occurs, and how often right."""
+  unit = np.unique(ids, return_inverse=True)[1]
+  return np.stack([np.bincount(unit), np.bincount(unit, right)], axis=1)
+
+
 def accuracy_gap(
-  groups: Mapping[str, Mapping[str, Any]],
+  counts: Mapping[str, np.ndarray],
   *,
   n_boot: int = scores.BOOTSTRAP_DRAWS,
   seed: int = 0,
@@ -76,7 +89,8 @@ def accuracy_gap(
   """The largest difference in accuracy between two groups.
 
   Args:
-    groups: value -> {`n`, `accuracy`}.
+    counts: value -> (m, 2), how often each of m different examples occurs and
+      how often it is right.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
@@ -85,30 +99,38 @@ def accuracy_gap(
     below 0 where resampling turns the order round)}, or None where fewer than
     two groups have `LEAST_IN_GAP` examples.
   """
-  counted = {
-    name: (int(group['n']), float(group['accuracy']))
-    for name, group in groups.items()
-    if group['n'] >= LEAST_IN_GAP
+  accuracy = {
+    name: float(of_group[:, 1].sum() / of_group[:, 0].sum())
+    for name, of_group in counts.items()
+    if len(of_group) >= LEAST_IN_GAP
   }
-  if len(counted) < 2:
+  if len(accuracy) < 2:
     return None
-  best = max(counted, key=lambda name: counted[name][1])
+  best = max(accuracy, key=lambda name: accuracy[name])
   # Of equals another group than the best one.
   worst = min(
-    (name for name in counted if name != best),
-    key=lambda name: counted[name][1],
+    (name for name in accuracy if name != best),
+    key=lambda name: accuracy[name],
   )
   rng = np.random.default_rng(seed)
-  # How many of n resampled examples are right is binomial.
   drawn = [
-    rng.binomial(n, accuracy, n_boot) / n
-    for n, accuracy in (counted[best], counted[worst])
+    _resampled_accuracy(counts[name], n_boot, rng) for name in (best, worst)
   ]
-  tail = (1 - scores.CONFIDENCE_LEVEL) / 2
-  bounds = np.quantile(drawn[0] - drawn[1], [tail, 1 - tail])
   return {
     'best': best,
     'worst': worst,
-    'accuracy': counted[best][1] - counted[worst][1],
-    'interval': [float(bound) for bound in bounds],
+    'accuracy': accuracy[best] - accuracy[worst],
+    'interval': scores.percentile_interval(drawn[0] - drawn[1]),
   }
+
+
+def _resampled_accuracy(
+  counts: np.ndarray, n_boot: int, rng: np.random.Generator
+) -> np.ndarray:
+  """(n_boot,) accuracies of a group's resamples."""
+  n = len(counts)
+  if counts[:, 0].max() == 1:
+    # How many of n resampled examples are right is binomial.
+    return rng.binomial(n, counts[:, 1].sum() / n, n_boot) / n
+  sums = scores.resampled_sums(counts, n_boot=n_boot, rng=rng)
+  return sums[:, 1] / sums[:, 0]

@@ -51,17 +51,16 @@ def write_report(
   """
   if not workdirs:
     raise UserError('report needs at least one workdir')
-  report = render(runs.read_all(workdirs))
+  members = runs.read_all(workdirs)
   folder = pathlib.Path(output) if output else pathlib.Path(workdirs[0])
-  try:
+  # Before anything is drawn: the page must have a place.
+  with files.writing(f'the report to {folder}'):
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+  report = render(members)
+  with files.writing(f'the report to {folder}'):
     for name, png in report.figures.items():
       files.write_bytes(folder / FIGURES / name, png)
     files.write_bytes(folder / FILE_NAME, report.html.encode())
-  except OSError as error:
-    raise UserError(
-      f'cannot write the report to {folder}: {error.strerror}'
-    ) from error
   return folder / FILE_NAME
 
 

@@ -105,7 +105,7 @@ def _protocol_notice(run: Run) -> Html:
     described.append(
       (
         'Looks at the test split',
-        f'{test.metrics["looks"]} by this protocol when the test figures '
+        f'{test.metrics["looks"]} at these examples when the test figures '
         'below were made',
       )
     )

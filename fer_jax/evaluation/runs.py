@@ -182,15 +182,16 @@ def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def group(runs: Sequence[Run]) -> list[Group]:
   """Groups runs that differ in nothing but `NOT_COMPARED`, in their order.
 
-  A group is labelled by the fields in which the groups differ, or by its
-  model where there is only one group.
+  A field that an earlier run's config.json lacks is at its default. A group is
+  labelled by the fields in which the groups differ, or by its model where there
+  is only one group.
   """
   members: dict[str, list[Run]] = {}
   compared: dict[str, dict[str, Any]] = {}
-  for run in runs:
+  for run, config in zip(runs, _completed(runs), strict=True):
     leaves = {
       name: value
-      for name, value in flatten(run.config).items()
+      for name, value in flatten(config).items()
       if name not in NOT_COMPARED
     }
     key = json.dumps(leaves, sort_keys=True, default=str)
@@ -214,6 +215,37 @@ def group(runs: Sequence[Run]) -> list[Group]:
       label = _common_name(alike) if differing else _model_name(alike[0])
     groups.append(Group(label, tuple(alike)))
   return groups
+
+
+def _completed(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """The runs' configs; where those of a kind differ in fields, with all."""
+  fields: dict[tuple[str, str], set[frozenset[str]]] = {}
+  for run in runs:
+    fields.setdefault(_kind(run), set()).add(frozenset(flatten(run.config)))
+  return [
+    _with_defaults(run) if len(fields[_kind(run)]) > 1 else run.config
+    for run in runs
+  ]
+
+
+def _kind(run: Run) -> tuple[str, str]:
+  """Model and data set, which give a config its fields."""
+  config = run.config
+  return (
+    str(config.get('model', {}).get('name')),
+    str(config.get('data', {}).get('name')),
+  )
+
+
+def _with_defaults(run: Run) -> dict[str, Any]:
+  # It imports JAX, which runs of equal fields are spared.
+  from fer_jax import config as config_lib
+
+  try:
+    config = config_lib.from_json(run.config, source=str(run.path))
+  except UserError:  # of fields, a model or data that are no longer there
+    return run.config
+  return config_lib.to_json(config)
 
 
 def _plain(value: Any) -> str:

@@ -19,8 +19,9 @@ CONFIDENCE_LEVEL = 0.95
 DEFINITIONS = {
   'interval': (
     f'95 % percentile interval of {BOOTSTRAP_DRAWS:,} bootstrap resamples of '
-    'the examples (seeded); it holds the noise of sampling examples, not that '
-    'of training seeds'
+    'the examples (seeded), one that occurs several times drawn with all its '
+    'copies; it holds the noise of sampling examples, not that of training '
+    'seeds'
   ),
   'macro': 'mean over the classes that occur among the true labels',
   'weighted': 'mean over classes weighted by how often each is true',
@@ -35,6 +36,9 @@ DEFINITIONS = {
 }
 """What each figure means, in words that a report can print."""
 
+# Resamples of ids at a time: memory stays flat on splits of any size.
+_DRAWS_AT_ONCE = 500
+
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
   """(n, K) log-probabilities in float64."""
@@ -48,6 +52,7 @@ def all_scores(
   labels: np.ndarray,
   class_names: Sequence[str],
   *,
+  ids: np.ndarray | None = None,
   n_boot: int = BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, Any]:
@@ -57,6 +62,7 @@ def all_scores(
     logits: (n, K) finite.
     labels: (n,) integers below K.
     class_names: K names.
+    ids: (n,) text, where an example may occur several times.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
@@ -111,7 +117,9 @@ def all_scores(
       'recall': float(share @ recall),
       'f1': float(share @ f1),
     },
-    'intervals': bootstrap_intervals(confusion, n_boot=n_boot, seed=seed),
+    'intervals': bootstrap_intervals(
+      labels, predicted, num_classes, ids=ids, n_boot=n_boot, seed=seed
+    ),
     'auc_macro': float(np.mean(known_aucs)) if known_aucs else None,
     'per_class': [
       {
@@ -143,6 +151,7 @@ def slice_scores(
   slices: dict[str, np.ndarray],
   class_names: Sequence[str],
   *,
+  ids: np.ndarray | None = None,
   n_boot: int = BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -153,6 +162,7 @@ def slice_scores(
     labels: (n,).
     slices: name -> (n,) bool.
     class_names: K names.
+    ids: as for `all_scores`.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
@@ -168,7 +178,12 @@ def slice_scores(
       figures[name] = {'n': 0, 'intervals': {}} | dict.fromkeys(keys)
       continue
     scores = all_scores(
-      logits[mask], labels[mask], class_names, n_boot=n_boot, seed=seed
+      logits[mask],
+      labels[mask],
+      class_names,
+      ids=None if ids is None else ids[mask],
+      n_boot=n_boot,
+      seed=seed,
     )
     figures[name] = {
       'n': scores['n'],
@@ -191,43 +206,124 @@ def confusion_counts(
 
 
 def bootstrap_intervals(
-  confusion: np.ndarray,
+  labels: np.ndarray,
+  predicted: np.ndarray,
+  num_classes: int,
   *,
+  ids: np.ndarray | None = None,
   n_boot: int = BOOTSTRAP_DRAWS,
-  level: float = CONFIDENCE_LEVEL,
   seed: int = 0,
 ) -> dict[str, list[float]]:
   """Percentile bootstrap intervals of what a confusion matrix determines.
 
-  Resampling n examples with replacement and counting them is one multinomial
-  draw of the confusion matrix: the same bootstrap without touching the
-  examples, all resamples in one call.
-
   Args:
-    confusion: (K, K) counts, rows true.
+    labels: (n,).
+    predicted: (n,) classes.
+    num_classes: K.
+    ids: (n,) text; one that occurs several times is drawn with all its
+      positions, which are no independent examples.
     n_boot: resamples.
-    level: of confidence.
     seed: of the draws.
 
   Returns:
     [low, high] of `accuracy`, `balanced_accuracy` and `macro_f1`. A class that
     a resample misses is left out of that resample's means.
   """
-  num_classes = len(confusion)
-  n = int(confusion.sum())
-  draws = (
-    np.random.default_rng(seed)
-    .multinomial(n, confusion.ravel() / n, size=n_boot)
-    .reshape(n_boot, num_classes, num_classes)
-  )
-  resampled = figures_of_counts(
-    np.diagonal(draws, axis1=1, axis2=2), draws.sum(axis=2), draws.sum(axis=1)
-  )
-  tail = (1 - level) / 2
+  if ids is not None and len(np.unique(ids)) < len(ids):
+    resampled = resampled_figures(
+      ids, labels, predicted[None], num_classes, n_boot=n_boot, seed=seed
+    )
+  else:
+    # Resampling n examples with replacement and counting them is one
+    # multinomial draw of the confusion matrix, all resamples in one call.
+    confusion = confusion_counts(labels, predicted, num_classes)
+    n = len(labels)
+    draws = (
+      np.random.default_rng(seed)
+      .multinomial(n, confusion.ravel() / n, size=n_boot)
+      .reshape(n_boot, num_classes, num_classes)
+    )
+    resampled = figures_of_counts(
+      np.diagonal(draws, axis1=1, axis2=2), draws.sum(axis=2), draws.sum(axis=1)
+    )
   return {
-    name: [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
-    for name, values in resampled.items()
+    name: percentile_interval(values) for name, values in resampled.items()
   }
+
+
+def percentile_interval(values: np.ndarray) -> list[float]:
+  """[low, high] that hold `CONFIDENCE_LEVEL` of the draws in the middle."""
+  tail = (1 - CONFIDENCE_LEVEL) / 2
+  return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
+
+
+def resampled_figures(
+  ids: np.ndarray,
+  labels: np.ndarray,
+  predicted: np.ndarray,
+  num_classes: int,
+  *,
+  n_boot: int = BOOTSTRAP_DRAWS,
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """Figures of S systems on the same bootstrap resamples of distinct ids.
+
+  Args:
+    ids: (n,) text; an id is drawn with all its positions.
+    labels: (n,).
+    predicted: (S, n) classes.
+    num_classes: K.
+    n_boot: resamples.
+    seed: of the draws.
+
+  Returns:
+    `accuracy`, `balanced_accuracy` and `macro_f1`, each (n_boot, S).
+  """
+  systems = len(predicted)
+  unit = np.unique(ids, return_inverse=True)[1]
+  units = unit.max() + 1
+
+  def by_id(classes: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
+    flat = np.bincount(
+      unit * num_classes + classes, kept, minlength=units * num_classes
+    )
+    return flat.reshape(units, num_classes).astype(np.float64)
+
+  counts = np.stack(
+    [
+      by_id(labels),
+      *(by_id(labels, classes == labels) for classes in predicted),
+      *(by_id(classes) for classes in predicted),
+    ],
+    axis=1,
+  )
+  rng = np.random.default_rng(seed)
+  sums = resampled_sums(counts.reshape(units, -1), n_boot=n_boot, rng=rng)
+  sums = sums.reshape(n_boot, 1 + 2 * systems, num_classes)
+  return figures_of_counts(
+    hits=sums[:, 1 : 1 + systems],
+    support=sums[:, :1],
+    predicted=sums[:, 1 + systems :],
+  )
+
+
+def resampled_sums(
+  counts: np.ndarray, *, n_boot: int, rng: np.random.Generator
+) -> np.ndarray:
+  """(n_boot, C): sums of the rows that each resample of (m, C) rows draws.
+
+  Rows of the same counts are one cell of a multinomial, whose draws are the
+  resamples.
+  """
+  cells, frequency = np.unique(counts, axis=0, return_counts=True)
+  m = len(counts)
+  return np.concatenate(
+    [
+      rng.multinomial(m, frequency / m, size=min(_DRAWS_AT_ONCE, n_boot - start))
+      @ cells
+      for start in range(0, n_boot, _DRAWS_AT_ONCE)
+    ]
+  )
 
 
 def figures_of_counts(

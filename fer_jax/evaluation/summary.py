@@ -38,12 +38,10 @@ def text(metrics: dict[str, Any]) -> str:
   if 'class_map' in metrics:
     lines += _mapped(metrics)
   if 'looks' in metrics:
-    split = metrics['split']
-    part = split if split == 'all' else f'the {split} split'
     lines += [
       '',
-      f'look {metrics["looks"]} at {part} of {metrics["dataset"]["name"]} '
-      f'under protocol {facts["name"]}, recorded',
+      f'look {metrics["looks"]} at these examples of '
+      f'{metrics["dataset"]["name"]}, recorded',
     ]
   return '\n'.join(lines)
 

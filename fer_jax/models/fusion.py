@@ -222,7 +222,7 @@ class FusionModel(nnx.Module):
     run.features['embedding'] = x
     for name, layer in self.layers('head'):
       x = run.features[name] = layer(x, run)
-    logits = self.logits(x.astype(jnp.float32))
+    logits = self.logits(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
     return (logits, run.features) if return_features else logits
 
   def _backbone_stage(self, layer: Layer, x, run: Run):

@@ -219,7 +219,7 @@ def _patches_conv(x, kernel, strides, pads, output_size):
   y = jnp.dot(
     matrix.reshape(-1, kh * kw * c),
     kernel.reshape(-1, features),
-    preferred_element_type=jnp.float32,
+    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
   )
   return y.astype(x.dtype).reshape(-1, rows, cols, features)
 

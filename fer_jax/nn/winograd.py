@@ -187,7 +187,7 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
     dv = _products('qto,qoc->qtc', dm, u_transposed)
     return du, _input_images(dv, grid).astype(x.dtype)
 
-  du = list(jnp.zeros(u_pqco.shape, jnp.float32))
+  du = list(jnp.zeros(u_pqco.shape, _sum_dtype(u_pqco.dtype)))
   if x_chunks.shape[0] == 1:
     du, dx = images(du, (x_chunks[0], dy_chunks[0]))
     dx = dx[None]
@@ -231,9 +231,14 @@ def _pad(x, widths):
 def _products(spec, a, b):
   """The products of rows."""
   return [
-    jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    jnp.einsum(spec, x, y, preferred_element_type=_sum_dtype(x.dtype))
     for x, y in zip(a, b, strict=True)
   ]
+
+
+def _sum_dtype(dtype):
+  """What products of `dtype` are summed in: at least float32."""
+  return jnp.promote_types(dtype, jnp.float32)
 
 
 def _combine(parts, coefficients):
@@ -305,7 +310,8 @@ def _overlap_add(parts, step, axis):
 def _kernel_tiles(kernel, grid):
   """(3, 3, C, O) to U (P, Q, C, O)."""
   g = grid.algorithm.kernel
-  u_pqco = _along(_along(kernel.astype(jnp.float32), g, 0), g, 1)
+  wide = kernel.astype(_sum_dtype(kernel.dtype))
+  u_pqco = _along(_along(wide, g, 0), g, 1)
   return u_pqco.astype(kernel.dtype)
 
 

@@ -19,7 +19,7 @@ import json
 import logging
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ MANIFEST = 'manifest.json'
 LATEST_KEPT = 2
 
 log = logging.getLogger(__name__)
+
+State = TypeVar('State')
+"""A pytree of arrays: of one run a `TrainState`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +171,15 @@ def best_intact(workdir: pathlib.Path) -> Sealed:
   )
 
 
-def restore(sealed: Sealed, target: TrainState) -> TrainState:
+def restore(
+  sealed: Sealed, target: State, *, device: jax.Device | None = None
+) -> State:
   """Reads a checkpoint's state.
 
   Args:
     sealed: an intact checkpoint.
     target: a state of the same structure, arrays or shapes and dtypes.
+    device: where to put it; None for the first one.
 
   Raises:
     UserError: when the checkpoint's structure is another model's.
@@ -186,9 +192,9 @@ def restore(sealed: Sealed, target: TrainState) -> TrainState:
         f'checkpoint {sealed.path} is of another model: {name} is '
         f'{there or "absent"} there and {here or "absent"} here'
       )
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  place = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
   abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), target
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target
   )
   return ocp.load(str(sealed.path), abstract)
 
@@ -204,10 +210,7 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 
 class Writer:
-  """Writes checkpoints in the background, one at a time.
-
-  The arrays are copied on the device first, since the next step donates them.
-  """
+  """Writes checkpoints in the background, one at a time."""
 
   def __init__(self, workdir: pathlib.Path):
     self._root = directory(workdir).resolve()
@@ -218,7 +221,7 @@ class Writer:
     self._pending: concurrent.futures.Future | None = None
 
   def save(self, state: TrainState, *, epoch: int) -> None:
-    """Begins to write a checkpoint; waits for the one before it.
+    """Begins to write a run's checkpoint; waits for the one before it.
 
     Args:
       state: to be written; may be donated as soon as this returns.
@@ -226,12 +229,27 @@ class Writer:
     """
     self.wait()
     step = int(state.step)
-    best_step = int(state.progress.best_step) or step
+    self.write(
+      jax.tree.map(jnp.copy, state),  # the next step donates it
+      step=step,
+      epoch=epoch,
+      best_step=int(state.progress.best_step) or step,
+    )
+
+  def write(self, state: Any, *, step: int, epoch: int, best_step: int) -> None:
+    """Begins to write a checkpoint; waits for the one before it.
+
+    Args:
+      state: a pytree of arrays, to be left alone until `wait`.
+      step: names the checkpoint; rises.
+      epoch: epochs completed.
+      best_step: name of the checkpoint that is kept beside the latest.
+    """
+    self.wait()
     path = self._root / str(step)
     if path.exists():  # unsealed or damaged, else it would have been resumed
       shutil.rmtree(path)
-    copied = jax.tree.map(jnp.copy, state)
-    response = ocp.save_async(str(path), copied)
+    response = ocp.save_async(str(path), state)
     self._pending = self._thread.submit(
       self._seal, response, path, step, epoch, best_step, _arrays(state)
     )

@@ -189,12 +189,13 @@ class Run:
       'seconds': seconds,
     }
     due = (epoch + 1) % self._config.train.validate_every == 0
-    if due or epoch + 1 == self._config.train.epochs:
-      validation = {}
-      if self._task.feed.validates:
-        validation = step_lib.means(self._task.feed.validate(state))
-        record['validation'] = validation
-        self._require_finite(state, epoch, math.isfinite(validation['loss']))
+    due = due or epoch + 1 == self._config.train.epochs
+    validation = {}
+    if due and self._task.feed.validates:
+      validation = step_lib.means(self._task.feed.validate(state))
+      record['validation'] = validation
+      self._require_finite(state, epoch, math.isfinite(validation['loss']))
+    if validation or self._config.train.select == 'last':
       state = state._replace(
         progress=self._update_progress(
           state.progress, metrics=validation, step=state.step

@@ -63,7 +63,10 @@ def test_an_honest_protocol_that_leaks_is_exit_status_one(
   assert html.count('fer2013/00120 (angry) beside fer2013/00000 (angry)') == 1
   manifest = json.loads((tmp_path / 'manifest.json').read_text())
   assert len(manifest['test']) == 20
-  assert manifest['digest'] == result['protocols'][0]['protocol']['digest']
+  assert (
+    manifest['protocol']['digest']
+    == result['protocols'][0]['protocol']['digest']
+  )
   ledger = (place / 'fer2013' / 'ledger.jsonl').read_text()
   assert json.loads(ledger.splitlines()[-1])['event'] == 'audited'
 

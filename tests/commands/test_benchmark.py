@@ -85,7 +85,7 @@ def test_another_network_is_not_compared():
     (['--what=train_steps'], "did you mean 'train_step'"),
     (['--peers=toch'], "did you mean 'torch'"),
     (['--what=startup', '--startup_config=none.py'], 'none.py is no file'),
-    (['--json=/no/such/folder/x.json'], 'is not a folder'),
+    (['--json=/no/such/folder/x.json'], 'no such folder'),
     (['--what=train_step', '--set=dtype=bfloat16'], 'float32'),
     (['--set=unit=3'], "did you mean 'units'"),
     (['--set=units'], 'expected FIELD=VALUE'),

@@ -63,12 +63,13 @@ def test_figures_of_a_set(known_set):
 
 
 def test_figures_of_a_protocol(known_set):
-  lists = protocol.every_list(known_set, 'fer2013_dev')
+  _, lists = protocol.open_all(known_set, run='audit', name='fer2013_dev')
   figures, pairs = audit.of_protocol(known_set, lists, image_size=(12, 12))
   seen = figures['share_of_test_seen']
   assert seen['itself'] == 0
   assert seen['exact_copy'] == pytest.approx(6 / 60)
   assert seen['twin'] == pytest.approx(9 / 60)
+  assert seen['mirrored'] == pytest.approx(2 / 60)
   assert seen['subject'] is None
   assert figures['leak_found']
   assert figures['sizes']['test'] == 60
@@ -81,7 +82,7 @@ def test_figures_of_a_protocol(known_set):
 
 
 def test_nearest_neighbour_knows_copies_and_nothing_else(known_set):
-  lists = protocol.every_list(known_set, 'fer2013_dev')
+  _, lists = protocol.open_all(known_set, run='audit', name='fer2013_dev')
   figures, _ = audit.of_protocol(known_set, lists, image_size=(12, 12))
   got = figures['nearest_neighbour']
   # Noise: a third by chance, the copies by heart where they train.
@@ -91,7 +92,9 @@ def test_nearest_neighbour_knows_copies_and_nothing_else(known_set):
 
 def test_leaving_twins_out_ends_the_leak(known_set):
   for rule in ('drop_from_train', 'drop_from_test'):
-    lists = protocol.every_list(known_set, 'fer2013_dev', twins=rule)
+    _, lists = protocol.open_all(
+      known_set, run='audit', name='fer2013_dev', twins=rule
+    )
     figures, _ = audit.of_protocol(known_set, lists, image_size=(12, 12))
     assert not figures['leak_found']
 
@@ -105,13 +108,15 @@ def test_people_recordings_and_repeated_rows(memory_set):
     sequence=[f'S{n % 30}' for n in range(60)],
     name='synthetic_faces',
   )
-  lists = protocol.every_list(data, 'kfold_images', folds=5)
+  _, lists = protocol.open_all(data, run='audit', name='kfold_images', folds=5)
   figures, _ = audit.of_protocol(data, lists)
   seen = figures['share_of_test_seen']
   assert seen['subject'] == 1
   assert 0 < seen['sequence'] <= 1
   assert seen['twin'] is None
-  lists = protocol.every_list(data, 'kfold_subjects', folds=3)
+  _, lists = protocol.open_all(
+    data, run='audit', name='kfold_subjects', folds=3
+  )
   figures, _ = audit.of_protocol(data, lists)
   assert figures['share_of_test_seen'] == {
     'itself': 0,
@@ -119,19 +124,51 @@ def test_people_recordings_and_repeated_rows(memory_set):
     'twin': None,
     'subject': 0,
     'sequence': 0,
+    'mirrored': None,
   }
   assert not figures['leak_found']
-  lists = protocol.every_list(data, 'oversample_then_split')
+  _, lists = protocol.open_all(data, run='audit', name='oversample_then_split')
   assert audit.of_protocol(data, lists)[0]['sizes']['train_different'] <= 60
 
 
 def test_overlap_of_two_sets(memory_set):
   images = _images(50)
+  images[24] = 0
+  second = images[20:].copy()
+  second[3] = (second[3] * 0.8 + 30).astype(np.uint8)
   first = memory_set(images[:30])
-  second = memory_set(images[20:])
-  figures, pairs = audit.overlap(first, second, size=(12, 12))
-  assert figures['pairs'] == 10
-  assert sorted(pairs.rows.tolist()) == [[20 + n, n] for n in range(10)]
+  second = memory_set(second)
+  figures, (pairs,) = audit.overlap(first, second, size=(12, 12))
+  assert figures['first']['exact_copies'] == 9
+  assert figures['second'] == {
+    'name': 'fer2013',
+    'examples': 30,
+    'exact_copies': 9,
+    'twins': 10,
+  }
+  # The constant image is a copy and correlates with nothing.
+  assert sorted(pairs.rows.tolist()) == [
+    [20 + n, n] for n in range(10) if n != 4
+  ]
+  posed = memory_set(second.images, name='synthetic_faces')
+  figures, (pairs,) = audit.overlap(first, posed, size=(12, 12))
+  assert figures['second']['twins'] is None
+  assert sorted(pairs.rows.tolist()) == [
+    [20 + n, n] for n in range(10) if n != 3
+  ]
+
+
+def test_mirrored_twins_are_kept_on_one_side(memory_set):
+  images = _images(200)
+  images[100:] = images[:100, :, ::-1]
+  data = memory_set(images, official_split=['none'] * 200)
+  _, lists = protocol.open_all(data, 'kfold_twins', run='audit', folds=5)
+  figures, _ = audit.of_protocol(data, lists)
+  assert not figures['leak_found']
+  _, lists = protocol.open_all(data, 'kfold_images', run='audit', folds=5)
+  figures, _ = audit.of_protocol(data, lists)
+  assert figures['share_of_test_seen']['mirrored'] > 0.5
+  assert figures['leak_found']
 
 
 @pytest.mark.parametrize(
@@ -146,18 +183,20 @@ def test_overlap_of_two_sets(memory_set):
 def test_the_honest_protocol_of_a_set(
   memory_set, splits, subject, name, expected
 ):
-  columns = {} if subject is None else {'subject': [subject] * 10}
+  people = [f'{subject}{n % 4}' for n in range(10)]
+  columns = {} if subject is None else {'subject': people}
   data = memory_set(_images(10), official_split=splits, name=name, **columns)
-  assert audit.honest_counterpart(data) == (expected, {})
+  options = {'folds': 4} if subject else {}
+  assert audit.honest_counterpart(data) == (expected, options)
 
 
 def test_real_rows(fer2013_csv, tmp_path):
   """real_data: what FER2013 repeats, known beforehand."""
   data = datasets.build('fer2013', source=fer2013_csv, data_dir=tmp_path)
-  figures, _ = audit.of_dataset(data, mirrored=False)
+  figures, _ = audit.of_dataset(data)
   assert figures['constant_images'] <= 12
-  lists = protocol.every_list(data, 'fer2013_dev')
+  _, lists = protocol.open_all(data, run='audit', name='fer2013_dev')
   seen = audit.of_protocol(data, lists)[0]['share_of_test_seen']
   assert round(seen['exact_copy'] * 3589) == 280
   assert seen['twin'] == pytest.approx(0.136, abs=5e-4)
-  assert twins.near_twins_are_copies('fer2013')
+  assert twins.near_twins_are_copies(data)

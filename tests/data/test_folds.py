@@ -118,3 +118,12 @@ def test_share_of_groups_with_many_labels():
     ids[mixed], label[mixed], group[mixed], share=0.2, seed=3
   )
   np.testing.assert_array_equal(drawn[mixed], again)
+
+
+def test_no_part_is_left_empty_while_there_are_groups():
+  group = np.repeat(np.arange(6), 20)
+  label = np.arange(120) % 3
+  part = folds.stratified_parts(
+    _ids(120), label, group, shares=[0.97, 0.03], seed=0
+  )
+  np.testing.assert_array_equal(np.bincount(part), [100, 20])

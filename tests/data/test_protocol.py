@@ -212,7 +212,7 @@ def people(memory_set):
 
 
 def _rows_of(data, name, **options):
-  lists = protocol.every_list(data, name, **options)
+  _, lists = protocol.open_all(data, name, run='test', **options)
   return lists.train, lists.validation, lists.test
 
 
@@ -375,7 +375,7 @@ def test_reporting_what_trained(people):
   ],
 )
 def test_rules_for_twins(dev_set, rule, train, test):
-  lists = protocol.every_list(dev_set, 'fer2013_dev', twins=rule)
+  _, lists = protocol.open_all(dev_set, 'fer2013_dev', run='test', twins=rule)
   kept = len(lists.train) + len(lists.validation)
   if rule == 'drop_from_train':
     # 16 images of Training are in PublicTest; none of them has a copy there
@@ -428,13 +428,87 @@ def test_official_carves_a_validation_where_none_is_published(memory_set):
 
 
 def test_manifest_names_every_id(people):
-  settings = protocol.configure('kfold_subjects', folds=5, fold=1)
-  written = protocol.manifest(people, settings)
-  lists = protocol.every_list(people, 'kfold_subjects', folds=5, fold=1)
+  options = {'folds': 5, 'fold': 1}
+  partition, lists = protocol.open_all(
+    people, 'kfold_subjects', run='audit', **options
+  )
+  people.facts = lambda: {'name': people.name}
+  written = protocol.manifest(people, partition, lists)
   for side in ('train', 'validation', 'test'):
     ids = people.table['id'][getattr(lists, side)]
     assert written[side] == ids.tolist()
-  got = protocol.resolve(people, 'kfold_subjects', folds=5, fold=1)
-  assert written['digest'] == got.digest
-  assert written['protocol']['fold'] == 1
-  assert got.facts()['options'] == {'folds': 5, 'fold': 1}
+  assert written['protocol'] == partition.facts()
+  assert written['protocol']['options'] == options
+  assert written['settings']['fold'] == 1
+  assert (
+    partition.digest
+    == protocol.resolve(people, 'kfold_subjects', **options).digest
+  )
+
+
+def test_opening_everything_is_in_the_ledger(people):
+  partition, _ = protocol.open_all(people, 'holdout', run='me')
+  (entry,) = ledger.read(people, ledger.AUDITED)
+  assert (entry['run'], entry['digest']) == ('me', partition.digest)
+  assert ledger.read(people, ledger.OPENED) == []
+
+
+def test_sets_that_name_nobody_cannot_be_told(memory_set):
+  """Three all but equal frames a recording, and no name of anyone."""
+  data = memory_set(
+    _images(60), official_split=['none'] * 60, name='synthetic_faces'
+  )
+  for name in ('holdout', 'kfold_twins'):
+    got = protocol.resolve(data, name)
+    assert got.leaks is None
+    assert 'cannot be told' in got.reason
+  assert protocol.resolve(data, 'kfold_images').leaks is True
+  web = memory_set(_images(60), official_split=['none'] * 60, name='fer2013')
+  assert protocol.resolve(web, 'kfold_twins').leaks is False
+
+
+def test_the_reported_training_list_is_the_balanced_one(people):
+  people.table['label'] = np.minimum(np.arange(240) % 6, 2)
+  _, lists = protocol.open_all(
+    people, 'evaluate_on_train', run='test', balance='downsample'
+  )
+  np.testing.assert_array_equal(np.sort(lists.train), lists.test)
+
+
+@pytest.mark.parametrize(
+  ('options', 'said'),
+  [
+    ({'folds': 1}, 'folds is 1; allowed is a whole number of at least 2'),
+    ({'fold': -1}, 'fold is -1; allowed is a whole number of at least 0'),
+    ({'inner_folds': -3}, 'inner_folds is -3; allowed is 0, or'),
+    ({'inner_folds': 1}, 'inner_folds is 1; allowed is 0, or'),
+    ({'validation_share': -0.1}, 'validation_share is -0.1; allowed'),
+    ({'inner_folds': 3, 'validation_share': 0.2}, 'one of them sets apart'),
+  ],
+)
+def test_ranges_are_checked_for_whoever_calls(people, options, said):
+  with pytest.raises(UserError, match=said):
+    protocol.resolve(people, 'kfold_subjects', **options)
+  with pytest.raises(
+    UserError, match=r'test_share is 1\.5; allowed is a share'
+  ):
+    protocol.configure('holdout', test_share=1.5)
+
+
+def test_what_selects_is_never_empty_where_a_share_is_asked_for(memory_set):
+  """Eight people of 21 pictures: none of them is a tenth."""
+  data = memory_set(
+    _images(168),
+    official_split=['none'] * 168,
+    subject=[f'P{n % 8}' for n in range(168)],
+    name='synthetic_faces',
+  )
+  train, validation, test = _rows_of(data, 'kfold_subjects', folds=2)
+  assert (len(train), len(validation), len(test)) == (63, 21, 84)
+
+
+def test_the_reason_counts_what_is_there(dev_set):
+  whole = protocol.resolve(dev_set, 'fer2013_dev').reason
+  assert '7.8 %' in whole
+  dev_set.name = 'ferplus'
+  assert '7.8 %' not in protocol.resolve(dev_set, 'fer2013_dev').reason

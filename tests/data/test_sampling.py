@@ -15,8 +15,8 @@ def _lists(counts):
 
 
 def test_oversampling_keeps_all_and_copies_to_the_largest():
-  rows, _, label = _lists([50, 20, 7])
-  got = sampling.oversample(rows, label, seed=0)
+  rows, ids, label = _lists([50, 20, 7])
+  got = sampling.oversample(rows, ids, label, seed=0)
   np.testing.assert_array_equal(got[:77], rows)
   class_of = dict(zip(rows, label, strict=True))
   counts = np.bincount([class_of[row] for row in got])
@@ -25,13 +25,17 @@ def test_oversampling_keeps_all_and_copies_to_the_largest():
   copies = got[77:]
   of_smallest = [row for row in copies if class_of[row] == 2]
   assert set(of_smallest) == set(rows[label == 2])
-  assert not np.array_equal(got, sampling.oversample(rows, label, seed=1))
-  np.testing.assert_array_equal(got, sampling.oversample(rows, label, seed=0))
+  other = sampling.oversample(rows, ids, label, seed=1)
+  assert not np.array_equal(got, other)
+  # Neither the order of the rows nor the numbers of the classes matter.
+  mixed = np.random.default_rng(1).permutation(77)
+  again = sampling.oversample(rows[mixed], ids[mixed], 2 - label[mixed], seed=0)
+  np.testing.assert_array_equal(np.sort(again), np.sort(got))
 
 
 def test_draws_are_uniform():
-  rows, _, label = _lists([4000, 4])
-  got = sampling.oversample(rows, label, seed=3)
+  rows, ids, label = _lists([4000, 4])
+  got = sampling.oversample(rows, ids, label, seed=3)
   counts = np.unique(got[4004:], return_counts=True)[1]
   # 3,996 draws of four: a standard deviation of 27 about 999.
   assert abs(counts - 999).max() < 4 * 27
@@ -40,7 +44,8 @@ def test_draws_are_uniform():
 def test_the_official_counts_give_the_papers_62923():
   counts = np.sum(list(fer2013.OFFICIAL_COUNTS.values()), axis=0)
   label = np.repeat(np.arange(7), counts)
-  got = sampling.oversample(np.arange(len(label)), label, seed=0)
+  rows = np.arange(len(label))
+  got = sampling.oversample(rows, rows.astype(str), label, seed=0)
   assert len(got) == 62923 == 7 * 8989
 
 

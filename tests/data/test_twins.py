@@ -86,6 +86,8 @@ def test_groups_link_only_through_rows_that_are_asked_for():
     image=np.array([0, 1, 2, 3, 2], np.int32),
     pairs=np.array([[0, 1], [1, 2]], np.int32),
     correlation=np.array([0.95, 0.95], np.float32),
+    mirrored=np.zeros((0, 2), np.int32),
+    mirrored_correlation=np.zeros(0, np.float32),
   )
   whole = found.groups(np.arange(5))
   assert whole[0] == whole[1] == whole[2] == whole[4] != whole[3]
@@ -99,11 +101,18 @@ def test_twins_among_other_rows():
     image=np.array([0, 1, 2, 3, 0], np.int32),
     pairs=np.array([[0, 1], [1, 2]], np.int32),
     correlation=np.array([0.95, 0.95], np.float32),
+    mirrored=np.array([[0, 3]], np.int32),
+    mirrored_correlation=np.array([0.95], np.float32),
   )
   rows, among = np.array([1, 2, 3, 4]), np.array([0])
   np.testing.assert_array_equal(found.exact_among(rows, among), [0, 0, 0, 1])
   # Image 2 is a twin of 1 alone: one step, not a chain.
-  np.testing.assert_array_equal(found.any_among(rows, among), [1, 0, 0, 1])
+  np.testing.assert_array_equal(found.near_among(rows, among), [1, 0, 0, 1])
+  np.testing.assert_array_equal(found.any_among(rows, among), [1, 0, 1, 1])
+  of_some = found.of_rows(np.array([3, 2, 0]))
+  np.testing.assert_array_equal(of_some.image, [2, 1, 0])
+  np.testing.assert_array_equal(of_some.mirrored, [[0, 2]])
+  assert len(of_some.pairs) == 0
 
 
 def test_images_of_unequal_sizes_are_compared_at_one(memory_set):
@@ -145,3 +154,24 @@ def test_damaged_file_is_made_anew(memory_set, capsys, content):
   assert 'damaged' in capsys.readouterr().err
   twins.find(data)
   assert not capsys.readouterr().err
+
+
+def test_mirrored_twins_are_found_and_people_who_look_ahead_are_not(memory_set):
+  rng = np.random.default_rng(0)
+  faces = rng.integers(0, 256, (4, 16, 16, 1)).astype(np.uint8)
+  even = ((faces[3].astype(int) + faces[3, :, ::-1]) // 2).astype(np.uint8)
+  images = [*faces, faces[0, :, ::-1], even, (even * 0.9 + 5).astype(np.uint8)]
+  found = twins.find(memory_set(images))
+  np.testing.assert_array_equal(found.mirrored, [[0, 4]])
+  # One who is like her own mirror image is a near twin as she stands.
+  np.testing.assert_array_equal(found.pairs, [[5, 6]])
+  again = twins.find(memory_set(images))
+  np.testing.assert_array_equal(again.mirrored, found.mirrored)
+
+
+def test_exact_twins_are_kept_beside_the_build(memory_set, monkeypatch):
+  image = np.full((8, 8, 1), 7, np.uint8)
+  data = memory_set([image, image + 1, image], name='synthetic_faces')
+  assert twins.known(data).image.tolist() == [0, 1, 0]
+  monkeypatch.setattr(twins, 'image_numbers', None)
+  assert twins.known(data).image.tolist() == [0, 1, 0]

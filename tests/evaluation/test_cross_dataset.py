@@ -1,14 +1,17 @@
 """A run on other data: classes, copies, looks and what is refused."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fer_jax import config as config_lib
 from fer_jax import datasets
-from fer_jax.data import ledger, resize
+from fer_jax.data import ledger, resize, twins
+from fer_jax.datasets import pictures
 from fer_jax.errors import UserError
 from fer_jax.evaluation import cross_dataset, scores, summary
 from fer_jax.evaluation import workdir as workdir_lib
@@ -66,11 +69,13 @@ def test_all_of_another_set_is_scored_and_recorded(copied):
 
   assert metrics['split'] == 'all'
   assert metrics['protocol']['name'] == 'cross_dataset'
-  assert metrics['protocol']['leaks'] is False
+  # Rendered strangers look as near as copies: none found is no proof.
+  assert metrics['protocol']['leaks'] is None
+  assert 'saved anew would not be found' in metrics['protocol']['reason']
   assert (
     "not the run's own protocol, official on" in (metrics['protocol']['reason'])
   )
-  assert metrics['copies'] == 0
+  assert (metrics['copies'], metrics['near_copies']) == (0, None)
   assert metrics['slices'] == {}
   assert metrics['trained_on']['name'] == NAME
   assert metrics['dataset']['checksum'] == other.checksum
@@ -87,7 +92,7 @@ def test_all_of_another_set_is_scored_and_recorded(copied):
   assert _evaluate(copied)['looks'] == metrics['looks'] + 1
   said = summary.text(metrics)
   assert f'contempt is left out ({32 - len(rows)})' in said
-  assert f'look {metrics["looks"]} at all of synthetic_faces under' in said
+  assert f'look {metrics["looks"]} at these examples of synthetic' in said
 
 
 def test_the_opening_is_recorded_before_anything_is_read(copied, monkeypatch):
@@ -164,6 +169,90 @@ def test_copies_of_what_trained_are_found_and_left_out_of_a_slice(copied):
   assert found['n'] == unseen.sum() == 8
   assert found['accuracy'] == right[unseen].mean()
   assert 'LEAKS' in summary.text(metrics)
+
+
+def _blocks(seed):
+  """A grey image (48, 48, 1) of blurred noise, unlike that of another seed."""
+  coarse = np.random.default_rng(seed).integers(20, 236, (8, 8, 1))
+  return np.kron(coarse, np.ones((6, 6, 1))).astype(np.uint8)
+
+
+def _as_jpeg(image):
+  buffer = io.BytesIO()
+  Image.fromarray(image[..., 0]).save(buffer, 'JPEG', quality=60)
+  return pictures.decode(buffer.getvalue())
+
+
+# What became of the run's images in the other set, by row modulo 4.
+_CHANGES = (
+  lambda image: image,
+  _as_jpeg,
+  lambda image: image[:, ::-1],
+  lambda image: 255 - image,
+)
+
+
+@pytest.mark.parametrize('changed', [_CHANGES, _CHANGES[3:]])
+def test_photographs_saved_anew_are_found_where_near_twins_are_copies(
+  copied, monkeypatch, changed
+):
+  config = config_lib.load_json(copied / 'config.json')
+  own = _dataset(copied, dict(config.data.options))
+
+  def read(self, index):
+    images = [_blocks(row) for row in index]
+    if self.checksum == own.checksum:
+      return images
+    return [
+      changed[row % len(changed)](image)
+      for row, image in zip(index, images, strict=True)
+    ]
+
+  monkeypatch.setattr(datasets.Dataset, 'read', read)
+  monkeypatch.setattr(twins, 'near_twins_are_copies', lambda dataset: True)
+  options = dict(config.data.options) | {'images': 80}
+  metrics = _evaluate(copied, options=options, class_map={})
+  seen = own.table['official_split'][:80] != 'test'
+  kind = np.arange(80) % 4 if len(changed) == 4 else np.full(80, 3)
+  assert metrics['copies'] == np.sum(seen & (kind == 0))
+  assert metrics['near_copies'] == np.sum(seen & np.isin(kind, (1, 2)))
+  if len(changed) == 1:
+    assert metrics['protocol']['leaks'] is False
+    assert metrics['slices'] == {}
+    return
+  assert metrics['protocol']['leaks'] is True
+  unseen = ~seen | (kind == 3)
+  assert metrics['slices']['without_copies']['n'] == unseen.sum()
+  assert f'{metrics["near_copies"]} more are near twins' in (
+    metrics['protocol']['reason']
+  )
+
+
+def test_another_build_of_the_runs_source_is_scored_and_leaks(
+  copied, monkeypatch
+):
+  load = datasets.load
+  own = json.loads((copied / 'run.json').read_text())['dataset']
+
+  def of_one_source(*args, **options):
+    dataset = load(*args, **options)
+    dataset.checksum = own['checksum']
+    return dataset
+
+  monkeypatch.setattr(cross_dataset.datasets, 'load', of_one_source)
+  metrics = _evaluate(copied)
+  # Unlike in every pixel, but examples of the same ids.
+  evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
+  config = config_lib.load_json(copied / 'config.json')
+  table = _dataset(copied, dict(config.data.options)).table
+  trained = table['id'][table['official_split'] != 'test']
+  assert 0 < metrics['copies'] == np.isin(evaluation.ids, trained).sum()
+  assert metrics['protocol']['leaks'] is True
+  # Nor is another set that was built from the same archive the run's own.
+  facts = json.loads((copied / 'run.json').read_text())
+  facts['dataset'] |= {'name': 'ferplus', 'options': dict(OTHER)}
+  (copied / 'run.json').write_text(json.dumps(facts))
+  assert _evaluate(copied)['n'] == metrics['n']
 
 
 @pytest.mark.parametrize(

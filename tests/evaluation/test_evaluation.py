@@ -79,7 +79,78 @@ def test_test_split_is_scored_recorded_and_counted(trained):
   assert again['intervals'] == second['intervals']
   said = summary.text(second)
   assert f'{100 * second["accuracy"]:.2f} %' in said
-  assert f'look {second["looks"]} at the test split' in said
+  assert f'look {second["looks"]} at these examples of synthetic_faces' in said
+
+
+def test_runs_on_other_partitions_look_at_the_same_test(copied):
+  first = evaluate.evaluate(copied, 'test', n_boot=N_BOOT)
+  config = json.loads((copied / 'config.json').read_text())
+  facts = json.loads((copied / 'run.json').read_text())
+  config['data']['balance'] = 'oversample'
+  dataset = _dataset(copied)
+  partition = protocol.resolve(dataset, 'official', balance='oversample')
+  assert partition.digest != facts['protocol']['digest']
+  facts['protocol'] = partition.facts()
+  (copied / 'config.json').write_text(json.dumps(config))
+  (copied / 'run.json').write_text(json.dumps(facts))
+  second = evaluate.evaluate(copied, 'test', n_boot=N_BOOT)
+  assert second['looks'] == first['looks'] + 1
+  # Of looks that were recorded without the test ids, those of this partition
+  # are looks at this test.
+  for digest in (partition.digest, 'another'):
+    ledger.record(
+      dataset,
+      run='earlier',
+      protocol='official',
+      split='test',
+      figures={},
+      digest=digest,
+    )
+  third = evaluate.evaluate(copied, 'test', n_boot=N_BOOT)
+  assert third['looks'] == second['looks'] + 2
+  assert ledger.read(dataset)[-1]['test_digest'] == (
+    workdir_lib.digest_of_ids(
+      sorted(workdir_lib.read_evaluation(copied, 'test').ids)
+    )
+  )
+
+
+def test_looks_do_not_depend_on_order_and_copies(trained):
+  dataset = _dataset(trained)
+  metrics = evaluate.evaluate(trained, 'validation', n_boot=N_BOOT)
+  ids = np.array(['b', 'a', 'c'])
+  looks = [
+    evaluate.record_look(trained, dataset, metrics, ids[list(rows)])
+    for rows in ((0, 1, 2), (2, 0, 1, 1), (0, 1))
+  ]
+  assert looks == [1, 2, 1]
+
+
+def test_copies_in_a_list_do_not_narrow_the_intervals(trained):
+  predictor, dataset = Predictor.from_workdir(trained), _dataset(trained)
+  dataset.table['attribute.all'] = np.full(len(dataset), 'one')
+  index = np.repeat(np.arange(60), 9)
+  logits, labels = evaluate.predict_rows(
+    predictor, dataset, np.arange(60), ('plain',)
+  )
+  logits, labels = np.repeat(logits, 9, axis=0), np.repeat(labels, 9)
+  rows = evaluate.SplitRows(
+    index, dataset.table['id'][index], {'part': index < 40}, {}
+  )
+  found = evaluate.figures(
+    predictor, dataset, rows, logits, labels, n_boot=N_BOOT
+  )
+  given = {'class_names': predictor.class_names, 'n_boot': N_BOOT}
+  expected = scores.all_scores(logits, labels, ids=rows.ids, **given)
+  apart = scores.all_scores(logits, labels, **given)
+  assert found['intervals'] == expected['intervals'] != apart['intervals']
+  (group,) = found['groups']['all']['groups'].values()
+  assert group['intervals'] == expected['intervals']
+  part = rows.slices['part']
+  expected = scores.all_scores(
+    logits[part], labels[part], ids=rows.ids[part], **given
+  )
+  assert found['slices']['part']['intervals'] == expected['intervals']
 
 
 def test_examples_are_the_worst_mistakes_with_their_images(trained):

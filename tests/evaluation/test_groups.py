@@ -74,21 +74,44 @@ def test_the_gap_passes_over_small_groups(gender):
   assert high == pytest.approx(0.25 + half_width, abs=0.02)
 
 
+def _counts(n, right):
+  """n examples that occur once, the first of them right."""
+  return np.stack([np.ones(n), np.arange(n) < right], axis=1)
+
+
 def test_twenty_examples_are_enough_and_nineteen_are_not():
-  def gap(count):
-    made = {
-      'a': {'n': 30, 'accuracy': 0.5},
-      'b': {'n': count, 'accuracy': 0.9},
-    }
+  def gap(count, copies=1):
+    made = {'a': _counts(30, 15), 'b': copies * _counts(count, count)}
     return groups.accuracy_gap(made, n_boot=100)
 
   assert gap(20)['best'] == 'b'
   assert gap(19) is None
+  assert gap(19, copies=2) is None
+
+
+def test_copies_of_an_example_do_not_narrow_the_gap():
+  logits, labels, values = _predictions(CELLS)
+  rows = np.repeat(np.arange(len(labels)), 9)
+  found = groups.group_scores(
+    logits[rows],
+    labels[rows],
+    {'gender': values[rows]},
+    NAMES,
+    ids=np.array([f'face{n}' for n in rows]),
+    n_boot=4000,
+  )['gender']
+  # That of the examples once, as by hand above.
+  half_width = 1.96 * np.sqrt(0.75 * 0.25 / 40 + 0.5 * 0.5 / 60)
+  low, high = found['gap']['interval']
+  assert found['gap']['accuracy'] == pytest.approx(0.25)
+  assert low == pytest.approx(0.25 - half_width, abs=0.02)
+  assert high == pytest.approx(0.25 + half_width, abs=0.02)
+  low, high = found['groups']['male']['intervals']['accuracy']
+  assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 / 60), abs=0.02)
 
 
 def test_equal_groups_have_a_gap_of_chance_alone():
-  made = {name: {'n': 50, 'accuracy': 0.6} for name in 'ab'}
-  gap = groups.accuracy_gap(made)
+  gap = groups.accuracy_gap({name: _counts(50, 30) for name in 'ab'})
   assert {gap['best'], gap['worst']} == {'a', 'b'}
   assert gap['accuracy'] == 0
   low, high = gap['interval']

@@ -97,7 +97,7 @@ def test_protocol_leak_flag_and_figures_are_there(finished, parsed):
   assert parsed.says('Protocol fer2013_dev. Leaks: no.')
   assert parsed.says('sha256 ' + 'ab' * 32)
   assert parsed.says('sha256 ' + 'cd' * 32)
-  assert parsed.says('3 by this protocol')
+  assert parsed.says('3 at these examples')
   assert parsed.says(f'{100 * metrics["accuracy"]:.1f} %')
   low, high = metrics['intervals']['accuracy']
   assert parsed.says(f'{100 * low:.1f}–{100 * high:.1f} %')

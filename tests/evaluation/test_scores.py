@@ -20,6 +20,12 @@ def predictions():
   return logits.astype(np.float32), labels
 
 
+def _of_confusion(confusion):
+  """(labels, predicted) that are counted so."""
+  pairs = np.argwhere(np.ones_like(confusion))
+  return np.repeat(pairs, np.ravel(confusion), axis=0).T
+
+
 @pytest.fixture(scope='module')
 def figures(predictions):
   return scores.all_scores(*predictions, NAMES)
@@ -113,8 +119,8 @@ def test_calibration_error_matches_a_plain_loop(predictions, figures):
 
 def test_accuracy_interval_matches_the_normal_approximation():
   # 3,000 of 4,000: p +- 1.96 sqrt(p (1 - p) / n) = .75 +- .0134.
-  confusion = np.array([[1500, 500], [500, 1500]])
-  low, high = scores.bootstrap_intervals(confusion)['accuracy']
+  predictions = _of_confusion([[1500, 500], [500, 1500]])
+  low, high = scores.bootstrap_intervals(*predictions, 2)['accuracy']
   half_width = 1.96 * np.sqrt(0.75 * 0.25 / 4000)
   assert low == pytest.approx(0.75 - half_width, abs=6e-4)
   assert high == pytest.approx(0.75 + half_width, abs=6e-4)
@@ -145,10 +151,53 @@ def test_intervals_match_resampling_the_examples(predictions, figures):
 
 
 def test_the_interval_is_seeded():
-  confusion = np.array([[30, 20], [10, 40]])
-  again = scores.bootstrap_intervals(confusion, seed=1)
-  assert scores.bootstrap_intervals(confusion, seed=1) == again
-  assert scores.bootstrap_intervals(confusion, seed=2) != again
+  predictions = _of_confusion([[30, 20], [10, 40]])
+  ids = np.arange(100) // 2
+
+  def intervals(seed, **given):
+    return scores.bootstrap_intervals(*predictions, 2, seed=seed, **given)
+
+  assert intervals(1) == intervals(1) != intervals(2)
+  assert intervals(1, ids=ids) == intervals(1, ids=ids) != intervals(2, ids=ids)
+
+
+def test_copies_of_an_id_are_drawn_together(predictions):
+  # Five copies of each of 500 examples are 500 examples: the interval is
+  # theirs, and not the 2.2 times narrower one of 2,500 examples.
+  logits, labels = (np.repeat(values, 5, axis=0) for values in predictions)
+  ids = np.repeat([f'face{n}' for n in range(500)], 5)
+  once = scores.all_scores(*predictions, NAMES)
+  copied = scores.all_scores(logits, labels, NAMES, ids=ids)
+  assert copied['accuracy'] == pytest.approx(once['accuracy'])
+  for name, (low, high) in once['intervals'].items():
+    # Two bootstraps of 10,000 place a bound to about 0.002.
+    np.testing.assert_allclose(
+      copied['intervals'][name], [low, high], atol=0.004
+    )
+    apart = scores.all_scores(logits, labels, NAMES)['intervals'][name]
+    assert apart[1] - apart[0] < 0.6 * (high - low)
+  mask = np.arange(len(ids)) < 1000
+  part = scores.slice_scores(logits, labels, {'part': mask}, NAMES, ids=ids)
+  alone = scores.all_scores(logits[mask], labels[mask], NAMES, ids=ids[mask])
+  assert part['part']['intervals'] == alone['intervals']
+
+
+def test_ids_that_occur_once_change_no_bit(predictions):
+  ids = np.array([f'face{n}' for n in range(500)])
+  with_ids = scores.all_scores(*predictions, NAMES, ids=ids)
+  assert with_ids == scores.all_scores(*predictions, NAMES)
+
+
+def test_the_draws_without_copies_stay_what_they_were():
+  # As recorded before there were ids: figures of old files can be recomputed.
+  found = scores.bootstrap_intervals(
+    *_of_confusion([[30, 20, 0], [10, 40, 5], [1, 2, 7]]), 3, n_boot=200
+  )
+  assert found == {
+    'accuracy': [0.5826086956521739, 0.7478260869565218],
+    'balanced_accuracy': [0.5421811573703343, 0.7839246467817896],
+    'macro_f1': [0.5323718464283403, 0.7541348421277929],
+  }
 
 
 def test_an_absent_class_is_said_and_changes_nothing_else(predictions):

@@ -1,0 +1,505 @@
+"""Folds, trials or seeds that train side by side.
+
+A population is the single run's state with a leading member axis: its block of
+steps and its validation are those of `step`, mapped. Members share the data
+set, the model and every setting that is fixed at compilation; they differ in
+parameters, key, lists of rows, and each scalar of `hparams`. What one of them
+draws, counts and selects is what it would by itself.
+
+Members take their epochs together: one whose epoch is over waits for the
+others, and one that has stopped, diverged or finished is passed over and keeps
+its bits.
+
+Legend: M members, N and V rows that there is room for in a member's training
+and validation lists, whole batches of B.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fer_jax.data import randomness
+from fer_jax.training import checkpoint, feed, progress
+from fer_jax.training import mapping as mapping_lib
+from fer_jax.training import step as step_lib
+from fer_jax.training.state import TrainState, all_finite
+
+SAMPLINGS = ('shuffle', 'class_balanced')
+
+
+class Member(NamedTuple):
+  """A run that takes a place in a population.
+
+  Attributes:
+    state: before its first step, or at the end of an epoch.
+    plan: of the run.
+    train_rows: int (n,), places of its training list in the resident set.
+    validation_rows: int (m,), those of its validation list; may be empty.
+    number: what the caller calls it by, such as its fold or trial.
+  """
+
+  state: TrainState
+  plan: step_lib.Plan
+  train_rows: np.ndarray
+  validation_rows: np.ndarray
+  number: int = 0
+
+
+class _Own(NamedTuple):
+  """What training changes of members; every array (M, ...)."""
+
+  state: TrainState
+  sums: step_lib.Sums
+
+
+class _Given(NamedTuple):
+  """What it does not; every array (M, ...). Keys are raw, for checkpoints."""
+
+  plan: step_lib.Plan
+  train_rows: Any
+  train_count: Any
+  validation_rows: Any
+  validation_count: Any
+
+
+class Population:
+  """Members in places 0 to M - 1, on one device or several.
+
+      while population.training.any():
+        for _ in population.blocks():
+          ...  # stop, replace, save
+        records = population.finish_epoch()
+
+  Attributes:
+    number: int (M,), what the caller calls the members by.
+    epoch: int (M,), epochs completed.
+    steps_per_epoch: int (M,).
+    active: bool (M,), False where one has stopped, of itself or told to.
+    diverged: bool (M,), True where a loss or a parameter was not finite.
+  """
+
+  def __init__(
+    self,
+    images: dict[str, Any],
+    members: Sequence[Member],
+    *,
+    graphdef: nnx.GraphDef,
+    settings_of: feed.SettingsOf,
+    selection: progress.SelectionSettings,
+    epochs: int,
+    validate_every: int = 1,
+    block_steps: int = 100,
+    sampling: str = 'shuffle',
+    capacity: tuple[int, int] = (0, 0),
+    mapping: str = 'auto',
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    """Puts the set and the members on the devices.
+
+    Args:
+      images: of `data.resident.load_resident`, each example once.
+      members: at least one.
+      graphdef: of the model.
+      settings_of: the step's settings in an epoch.
+      selection: how validation steers each.
+      epochs: of each.
+      validate_every: epochs from a validation to the next.
+      block_steps: steps of each a dispatch.
+      sampling: one of `SAMPLINGS`, as `train.sampling`.
+      capacity: training and validation rows that there must be room for, where
+        members to come have more than these.
+      mapping: a name of `mapping.MAPPINGS`, or 'auto'.
+      devices: among which members are divided; None for all of this process.
+
+    Raises:
+      ValueError: no such sampling or mapping.
+    """
+    if sampling not in SAMPLINGS:
+      raise ValueError(
+        f'sampling is {sampling!r}; allowed is one of {SAMPLINGS}'
+      )
+    self._epochs = epochs
+    self._validate_every = validate_every
+    self._block_steps = block_steps
+    self._settings_of = settings_of
+    self._batch_size = settings_of(0).batch_size
+    lists = [(len(m.train_rows), len(m.validation_rows)) for m in members]
+    self._room = [
+      feed.padded_length(longest, self._batch_size)
+      for longest in np.max([*lists, capacity], axis=0)
+    ]
+
+    devices = list(devices or jax.local_devices())[: len(members)]
+    # Members divide evenly among devices: idle copies of the last fill up.
+    self._places = feed.padded_length(len(members), len(devices))
+    mesh, self._sharding, everywhere = _shardings(devices)
+    self._images = jax.device_put(images, everywhere)
+    self._programs = _Programs(
+      graphdef,
+      settings_of(0),
+      selection,
+      sampling,
+      mapping_lib.choose(mapping, devices[0].platform),
+      mesh,
+      self._sharding,
+    )
+
+    self.number, self.epoch, self.steps_per_epoch, self._taken = np.zeros(
+      (4, len(members)), np.int32
+    )
+    self.active, self.diverged = np.zeros((2, len(members)), bool)
+    self._changes = 0
+    arrays = [self._seat(m, member) for m, member in enumerate(members)]
+    self._own, self._given = self._on_devices(
+      *jax.tree.map(lambda *each: np.stack(each), *arrays)
+    )
+    self._order: jax.Array | None = None
+
+  def __len__(self) -> int:
+    return len(self.epoch)
+
+  @property
+  def training(self) -> np.ndarray:
+    """bool (M,), who is active and has epochs left."""
+    return self.active & (self.epoch < self._epochs)
+
+  def blocks(self) -> Iterator[None]:
+    """Trains what is left of everyone's epoch, a block at a time.
+
+    Yields after each; meanwhile members may be stopped, replaced and saved. A
+    new one begins its first epoch with the next block. `finish_epoch` is due
+    afterwards.
+    """
+    while np.any(self.training & (self._taken < self.steps_per_epoch)):
+      self._take_block()
+      yield
+
+  def _take_block(self) -> None:
+    given = self._given
+    if self._order is None:
+      self._order = self._programs.order(
+        given.train_rows,
+        (given.plan.key, given.train_count, self._padded(self.epoch)),
+        self._images,
+      )
+    # Members whose epochs differ may be in different phases of freezing.
+    phases: dict[step_lib.StepSettings, list[int]] = {}
+    for m in np.flatnonzero(self.training):
+      settings = self._settings_of(int(self.epoch[m]))
+      phases.setdefault(settings, []).append(m)
+    stop = np.minimum(self._taken + self._block_steps, self.steps_per_epoch)
+    for settings, those in phases.items():
+      until = self._taken.copy()
+      until[those] = stop[those]
+      self._own = self._programs.block(settings)(
+        self._own,
+        (
+          self._order,
+          given.train_count,
+          self._padded(self._taken),
+          self._padded(until),
+          given.plan,
+        ),
+        self._images,
+      )
+      self._taken = until
+    self._changes += 1
+
+  def finish_epoch(self) -> list[dict[str, Any] | None]:
+    """Validates and judges the members whose epoch is over.
+
+    Returns:
+      For each place the epoch's record as a single run writes it, but for times
+      and rates; None where no epoch is over. A member whose loss or parameters
+      are not finite has diverged: its validation steers nothing, and it trains
+      no more.
+    """
+    done = self.training & (self._taken == self.steps_per_epoch)
+    self.epoch = self.epoch + done
+    self._taken = np.where(done, 0, self._taken)
+    due = self.epoch % self._validate_every == 0
+    due |= self.epoch == self._epochs
+    seen = self._programs.look(self._own.state, self._given.plan)
+    seen = {name: np.asarray(x)[: len(self)] for name, x in seen.items()}
+    training = _means(self._own.sums)
+    healthy = done & seen['active'] & seen['finite']
+    validation = self._validate(healthy & due)
+    for m, means in validation.items():
+      healthy[m] = np.isfinite(means['loss'])
+    self.diverged |= done & ~healthy
+
+    self._own = self._programs.advance(
+      self._own,
+      {
+        name: self._padded(
+          np.array(
+            [validation.get(m, _UNKNOWN)[name] for m in range(len(self))],
+            np.float32,
+          )
+        )
+        for name in _UNKNOWN
+      },
+      self._padded(healthy & due),
+      self._padded(done),
+      self._padded(self.diverged),
+    )
+    still_active = np.asarray(self._own.state.progress.active)[: len(self)]
+    self.active = np.where(done, still_active, self.active)
+    self._order = None
+    self._changes += 1
+
+    def record(m):
+      return {
+        'epoch': int(self.epoch[m]),
+        'step': int(seen['step'][m]),
+        'train': training[m],
+        'learning_rate': float(seen['learning_rate'][m]),
+        **({'validation': validation[m]} if m in validation else {}),
+      }
+
+    return [record(m) if done[m] else None for m in range(len(self))]
+
+  def _validate(self, whom: np.ndarray) -> dict[int, dict[str, float]]:
+    """Means over the validation rows of some members, by their place."""
+    given = self._given
+    count = np.asarray(given.validation_count)[: len(self)] * whom
+    if not count.any():
+      return {}
+    sums = self._programs.validation(
+      jax.tree.map(jnp.zeros_like, self._own.sums),
+      (self._own.state, given.validation_rows, self._padded(count)),
+      self._images,
+    )
+    means = _means(sums)
+    return {int(m): means[m] for m in np.flatnonzero(count)}
+
+  def member_state(self, m: int) -> TrainState:
+    """One member's state, as a single run has it, on the first device."""
+    state = self._programs.member(self._own.state, m)
+    return jax.device_put(state, jax.local_devices()[0])
+
+  def stop(self, m: int) -> None:
+    """Stops a member: it keeps its state and trains no more."""
+    state = self._own.state
+    stopped = self._programs.with_member(
+      state.progress.active, m, np.asarray(False)
+    )
+    self._own = self._own._replace(
+      state=state._replace(progress=state.progress._replace(active=stopped))
+    )
+    self.active[m] = False
+    self._changes += 1
+
+  def replace(self, m: int, member: Member) -> None:
+    """Gives a place to another member; nothing is compiled anew.
+
+    Raises:
+      ValueError: its lists are longer than there is room for.
+    """
+    own, given = self._seat(m, member)
+    self._own = self._programs.with_member(self._own, m, own)
+    self._given = self._programs.with_member(self._given, m, given)
+    self._order = None
+    self._changes += 1
+
+  def _seat(self, m: int, member: Member) -> tuple[_Own, _Given]:
+    """Notes whose place it is; returns what goes there, on the host."""
+    rows = []
+    for name, room in zip(
+      ('train_rows', 'validation_rows'), self._room, strict=True
+    ):
+      own = np.asarray(getattr(member, name), np.int32)
+      if len(own) > room:
+        raise ValueError(
+          f'member {member.number} has {len(own)} {name}; allowed is at most '
+          f'{room}, or a larger capacity'
+        )
+      # The last row again, as in a run by itself.
+      fill = 'edge' if len(own) else 'constant'
+      rows.append(np.pad(own, (0, room - len(own)), fill))
+    count = len(member.train_rows)
+    steps = feed.padded_length(count, self._batch_size) // self._batch_size
+    self.number[m] = member.number
+    self.steps_per_epoch[m] = steps
+    self.epoch[m], self._taken[m] = divmod(int(member.state.step), steps)
+    self.active[m] = bool(member.state.progress.active)
+    self.diverged[m] = False
+    own = _Own(member.state, step_lib.zero_sums())
+    given = _Given(
+      member.plan._replace(
+        key=jax.random.key_data(member.plan.key),
+        milestones=jax.tree.map(np.int32, member.plan.milestones),
+      ),
+      train_rows=rows[0],
+      train_count=np.int32(count),
+      validation_rows=rows[1],
+      validation_count=np.int32(len(member.validation_rows)),
+    )
+    return jax.tree.map(np.asarray, (own, given))
+
+  def save(self, writer: checkpoint.Writer) -> None:
+    """Begins to write all members as one checkpoint."""
+    writer.write(
+      self._saved(),
+      step=self._changes,
+      epoch=int(self.epoch.max()),
+      best_step=self._changes,
+    )
+
+  def restore(self, sealed: checkpoint.Sealed) -> None:
+    """Goes on from a checkpoint of as many members with as much room.
+
+    Raises:
+      UserError: it is of another population.
+    """
+    host = jax.local_devices(backend='cpu')[0]
+    saved = checkpoint.restore(sealed, self._saved(), device=host)
+    saved = jax.tree.map(np.array, saved)
+    self._own, self._given = self._on_devices(saved['own'], saved['given'])
+    for name, value in saved['places'].items():
+      setattr(self, name, value)
+    self._order = None
+    self._changes = sealed.step
+
+  def _saved(self) -> dict[str, Any]:
+    places = ('number', 'epoch', 'steps_per_epoch', '_taken', 'active')
+    arrays = {'own': self._own, 'given': self._given}
+    return {
+      **jax.tree.map(lambda x: np.asarray(x)[: len(self)], arrays),
+      'places': {
+        name: np.array(getattr(self, name)) for name in (*places, 'diverged')
+      },
+    }
+
+  def _on_devices(self, own: _Own, given: _Given) -> tuple[_Own, _Given]:
+    padded = jax.tree.map(self._padded, (own, given))
+    return jax.device_put(padded, self._sharding)
+
+  def _padded(self, x: np.ndarray) -> np.ndarray:
+    """(M, ...) to one for each place on the devices, the last one's again."""
+    extra = self._places - len(x)
+    return np.pad(x, ((0, extra), *((0, 0),) * (x.ndim - 1)), 'edge')
+
+
+def _shardings(devices):
+  """(mesh or None, where members' arrays go, where shared ones go)."""
+  if len(devices) == 1:
+    device = jax.sharding.SingleDeviceSharding(devices[0])
+    return None, device, device
+  mesh = jax.make_mesh(
+    (len(devices),),
+    (mapping_lib.AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=devices,
+  )
+  along = NamedSharding(mesh, PartitionSpec(mapping_lib.AXIS))
+  return mesh, along, NamedSharding(mesh, PartitionSpec())
+
+
+class _Programs:
+  """What is compiled for a population, each once."""
+
+  def __init__(
+    self, graphdef, settings, selection, sampling, mapping, mesh, sharding
+  ):
+    mapped = functools.partial(
+      mapping_lib.over_members, mapping=mapping, mesh=mesh
+    )
+
+    @functools.cache
+    def block(settings: step_lib.StepSettings) -> Callable[..., _Own]:
+      one = functools.partial(_block, graphdef=graphdef, settings=settings)
+      return jax.jit(mapped(one), donate_argnums=0)
+
+    validation = functools.partial(
+      _validation, graphdef=graphdef, settings=settings
+    )
+    order = functools.partial(_order, sampling=sampling)
+    look = functools.partial(_look, settings=settings)
+    advance = functools.partial(_advance, selection=selection)
+    written = {'donate_argnums': 0, 'out_shardings': sharding}
+    self.block = block
+    self.validation = jax.jit(mapped(validation))
+    self.order = jax.jit(mapped(order))
+    self.look = jax.jit(jax.vmap(look))
+    self.advance = jax.jit(jax.vmap(advance), **written)
+    self.member = jax.jit(lambda tree, m: jax.tree.map(lambda x: x[m], tree))
+    self.with_member = jax.jit(
+      lambda tree, m, new: jax.tree.map(
+        lambda x, one: x.at[m].set(one), tree, new
+      ),
+      **written,
+    )
+
+
+# Of one member each; `mapping` says what the arguments are.
+
+
+def _block(own, given, images, **static) -> _Own:
+  order, count, start, stop, plan = given
+  plan = plan._replace(key=jax.random.wrap_key_data(plan.key))
+  return _Own(
+    *step_lib.run_block(*own, images, order, count, start, stop, plan, **static)
+  )
+
+
+def _validation(sums, given, images, **static) -> step_lib.Sums:
+  del sums
+  return step_lib.run_validation(given[0], images, *given[1:], **static)
+
+
+def _order(rows, given, images, *, sampling) -> jax.Array:
+  """int32 (N,): the training list in an epoch's order, padding last."""
+  key, count, epoch = given
+  draw = randomness.epoch_order
+  if sampling == 'class_balanced':
+    draw = functools.partial(
+      randomness.balanced_order,
+      labels=images['label'][rows],
+      num_classes=images['target'].shape[-1],
+    )
+  return rows[draw(jax.random.wrap_key_data(key), epoch, count, len(rows))]
+
+
+def _look(state, plan, *, settings) -> dict[str, jax.Array]:
+  """What an epoch's record and judgement ask of a state."""
+  return {
+    'step': state.step,
+    'active': state.progress.active,
+    'finite': all_finite(state.params),
+    'learning_rate': step_lib.learning_rate(
+      state, plan, settings, state.step - 1
+    ),
+  }
+
+
+def _advance(own, metrics, judged, done, diverged, *, selection) -> _Own:
+  """Steered by validation where it is judged; sums from 0 where it is done."""
+  state, sums = own
+  after = progress.update(state.progress, selection, metrics, state.step)
+  steered = jax.tree.map(
+    lambda new, old: jnp.where(judged, new, old), after, state.progress
+  )
+  steered = steered._replace(active=steered.active & ~diverged)
+  return _Own(
+    state._replace(progress=steered),
+    jax.tree.map(lambda total: jnp.where(done, 0, total), sums),
+  )
+
+
+_UNKNOWN = {'loss': float('nan'), 'accuracy': float('nan')}
+
+
+def _means(sums: step_lib.Sums) -> list[dict[str, float]]:
+  """`step.means` of each member's sums."""
+  host = jax.tree.map(np.asarray, sums)
+  return [
+    step_lib.means({name: total[m] for name, total in host.items()})
+    for m in range(len(host['weight']))
+  ]
