@@ -66,8 +66,9 @@ def hold(
 
   Returns:
     'reference', its name; 'contenders', for each one what it says of itself,
-    the steps of its turns and `rounds.summarise`; 'absent', for each one left
-    out the reason.
+    the steps of its turns, the peak of its process' memory on the host (None
+    where the system does not tell) and `rounds.summarise`; 'absent', for each
+    one left out the reason.
 
   Raises:
     WorkerError: a contender failed for another reason.
@@ -106,6 +107,7 @@ def hold(
       effort.rounds,
       after_round=lambda n: say(f'round {n + 1}/{effort.rounds}'),
     )
+    peaks = {name: worker.peak_memory() for name, worker in workers.items()}
   summary = rounds_lib.summarise(seconds, images=images, reference=reference)
   return {
     'reference': reference,
@@ -113,6 +115,7 @@ def hold(
       name: {
         **worker.info,
         'steps_per_turn': worker.steps,
+        'peak_memory_bytes': peaks[name],
         **summary[name],
       }
       for name, worker in workers.items()

@@ -1,6 +1,7 @@
 """What a timing must say about the machine it was taken on."""
 
 import os
+import pathlib
 import platform
 
 from fer_jax import provenance
@@ -16,6 +17,22 @@ def describe() -> dict:
     # Above a few tenths, something else was running too.
     'load_average_before': os.getloadavg()[0],
   }
+
+
+def peak_memory() -> int | None:
+  """Most bytes this process has held in memory; None where none can tell.
+
+  Files that it has mapped count, as far as they were read. The kernel's figure
+  and not `resource.getrusage`, which begins with the parent's peak.
+  """
+  try:
+    status = pathlib.Path('/proc/self/status').read_text()
+  except OSError:
+    return None
+  for line in status.splitlines():
+    if line.startswith('VmHWM:'):
+      return int(line.split()[1]) << 10
+  return None
 
 
 def thread_environment(count: int) -> dict[str, str]:

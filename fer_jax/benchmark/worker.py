@@ -125,6 +125,10 @@ class Worker:
     """Runs one turn; returns seconds per step."""
     return self.run(self.steps) / self.steps
 
+  def peak_memory(self) -> int | None:
+    """See `machine.peak_memory`, of its process so far."""
+    return self._ask(do='peak_memory')['bytes']
+
   def close(self) -> None:
     """Ends the process."""
     if self._process.stdin:
@@ -159,6 +163,8 @@ def serve(contender: str) -> None:
       if message['do'] == 'prepare':
         module = importlib.import_module(contender)
         run, answer = module.prepare(message['case'])
+      elif message['do'] == 'peak_memory':
+        answer = {'bytes': machine.peak_memory()}
       else:
         assert run is not None, 'run before prepare'
         answer = {'seconds': run(message['steps'])}

@@ -21,7 +21,7 @@ from fer_jax.data import audit, protocol
 from fer_jax.errors import UserError, nearest
 from fer_jax.evaluation import evaluate, scores
 from fer_jax.evaluation import workdir as workdir_lib
-from fer_jax.training import checkpoint, loop, task
+from fer_jax.training import loop, task
 
 FOLDED = ('kfold_images', 'kfold_subjects', 'kfold_twins', 'evaluate_on_train')
 
@@ -177,7 +177,8 @@ def _twin(
     members.append(made[str(folder)])
   logits = np.concatenate([m['logits'] for m in members])
   labels = np.concatenate([m['labels'] for m in members])
-  together = scores.all_scores(logits, labels, dataset.class_names)
+  ids = np.concatenate([m['ids'] for m in members])
+  together = scores.all_scores(logits, labels, dataset.class_names, ids=ids)
   epochs = min(m['epoch'] for m in members)
   return {
     'protocol': members[0]['protocol'],
@@ -200,7 +201,7 @@ def _twin(
 
 def _member(config, dataset, folder, limits) -> dict[str, Any]:
   outcome = loop.train(config, folder, max_seconds=limits.max_seconds)
-  metrics = _evaluated(folder)
+  metrics = evaluate.evaluate_once(folder, 'test')
   evaluation = workdir_lib.read_evaluation(folder, 'test')
   assert evaluation is not None
   records = [
@@ -212,6 +213,7 @@ def _member(config, dataset, folder, limits) -> dict[str, Any]:
     'protocol': metrics['protocol'],
     'epoch': outcome.epoch,
     'finished': outcome.finished,
+    'ids': evaluation.ids,
     'logits': evaluation.logits,
     'labels': evaluation.labels,
     'train_accuracy': records[-1]['train']['accuracy'],
@@ -229,17 +231,6 @@ def _folder(claim: Claim, config: config_lib.Config) -> str:
   digest = files.digest(content)[:8]
   leaks = config.data.protocol
   return f'{claim.paper.lower()}_{claim.model}_{leaks}_{digest}'
-
-
-def _evaluated(folder: pathlib.Path) -> dict[str, Any]:
-  """metrics_test.json of the best checkpoint; a test is opened only for it."""
-  path = folder / 'metrics_test.json'
-  if path.exists():
-    metrics = files.read_json(path)
-    step = checkpoint.best_intact(folder).step
-    if metrics['checkpoint']['step'] == step and metrics['views'] == ['plain']:
-      return metrics
-  return evaluate.evaluate(folder, 'test')
 
 
 def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:

@@ -78,8 +78,7 @@ def main(argv: list[str]) -> int:
 
   begun = time.monotonic()
   # Before minutes of work: the result must have a place.
-  if values.json and not pathlib.Path(values.json).parent.is_dir():
-    raise UserError(f'cannot write --json {values.json}: no such folder')
+  files.require_writable(values.json)
   if values.output:
     pathlib.Path(values.output).mkdir(parents=True, exist_ok=True)
   data_dir = pathlib.Path(values.data_dir or datasets.default_data_dir())
@@ -133,8 +132,7 @@ def main(argv: list[str]) -> int:
     files.write_text(folder / 'audit.html', html)
     files.write_json(folder / 'manifest.json', lists)
     print(f'\npage with the pairs: {folder / "audit.html"}')
-  if values.json:
-    files.write_json(pathlib.Path(values.json), result)
+  files.write_result(values.json, result)
   return LEAK_FOUND if leak else 0
 
 
@@ -239,7 +237,7 @@ def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
   width = max(12, *(len(name) + 2 for name in names))
 
   def row(said: str, cells: list[str]) -> str:
-    return f'  {said:<46}' + ''.join(f'{cell:>{width}}' for cell in cells)
+    return f'  {said:<50}' + ''.join(f'{cell:>{width}}' for cell in cells)
 
   lines += ['', row('protocol', names)]
   lines.append(

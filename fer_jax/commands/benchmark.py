@@ -11,10 +11,10 @@ from fer_jax import files
 from fer_jax.commands.summary import parse_assignment
 from fer_jax.errors import UserError, nearest
 
-SUMMARY = 'Times train step, input path and start-up against peers.'
+SUMMARY = 'Times train step, input path, start-up and data, some beside peers.'
 
 USUAL = ('train_step', 'input', 'startup')
-MEASUREMENTS = (*USUAL, 'compilation', 'recurrent')
+MEASUREMENTS = (*USUAL, 'compilation', 'recurrent', 'data')
 NUM_CLASSES = 7
 SEED = 0
 LEARNING_RATE = 1e-3
@@ -30,8 +30,9 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'what',
     list(USUAL),
-    f'of {", ".join(MEASUREMENTS)}; the last is recurrent layers alone, with '
-    'sizes of its own and Keras on JAX',
+    f'of {", ".join(MEASUREMENTS)}; recurrent is recurrent layers alone, with '
+    'sizes of its own and Keras on JAX; data is building and reading of every '
+    'data set, from files that it writes itself, beside the training step',
   )
   flags.DEFINE_list(
     'peers',
@@ -54,6 +55,12 @@ def define_flags() -> None:
     'startup_config',
     'configs/quickstart.py',
     'the run that --what=startup starts',
+  )
+  flags.DEFINE_integer(
+    'data_examples',
+    512,
+    'examples of each set of --what=data; CK+ has a sixteenth as sequences',
+    lower_bound=8,
   )
   flags.DEFINE_string('json', None, 'file to write the record to')
 
@@ -109,6 +116,7 @@ def main(argv: list[str]) -> None:
 def _measure(what, case, peers, effort, startup_config) -> dict:
   from fer_jax.benchmark import (
     compilation,
+    data_path,
     input_path,
     recurrent_layers,
     startup,
@@ -130,6 +138,10 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
       results['compilation'] = compilation.measure(case)
     if 'recurrent' in what:
       results['recurrent'] = recurrent_layers.measure(peers, effort)
+    if 'data' in what:
+      results['data'] = data_path.measure(
+        case, effort, examples=flags.FLAGS.data_examples
+      )
   except WorkerError as error:
     first, _, rest = str(error).partition('\n')
     if rest:
@@ -185,10 +197,10 @@ def _known(flag: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 def render(record: dict) -> str:
   """The record as text for the terminal."""
-  from fer_jax.benchmark import compilation, recurrent_layers
+  from fer_jax.benchmark import compilation, data_path, recurrent_layers
 
   machine, settings = record['machine'], record['settings']
-  of_model = any(name in record for name in (*USUAL, 'compilation'))
+  of_model = any(name in record for name in (*USUAL, 'compilation', 'data'))
   lines = [
     (f'{settings["model"]}, batch {settings["batch_size"]}, ' * of_model)
     + f'{settings["rounds"]} rounds, medians (smallest to largest)',
@@ -211,6 +223,8 @@ def render(record: dict) -> str:
     lines += ['', *compilation.lines(record['compilation'])]
   if 'recurrent' in record:
     lines += ['', *recurrent_layers.table(record['recurrent'])]
+  if 'data' in record:
+    lines += ['', *data_path.lines(record['data'])]
   return '\n'.join(lines)
 
 

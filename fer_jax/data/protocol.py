@@ -295,6 +295,30 @@ def open_all(
   return partition, lists
 
 
+def fold_count(dataset: Dataset, name: str, **options: Any) -> int:
+  """How many folds a protocol has on a data set.
+
+  Args:
+    dataset: a built data set.
+    name: one of `names()`.
+    **options: as for `resolve`, its seed among them.
+
+  Raises:
+    UserError: as `resolve`, or the protocol has no folds.
+  """
+  settings = configure(name, **options)
+  uses = _PROTOCOLS[name].uses
+  if 'folds' in uses:
+    return settings.folds
+  if 'fold' in uses:
+    _require_subjects(dataset)
+    return len(np.unique(dataset.table['subject']))
+  folded = [n for n, known in _PROTOCOLS.items() if 'fold' in known.uses]
+  raise UserError(
+    f'protocol {name} has no folds; those that have are {", ".join(folded)}'
+  )
+
+
 def manifest(
   dataset: Dataset, partition: Partition, lists: Lists
 ) -> dict[str, Any]:
@@ -486,13 +510,17 @@ def _related(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _of_subjects(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+  _require_subjects(dataset)
+  return _related(dataset, rows)
+
+
+def _require_subjects(dataset: Dataset) -> None:
   if 'subject' not in dataset.table:
     raise UserError(
       f'{dataset.name} does not say who is in its images, so no protocol can '
       'keep people apart; kfold_twins and holdout keep copies of a photograph '
       'on one side'
     )
-  return _related(dataset, rows)
 
 
 def _verdict_on_related(dataset: Dataset) -> tuple[bool | None, str]:

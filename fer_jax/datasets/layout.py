@@ -183,8 +183,8 @@ def read_picture(
     size: (height, width) in pixels that it must have; None for any.
     channels: 1 or 3, what the set has; a picture of the other kind is
       converted. None keeps the picture's own.
-    to_grey: converts RGB (H, W, 3) to grey (H, W, 1); by its luma. What it
-      refuses it raises as ValueError.
+    to_grey: makes RGB (H, W, 3) grey (H, W, 1), by its luma unless told
+      otherwise; raises ValueError where it should not be.
 
   Raises:
     ValueError: not a picture, or one of another size.

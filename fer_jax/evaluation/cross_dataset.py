@@ -110,8 +110,8 @@ def evaluate_on(
     `trained_on`, `class_map`, `left_out` (examples by class), `copies` (how
     many examples the run has seen, None where that is not known),
     `near_copies` (how many more are near twins of such, None where that is
-    not known or means nothing) and `predicted_elsewhere` (how often the class said is one that the other set
-    does not have).
+    not known or means nothing) and `predicted_elsewhere` (how often the class
+    said is one that the other set does not have).
 
   Raises:
     UserError: no workdir or data set, the run's own data set, classes that

@@ -21,7 +21,7 @@ from fer_jax.errors import UserError
 from fer_jax.evaluation import groups, scores
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.workdir import Evaluation, Examples, Pictures
-from fer_jax.training import task
+from fer_jax.training import checkpoint, task
 from fer_jax.training.inference import Predictor
 
 AUGMENTATIONS = ('flip', 'crops')
@@ -104,6 +104,21 @@ def evaluate(
   evaluation = Evaluation(split, metrics, rows.ids, logits, labels, examples)
   workdir_lib.write_evaluation(workdir, evaluation)
   return metrics
+
+
+def evaluate_once(workdir: str | pathlib.Path, split: str) -> dict[str, Any]:
+  """As `evaluate` of the plain image, unless that was done before.
+
+  What the workdir holds counts where it is of the checkpoint that would be
+  evaluated: a test split is not opened again for nothing.
+  """
+  path = pathlib.Path(workdir) / f'metrics_{split}.json'
+  if path.exists():
+    metrics = files.read_json(path)
+    step = checkpoint.best_intact(pathlib.Path(workdir)).step
+    if metrics['checkpoint']['step'] == step and metrics['views'] == ['plain']:
+      return metrics
+  return evaluate(workdir, split)
 
 
 def checked_views(augmentations: Sequence[str]) -> tuple[str, ...]:
@@ -283,7 +298,7 @@ def record_look(
       'views': metrics['views'],
     },
   )
-  # Looks before there was a digest of the test ids alone have that of all.
+  # Older entries have a digest of all lists, and none of the test ids alone.
   return sum(
     entry['test_digest'] == test_digest
     if entry.get('test_digest')

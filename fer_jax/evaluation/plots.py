@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import sklearn.metrics
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -217,6 +218,57 @@ def roc(curves: Sequence[dict[str, Any] | None]) -> bytes:
     axes.set_title('ROC, each class against the rest')
     if any(curve is not None for curve in curves):
       axes.legend(loc='lower right', title='Class and AUC')
+    return _png(figure)
+
+
+def roc_of_folds(
+  false_positive_rate: np.ndarray,
+  folds: np.ndarray,
+  mean: np.ndarray,
+  deviation: np.ndarray,
+) -> bytes:
+  """ROC of each fold, and their mean with a band of a standard deviation.
+
+  Args:
+    false_positive_rate: (p,).
+    folds: (F, p) true-positive rates.
+    mean: (p,).
+    deviation: (p,).
+  """
+  with _style():
+    figure = _figure(WIDTH * 1.08)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+    for index, curve in enumerate(folds):
+      axes.plot(
+        false_positive_rate,
+        curve,
+        color=MUTED,
+        linewidth=0.8,
+        label=None if index else 'each fold',
+      )
+    axes.fill_between(
+      false_positive_rate,
+      np.clip(mean - deviation, 0, 1),
+      np.clip(mean + deviation, 0, 1),
+      color=COLOURS[0],
+      alpha=0.25,
+      linewidth=0,
+    )
+    area = sklearn.metrics.auc(false_positive_rate, mean)
+    axes.plot(
+      false_positive_rate,
+      mean,
+      color=COLOURS[0],
+      label=f'mean ± deviation  {area:.3f}',
+    )
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect('equal')
+    axes.set_xlabel('False positive rate')
+    axes.set_ylabel('True positive rate')
+    axes.set_title('ROC by fold, classes averaged')
+    axes.legend(loc='lower right')
     return _png(figure)
 
 

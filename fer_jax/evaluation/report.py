@@ -7,11 +7,18 @@ checkpoint, no JAX.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fer_jax import files
 from fer_jax.errors import UserError
-from fer_jax.evaluation import comparison_page, page, run_page, runs
+from fer_jax.evaluation import (
+  comparison_page,
+  crossval,
+  crossval_page,
+  page,
+  run_page,
+  runs,
+)
 from fer_jax.evaluation.figures import Figures
 from fer_jax.evaluation.runs import Run
 
@@ -51,17 +58,36 @@ def write_report(
   """
   if not workdirs:
     raise UserError('report needs at least one workdir')
-  members = runs.read_all(workdirs)
+  draw = _drawing(workdirs)
   folder = pathlib.Path(output) if output else pathlib.Path(workdirs[0])
   # Before anything is drawn: the page must have a place.
   with files.writing(f'the report to {folder}'):
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-  report = render(members)
+  report = draw()
   with files.writing(f'the report to {folder}'):
     for name, png in report.figures.items():
       files.write_bytes(folder / FIGURES / name, png)
     files.write_bytes(folder / FILE_NAME, report.html.encode())
   return folder / FILE_NAME
+
+
+def _drawing(
+  workdirs: Sequence[str | pathlib.Path],
+) -> Callable[[], Report]:
+  """Reads the workdirs; what it returns makes the page."""
+  first = pathlib.Path(workdirs[0])
+  if len(workdirs) == 1 and (first / crossval.METRICS).exists():
+    metrics, folds = crossval.read(first)
+    return lambda: _of_folds(first, metrics, folds)
+  members = runs.read_all(workdirs)
+  return lambda: render(members)
+
+
+def _of_folds(workdir, metrics, folds) -> Report:
+  figures = Figures({})
+  content = crossval_page.sections(workdir, metrics, folds, figures)
+  title = f'{workdir.name}: cross-validation'
+  return Report(page.document(title, *content), figures.files)
 
 
 def render(members: Sequence[Run]) -> Report:

@@ -319,7 +319,9 @@ def resampled_sums(
   m = len(counts)
   return np.concatenate(
     [
-      rng.multinomial(m, frequency / m, size=min(_DRAWS_AT_ONCE, n_boot - start))
+      rng.multinomial(
+        m, frequency / m, size=min(_DRAWS_AT_ONCE, n_boot - start)
+      )
       @ cells
       for start in range(0, n_boot, _DRAWS_AT_ONCE)
     ]

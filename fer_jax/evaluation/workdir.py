@@ -112,9 +112,9 @@ def write_evaluation(workdir: pathlib.Path, evaluation: Evaluation) -> None:
     'logits': np.asarray(evaluation.logits, np.float32),
     'label': np.asarray(evaluation.labels, np.int32),
   }
-  _write_npz(workdir / f'predictions_{split}.npz', arrays)
+  write_npz(workdir / f'predictions_{split}.npz', arrays)
   if evaluation.examples is not None:
-    _write_npz(
+    write_npz(
       workdir / f'examples_{split}.npz', _example_arrays(evaluation.examples)
     )
   metrics = evaluation.metrics | {
@@ -162,7 +162,7 @@ def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
   return Evaluation(split, metrics, ids, logits, labels, examples)
 
 
-def _write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **dict[str, Any](arrays))
   files.write_bytes(path, buffer.getvalue())

@@ -171,9 +171,7 @@ def best_intact(workdir: pathlib.Path) -> Sealed:
   )
 
 
-def restore(
-  sealed: Sealed, target: State, *, device: jax.Device | None = None
-) -> State:
+def restore(sealed: Sealed, target: State, *, device: Any = None) -> State:
   """Reads a checkpoint's state.
 
   Args:

@@ -95,14 +95,14 @@ def _train(
     state = prepared.initial_state()
     origin = {'pretrained': warm_start.facts(config.train.pretrained)}
   else:
-    require_same_data(workdir, prepared)
+    require_same_data(workdir, prepared.facts)
     epoch = sealed.epoch
     target = task.abstract_state(config, len(prepared.class_names))
     state = checkpoint.restore(sealed, target)
     origin = {}  # as run.json has it: the file may be gone by now
     print(f'resuming {workdir} after epoch {epoch}, step {sealed.step}')
   if epoch < config.train.epochs and bool(state.progress.active):
-    write_run_json(workdir, config, prepared, state, origin)
+    write_run_json(workdir, config, prepared.facts, state, origin)
 
   display = Display(prepared.total_steps, config.train.epochs)
   recorder = records.Recorder(
@@ -312,7 +312,7 @@ def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
   files.write_json(path, config_lib.to_json(config))
 
 
-def require_same_data(workdir: pathlib.Path, prepared: task.Task) -> None:
+def require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
   """Checks that a run is resumed on the examples that it began with.
 
   Raises:
@@ -320,8 +320,8 @@ def require_same_data(workdir: pathlib.Path, prepared: task.Task) -> None:
   """
   earlier = files.read_json(workdir / 'run.json')
   for what, there, here in (
-    ('checksum', earlier.get('dataset'), prepared.dataset_facts),
-    ('digest', earlier.get('protocol'), prepared.protocol_facts),
+    ('checksum', earlier.get('dataset'), facts['dataset']),
+    ('digest', earlier.get('protocol'), facts['protocol']),
   ):
     if (there or {}).get(what) != here[what]:
       raise UserError(
@@ -335,7 +335,7 @@ def require_same_data(workdir: pathlib.Path, prepared: task.Task) -> None:
 def write_run_json(
   workdir: pathlib.Path,
   config: config_lib.Config,
-  prepared: task.Task,
+  facts: dict[str, Any],
   state: TrainState,
   origin: dict[str, Any],
 ) -> None:
@@ -344,7 +344,7 @@ def write_run_json(
   Args:
     workdir: of the run.
     config: of the run.
-    prepared: its task.
+    facts: of `task.facts_of`.
     state: of any step.
     origin: what the first state came from, where this process made it.
   """
@@ -358,10 +358,7 @@ def write_run_json(
       'parameters': parameter_count(state.params),
       'frozen': list(config.optim.freeze),
       **origin,
-      'class_names': list(prepared.class_names),
-      'dataset': prepared.dataset_facts,
-      'protocol': prepared.protocol_facts,
-      'steps_per_epoch': prepared.feed.steps_per_epoch,
+      **facts,
       'environment': provenance.environment(),
     },
   )

@@ -98,7 +98,7 @@ class Population:
     sampling: str = 'shuffle',
     capacity: tuple[int, int] = (0, 0),
     mapping: str = 'auto',
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
   ):
     """Puts the set and the members on the devices.
 
@@ -141,13 +141,13 @@ class Population:
     mesh, self._sharding, everywhere = _shardings(devices)
     self._images = jax.device_put(images, everywhere)
     self._programs = _Programs(
-      graphdef,
-      settings_of(0),
-      selection,
-      sampling,
-      mapping_lib.choose(mapping, devices[0].platform),
-      mesh,
-      self._sharding,
+      graphdef=graphdef,
+      settings=settings_of(0),
+      selection=selection,
+      sampling=sampling,
+      mapping=mapping_lib.choose(mapping, devices[0].platform),
+      mesh=mesh,
+      sharding=self._sharding,
     )
 
     self.number, self.epoch, self.steps_per_epoch, self._taken = np.zeros(
@@ -190,7 +190,7 @@ class Population:
       )
     # Members whose epochs differ may be in different phases of freezing.
     phases: dict[step_lib.StepSettings, list[int]] = {}
-    for m in np.flatnonzero(self.training):
+    for m in map(int, np.flatnonzero(self.training)):
       settings = self._settings_of(int(self.epoch[m]))
       phases.setdefault(settings, []).append(m)
     stop = np.minimum(self._taken + self._block_steps, self.steps_per_epoch)
@@ -371,7 +371,7 @@ class Population:
     places = ('number', 'epoch', 'steps_per_epoch', '_taken', 'active')
     arrays = {'own': self._own, 'given': self._given}
     return {
-      **jax.tree.map(lambda x: np.asarray(x)[: len(self)], arrays),
+      **jax.tree.map(lambda x: np.array(x)[: len(self)], arrays),
       'places': {
         name: np.array(getattr(self, name)) for name in (*places, 'diverged')
       },
@@ -406,7 +406,7 @@ class _Programs:
   """What is compiled for a population, each once."""
 
   def __init__(
-    self, graphdef, settings, selection, sampling, mapping, mesh, sharding
+    self, *, graphdef, settings, selection, sampling, mapping, mesh, sharding
   ):
     mapped = functools.partial(
       mapping_lib.over_members, mapping=mapping, mesh=mesh
@@ -444,14 +444,16 @@ class _Programs:
 def _block(own, given, images, **static) -> _Own:
   order, count, start, stop, plan = given
   plan = plan._replace(key=jax.random.wrap_key_data(plan.key))
-  return _Own(
-    *step_lib.run_block(*own, images, order, count, start, stop, plan, **static)
+  state, sums = step_lib.run_block(
+    own.state, own.sums, images, order, count, start, stop, plan, **static
   )
+  return _Own(state, sums)
 
 
 def _validation(sums, given, images, **static) -> step_lib.Sums:
   del sums
-  return step_lib.run_validation(given[0], images, *given[1:], **static)
+  state, rows, count = given
+  return step_lib.run_validation(state, images, rows, count, **static)
 
 
 def _order(rows, given, images, *, sampling) -> jax.Array:

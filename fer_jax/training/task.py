@@ -36,8 +36,7 @@ class Task:
     selection: how validation steers.
     plan: of the run.
     class_names: in the order of the logits.
-    dataset_facts: as `Dataset.facts` gives them.
-    protocol_facts: name, leak flag and reason, digest, counts.
+    facts: of classes, data set, protocol and steps, as `facts_of` gives them.
     total_steps: of the whole run.
     config: what it was made from.
   """
@@ -48,8 +47,7 @@ class Task:
   selection: SelectionSettings
   plan: step_lib.Plan
   class_names: tuple[str, ...]
-  dataset_facts: dict[str, Any]
-  protocol_facts: dict[str, Any]
+  facts: dict[str, Any]
   total_steps: int
   config: config_lib.Config
 
@@ -59,12 +57,9 @@ class Task:
     Raises:
       UserError: the file of `train.pretrained` cannot be used.
     """
-    make = functools.partial(
-      _initial_state, self.config, num_classes=len(self.class_names)
+    return first_state(
+      self.config, self.graphdef, len(self.class_names), self.plan.key
     )
-    state = jax.jit(make)(self.plan.key)
-    path = self.config.train.pretrained
-    return warm_start.from_file(state, self.graphdef, path) if path else state
 
   def settings_of(self, epoch: int) -> step_lib.StepSettings:
     """The step's settings in an epoch, counted from 0."""
@@ -75,6 +70,23 @@ class Task:
     return float(
       step_lib.learning_rate(state, self.plan, self.settings, state.step - 1)
     )
+
+
+def first_state(
+  config: config_lib.Config,
+  graphdef: nnx.GraphDef,
+  num_classes: int,
+  key: jax.Array,
+) -> TrainState:
+  """The state of a run before its first step, made in one dispatch.
+
+  Raises:
+    UserError: the file of `train.pretrained` cannot be used.
+  """
+  make = functools.partial(_initial_state, config, num_classes=num_classes)
+  state = jax.jit(make)(key)
+  path = config.train.pretrained
+  return warm_start.from_file(state, graphdef, path) if path else state
 
 
 def create_model(
@@ -209,9 +221,7 @@ def settings_of(
   section = config.optim
   return dataclasses.replace(
     settings,
-    freezing=freezing.at_epoch(
-      section.freeze, section.unfreeze_epochs, epoch
-    ),
+    freezing=freezing.at_epoch(section.freeze, section.unfreeze_epochs, epoch),
   )
 
 
@@ -238,20 +248,57 @@ def load_dataset(config: config_lib.Config) -> datasets.Dataset:
   return dataset.with_classes(wanted) if wanted else dataset
 
 
-def prepare(config: config_lib.Config) -> Task:
-  """Loads the data, puts it on the device and fixes all settings.
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+  """What runs that differ in their lists, seeds and scalars have in common.
+
+  Attributes:
+    dataset: loaded.
+    graphdef: of the model.
+    settings: of the step where nothing is frozen.
+    selection: how validation steers.
+  """
+
+  dataset: datasets.Dataset
+  graphdef: nnx.GraphDef
+  settings: step_lib.StepSettings
+  selection: SelectionSettings
+
+
+def blueprint(config: config_lib.Config) -> Blueprint:
+  """Loads the data set and fixes model and settings; no image is read.
 
   Raises:
-    UserError: the data is not there, the protocol does not fit it,
-      `optim.freeze` does not fit the model, or the batch is larger than the
-      training list.
+    UserError: the data is not there, the model does not take its clips, or
+      `optim.freeze` does not fit the model.
   """
   dataset = load_dataset(config)
-  class_names = tuple(dataset.class_names)
-  graphdef, params, model_state = _abstract_model(config, len(class_names))
+  graphdef, params, model_state = _abstract_model(
+    config, len(dataset.class_names)
+  )
   if 'frame_count' in dataset.table:
     _require_clips(config, graphdef, params, model_state)
   freezing.check(config.optim.freeze, params, model=config.model.name)
+  settings = step_lib.StepSettings(
+    batch_size=config.train.batch_size,
+    loss=config.train.loss,
+    augmentation=config_lib.augmentation(config),
+    optim=optim_settings(config),
+    ema_decay=config.train.ema_decay,
+    pixels=pixels(config),
+  )
+  return Blueprint(dataset, graphdef, settings, selection_settings(config))
+
+
+def partition_of(
+  config: config_lib.Config, dataset: datasets.Dataset
+) -> protocol.Partition:
+  """Who trains and who selects.
+
+  Raises:
+    UserError: the protocol does not fit the data set, nothing is left to
+      select on, or the batch is larger than the training list.
+  """
   partition = protocol.resolve(
     dataset, config.data.protocol, **config_lib.protocol_options(config)
   )
@@ -261,23 +308,44 @@ def prepare(config: config_lib.Config) -> Task:
       f"{dataset.name} and train.select is {config.train.select!r}; 'last' "
       'needs none, or data.validation_share sets some apart'
     )
-  train_count = len(partition.train)
-  batch_size = config.train.batch_size
-  if batch_size > train_count:
+  if config.train.batch_size > len(partition.train):
     raise UserError(
-      f'train.batch_size is {batch_size}; allowed is at most the '
-      f'{train_count} training examples of {dataset.name} under protocol '
-      f'{partition.protocol}'
+      f'train.batch_size is {config.train.batch_size}; allowed is at most the '
+      f'{len(partition.train)} training examples of {dataset.name} under '
+      f'protocol {partition.protocol}'
     )
+  return partition
+
+
+def facts_of(
+  config: config_lib.Config,
+  dataset: datasets.Dataset,
+  partition: protocol.Partition,
+) -> dict[str, Any]:
+  """What run.json says of classes, data set, protocol and steps."""
+  count, size = len(partition.train), config.train.batch_size
+  return {
+    'class_names': list(dataset.class_names),
+    'dataset': dataset.facts(),
+    'protocol': {
+      **partition.facts(),
+      'train': count,
+      'validation': len(partition.validation),
+    },
+    'steps_per_epoch': feed_lib.padded_length(count, size) // size,
+  }
+
+
+def prepare(config: config_lib.Config) -> Task:
+  """Loads the data, puts it on the device and fixes all settings.
+
+  Raises:
+    UserError: as `blueprint` and `partition_of`.
+  """
+  shared = blueprint(config)
+  dataset, settings = shared.dataset, shared.settings
+  partition = partition_of(config, dataset)
   plan = plan_of(config, dataset, partition.train)
-  settings = step_lib.StepSettings(
-    batch_size=batch_size,
-    loss=config.train.loss,
-    augmentation=config_lib.augmentation(config),
-    optim=optim_settings(config),
-    ema_decay=config.train.ema_decay,
-    pixels=pixels(config),
-  )
   make_feed = (
     _stream_feed if streams(config, dataset, partition) else _resident_feed
   )
@@ -286,7 +354,7 @@ def prepare(config: config_lib.Config) -> Task:
     dataset,
     partition,
     plan=plan,
-    graphdef=graphdef,
+    graphdef=shared.graphdef,
     settings_of=functools.partial(
       settings_of, config=config, settings=settings
     ),
@@ -295,17 +363,12 @@ def prepare(config: config_lib.Config) -> Task:
   )
   return Task(
     feed=feed,
-    graphdef=graphdef,
+    graphdef=shared.graphdef,
     settings=settings,
-    selection=selection_settings(config),
+    selection=shared.selection,
     plan=plan,
-    class_names=class_names,
-    dataset_facts=dataset.facts(),
-    protocol_facts={
-      **partition.facts(),
-      'train': train_count,
-      'validation': len(partition.validation),
-    },
+    class_names=tuple(dataset.class_names),
+    facts=facts_of(config, dataset, partition),
     total_steps=feed.steps_per_epoch * config.train.epochs,
     config=config,
   )

@@ -1,11 +1,12 @@
 """Contenders in processes of their own: real ones that do almost nothing."""
 
 import os
+import sys
 import textwrap
 
 import pytest
 
-from fer_jax.benchmark import contest
+from fer_jax.benchmark import contest, machine
 from fer_jax.benchmark.contest import Contender, Effort
 from fer_jax.benchmark.worker import Worker, WorkerError
 
@@ -79,6 +80,22 @@ def test_turns_are_interleaved_and_long_enough(contender, tmp_path):
   assert slow['speedup_of_reference']['median'] == pytest.approx(4.0)
   assert slow['images_per_second']['median'] == pytest.approx(500.0)
   assert slow['threads'] == str(len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='no /proc')
+def test_the_peak_of_memory_is_of_the_contender_alone(contender):
+  """A child counts its parent's peak where the kernel's figure is not asked."""
+  result = contest.hold(
+    [contender('small')],
+    Effort(rounds=1, warm_up=1, turn_seconds=0.0),
+    images=1,
+    say=lambda line: None,
+  )
+  ours = machine.peak_memory()
+  assert ours is not None
+  peak = result['contenders']['small']['peak_memory_bytes']
+  # The Python that waits here has JAX in it.
+  assert 2**20 < peak < ours / 2
 
 
 def test_check_sees_everyone_before_anything_runs(contender, tmp_path):

@@ -201,13 +201,13 @@ def test_files_that_cannot_be_written(place, tmp_path):
   blocked.touch()
   with pytest.raises(UserError, match='file'):
     _run('list', data_dir=place, json=blocked / 'r.json')
+  build = {'dataset': 'fer2013', 'source': place / 'fer2013.csv'}
   with pytest.raises(UserError, match='file'):
-    _run(
-      'build',
-      dataset='fer2013',
-      source=place / 'fer2013.csv',
-      data_dir=blocked,
-    )
+    _run('build', **build, data_dir=blocked)
+  # Refused before the build.
+  with pytest.raises(UserError, match=r'--json .*no such folder'):
+    _run('build', **build, data_dir=tmp_path / 'd', json=tmp_path / 'x' / 'r')
+  assert not (tmp_path / 'd').exists()
 
 
 def test_the_program_prints_no_traceback(tmp_path):

@@ -313,6 +313,27 @@ def test_a_grey_picture_saved_as_colour_becomes_grey(tmp_path):
   assert (dataset.read([0])[0] == 77).all()
 
 
+def test_grey_in_colour_is_its_green_channel_within_a_tolerance(tmp_path):
+  place = {'data_dir': tmp_path / 'd', 'source': tmp_path / 'in'}
+  folder = tmp_path / 'in' / 'train' / 'sad'
+  folder.mkdir(parents=True)
+  # Not the luma, 82: what the files were before they were saved in colour.
+  (folder / 'x.png').write_bytes(_image_file(color=(70, 86, 86)))
+  assert (datasets.build('fer2013', **place).read([0])[0] == 86).all()
+  (folder / 'x.png').write_bytes(_image_file(color=(69, 86, 86)))
+  with pytest.raises(UserError, match='a colour picture where a grey one is'):
+    datasets.build('fer2013', **place)
+
+
+def test_a_file_of_absurd_length_is_a_bad_row(tmp_path, monkeypatch):
+  folder = tmp_path / 'in' / 'train' / 'sad'
+  folder.mkdir(parents=True)
+  (folder / 'x.png').write_bytes(_image_file() + bytes(9_000))
+  monkeypatch.setattr(fer2013.layout, 'LONGEST_PICTURE_FILE', 8_000)
+  with pytest.raises(UserError, match=r'x.png: a picture file of 9,\d+ bytes'):
+    datasets.build('fer2013', data_dir=tmp_path / 'd', source=tmp_path / 'in')
+
+
 BAD_FILES = {
   'unknown class': (
     'train/bored/x.png', _image_file(), "unknown class folder 'bored'"),

@@ -227,6 +227,24 @@ def test_a_bad_picture_is_named_and_may_be_skipped(what, tmp_path):
   assert dataset.attributes['age'].tolist() == ['0-3', '4-19', '20-39', '70+']
 
 
+def test_a_first_picture_of_absurd_length_is_a_bad_row(tmp_path, monkeypatch):
+  name = f'{ROOT}/Image/aligned/train_00001_aligned.jpg'
+  content = trees.picture(_aligned(0))
+  # All others are shorter than that.
+  files = {**_files(), name: content + bytes(40_000)}
+  monkeypatch.setattr(rafdb.layout, 'LONGEST_PICTURE_FILE', len(content) + 999)
+  read = rafdb.sources.Source.read
+
+  def bounded(self, member):
+    assert member != name, 'read'
+    return read(self, member)
+
+  monkeypatch.setattr(rafdb.sources.Source, 'read', bounded)
+  with pytest.raises(UserError, match=r'train_00001_aligned.jpg: a picture fi'):
+    _build(tmp_path, files)
+  assert len(_build(tmp_path, files, skip_bad_rows=True)) == len(FACES) - 1
+
+
 def test_options_are_checked():
   with pytest.raises(UserError, match="is 'both', expected aligned or origin"):
     datasets.resolve_options('rafdb', {'images': 'both'})

@@ -207,7 +207,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
     pass
   prepared = task.prepare(config)
   state = prepared.initial_state()
-  loop.write_run_json(workdir, config, prepared, state, {})
+  loop.write_run_json(workdir, config, prepared.facts, state, {})
   validation = step_lib.means(prepared.feed.validate(state))
   record = {'epoch': 1, 'step': 0, 'validation': validation}
   (workdir / 'metrics.jsonl').write_text(json.dumps(record) + '\n')

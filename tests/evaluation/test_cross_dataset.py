@@ -223,8 +223,9 @@ def test_photographs_saved_anew_are_found_where_near_twins_are_copies(
   assert metrics['protocol']['leaks'] is True
   unseen = ~seen | (kind == 3)
   assert metrics['slices']['without_copies']['n'] == unseen.sum()
-  assert f'{metrics["near_copies"]} more are near twins' in (
-    metrics['protocol']['reason']
+  assert (
+    f'{metrics["near_copies"]} more are near twins'
+    in (metrics['protocol']['reason'])
   )
 
 

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -59,6 +61,53 @@ def test_a_protocol_seed_is_not_a_run_seed():
   configs[0]['data'] = {'protocol_seed': 0}
   members = [_run(str(i), config) for i, config in enumerate(configs)]
   assert len(runs.group(members)) == 2
+
+
+def _real_config(seed, **data):
+  config = config_lib.get_base(model='residual_gru')
+  config.seed = seed
+  config.data.update(data)
+  return config_lib.to_json(config)
+
+
+def test_a_field_that_an_earlier_run_lacks_is_at_its_default():
+  earlier = _real_config(0)
+  del earlier['data']['balance']
+  del earlier['data']['options']['size']
+  del earlier['model']['dropout']
+  members = [
+    _run('earlier', earlier),
+    _run('now', _real_config(1)),
+    _run('balanced', _real_config(2, balance='oversample')),
+  ]
+  groups = runs.group(members)
+  assert [[run.name for run in group.runs] for group in groups] == [
+    ['earlier', 'now'],
+    ['balanced'],
+  ]
+  assert [group.label for group in groups] == [
+    'data.balance=none',
+    'data.balance=oversample',
+  ]
+
+
+def test_a_field_that_nobody_knows_still_parts_runs():
+  earlier = _real_config(0)
+  earlier['data']['gone'] = 1
+  members = [_run('earlier', earlier), _run('now', _real_config(1))]
+  assert len(runs.group(members)) == 2
+
+
+def test_runs_of_equal_fields_are_grouped_without_jax():
+  code = (
+    'import pathlib, sys; from fer_jax.evaluation import runs;'
+    'made = [runs.Run(pathlib.Path(n), n, {"seed": i, "model": {"name": m, n: '
+    '1} if i else {"name": m}}, {}, [], {}, ()) for i, (n, m) in enumerate('
+    '[("a", "m"), ("b", "n"), ("c", "o")])];'
+    'sys.exit(len(runs.group(made)) != 3 or "jax" in sys.modules)'
+  )
+  done = subprocess.run([sys.executable, '-c', code], check=False)
+  assert done.returncode == 0
 
 
 def test_one_group_is_labelled_by_its_model():

@@ -1,4 +1,4 @@
-"""Runs whose epoch is fixed beforehand, with and without validation examples."""
+"""Runs whose epoch is fixed beforehand, with and without validation."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_without_validation_the_last_epoch_is_reported(config, tmp_path):
   assert metrics['checkpoint']['which'] == 'last'
   assert metrics['n'] == 32
   assert metrics['protocol']['options'] == {'validation_share': 0.0}
-  with pytest.raises(UserError, match='validation split .* has no examples'):
+  with pytest.raises(UserError, match=r'validation split .* has no examples'):
     evaluate.evaluate(tmp_path, 'validation')
   assert report.write_report([tmp_path]).exists()
 

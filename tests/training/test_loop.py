@@ -128,7 +128,7 @@ def test_parameters_that_the_last_update_broke_are_not_kept(
   tiny_config.optim.name = 'sgd'
   tiny_config.optim.learning_rate = 1e38
   prepared = task.prepare(tiny_config)
-  tiny_config.train.batch_size = prepared.protocol_facts['train']
+  tiny_config.train.batch_size = prepared.facts['protocol']['train']
   with pytest.raises(UserError, match=r'not finite at step 1 .*no checkpoint'):
     loop.train(tiny_config, tmp_path)
   assert checkpoint.steps(tmp_path) == []

@@ -131,5 +131,7 @@ def test_schedule_takes_traced_steps_and_milestones():
   assert value.dtype == jnp.float32
   assert float(value) == pytest.approx(0.5)
   # Another length is no other program.
-  assert float(traced(milestones._replace(total=12), 7)) == pytest.approx(0.5)
+  assert float(traced(milestones._replace(total=12), jnp.asarray(7))) == (
+    pytest.approx(0.5)
+  )
   assert traced._cache_size() == 1

@@ -1,0 +1,81 @@
+"""`crossval`: all folds of a config, trained side by side and scored."""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from fer_jax.errors import UserError
+
+SUMMARY = 'Cross-validate a config: all folds as one population.'
+
+
+def define_flags() -> None:
+  """Defines the verb's flags."""
+  from fer_jax.training import mapping
+
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Config file of a protocol with folds, such as --config.data.protocol='
+    'kfold_subjects; single fields are set with --config.SECTION.FIELD=VALUE.',
+  )
+  flags.DEFINE_string('workdir', None, 'Folder of the cross-validation.')
+  flags.DEFINE_integer(
+    'seeds', 1, 'How many runs each fold is given.', lower_bound=1
+  )
+  flags.DEFINE_float(
+    'max_seconds',
+    0.0,
+    'Leave in good order after the epoch that passes this; 0 is no limit.',
+    lower_bound=0.0,
+  )
+  flags.DEFINE_enum(
+    'mapping',
+    'auto',
+    ['auto', *mapping.MAPPINGS],
+    'How folds share a device: all at once, or in turn within a dispatch.',
+  )
+  flags.DEFINE_string('json', None, 'File to write the figures to as well.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the verb."""
+  from fer_jax import files
+  from fer_jax.evaluation import crossval as scoring
+  from fer_jax.evaluation import report
+  from fer_jax.training import crossval
+
+  values = flags.FLAGS
+  if len(argv) > 1:
+    raise UserError(
+      f'crossval takes no argument {argv[1]!r}; see crossval --help'
+    )
+  if values.config is None:
+    raise UserError('--config is missing; expected a config file')
+  if not values.workdir:
+    raise UserError('--workdir is missing; expected a folder')
+  # Before hours of training: the result must have a place.
+  files.require_writable(values.json)
+  outcome = crossval.train(
+    values.config,
+    values.workdir,
+    seeds=values.seeds,
+    max_seconds=values.max_seconds,
+    how=values.mapping,
+  )
+  if not outcome.finished:
+    print(
+      'stopped at the time limit, to be resumed by the same command; '
+      f'{len(outcome.places)} runs in {values.workdir}'
+    )
+    return 0
+  workdir = pathlib.Path(values.workdir)
+  metrics = scoring.score(
+    workdir, [(p.fold, p.seed, p.workdir) for p in outcome.places]
+  )
+  path = report.write_report([workdir])
+  print(scoring.text(metrics))
+  print(f'\nreport: {path}')
+  files.write_result(values.json, metrics)
+  return 0

@@ -1,0 +1,344 @@
+"""Figures of a cross-validation: each fold's, their spread, and out of fold.
+
+F folds, S seeds. Reads what training and evaluation of the folds wrote. An
+out-of-fold prediction is one by the member whose test fold the example is in:
+together they cover all of the data, each example once a seed, and none of them
+was trained or selected on it.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fer_jax import files
+from fer_jax.errors import UserError
+from fer_jax.evaluation import scores, wording
+from fer_jax.evaluation import workdir as workdir_lib
+from fer_jax.evaluation.workdir import Evaluation
+
+METRICS = 'metrics_crossval.json'
+PREDICTIONS = 'predictions_out_of_fold.npz'
+
+SPREAD = ('accuracy', 'balanced_accuracy', 'macro_f1', 'auc_macro', 'loss')
+"""Figures given for each fold, and as mean and deviation over folds."""
+
+DEFINITIONS = {
+  'folds': 'each fold scored by itself; mean and standard deviation (n - 1) '
+  'over folds and seeds',
+  'out_of_fold': 'all examples together, each by the member whose test fold it '
+  'is in; with several seeds the mean over them',
+  'interval': 'bootstrap over examples of one seed; it does not hold the noise '
+  'of training seeds, which `seeds` shows',
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fold:
+  """One member's test part.
+
+  Attributes:
+    fold: its number, from 0.
+    seed: of the member.
+    evaluation: of its test split.
+  """
+
+  fold: int
+  seed: int
+  evaluation: Evaluation
+
+
+def score(
+  workdir: pathlib.Path, members: Sequence[tuple[int, int, pathlib.Path]]
+) -> dict[str, Any]:
+  """Scores the test fold of every member, and all of them together.
+
+  A test fold is opened once for a checkpoint; a member scored before at the
+  same one is not opened again.
+
+  Args:
+    workdir: of the cross-validation, where the figures are written.
+    members: (fold, seed, workdir) of each.
+
+  Returns:
+    The content of metrics_crossval.json.
+
+  Raises:
+    UserError: as `evaluate.evaluate`.
+  """
+  from fer_jax.evaluation import (
+    evaluate,
+  )  # pulls in JAX, which reading needs not
+
+  for _, _, folder in members:
+    evaluate.evaluate_once(folder, 'test')
+  folds = read_folds(members)
+  first = folds[0].evaluation.metrics
+  protocol = dict(first['protocol'])
+  # Each fold has its own lists; what they share is said here.
+  protocol['options'] = {
+    k: v for k, v in protocol['options'].items() if k != 'fold'
+  }
+  protocol['reason'] = 'All folds are reported. ' + _after_sentence(
+    protocol['reason']
+  )
+  protocol['digests'] = [
+    fold.evaluation.metrics['protocol']['digest'] for fold in folds
+  ]
+  del protocol['digest']
+  metrics = {
+    'model': first['model'],
+    'dataset': first['dataset'],
+    'protocol': protocol,
+    **figures(folds),
+    'members': [
+      {'fold': fold, 'seed': seed, 'workdir': folder.name}
+      for fold, seed, folder in members
+    ],
+    'environment': first['environment'],
+  }
+  write(workdir, folds, metrics)
+  return metrics
+
+
+def _after_sentence(text: str) -> str:
+  """What follows the first sentence, which names one fold."""
+  return text.partition('. ')[2]
+
+
+def read(workdir: pathlib.Path) -> tuple[dict[str, Any], list[Fold]]:
+  """What `score` wrote.
+
+  Raises:
+    UserError: a file is missing or damaged.
+  """
+  metrics = files.read_json(workdir / METRICS)
+  return metrics, read_folds(
+    [(m['fold'], m['seed'], workdir / m['workdir']) for m in metrics['members']]
+  )
+
+
+def text(metrics: dict[str, Any]) -> str:
+  """The figures for the terminal."""
+  protocol, together = metrics['protocol'], metrics['out_of_fold']
+  lines = [
+    f'{metrics["model"]} on {metrics["dataset"]["name"]}, protocol '
+    f'{protocol["name"]}: {protocol["reason"]}',
+    '',
+    f'{"fold":>5}{"seed":>6}{"n":>8}{"accuracy":>12}{"macro F1":>12}'
+    f'{"AUC":>8}{"epoch":>7}',
+  ]
+  for record in metrics['folds']:
+    lines.append(
+      f'{record["fold"]:>5}{record["seed"]:>6}{record["n"]:>8,}'
+      f'{wording.percent(record["accuracy"]):>12}'
+      f'{wording.percent(record["macro_f1"]):>12}'
+      f'{wording.decimal(record["auc_macro"]):>8}{record["epoch"]:>7}'
+    )
+  low, high = together['intervals']['accuracy']
+  lines += [
+    '',
+    *(
+      f'{name}: {wording.percent(metrics["mean"][key])} '
+      f'± {wording.percent(metrics["deviation"][key])} over folds'
+      for key, name in (('accuracy', 'accuracy'), ('macro_f1', 'macro F1'))
+    ),
+    f'out of fold: {wording.percent(together["accuracy"])} of '
+    f'{together["n"]:,} examples (95 % {100 * low:.1f} to {100 * high:.1f})',
+  ]
+  if len(metrics['seeds']) > 1:
+    lines.append(
+      f'over {len(metrics["seeds"])} seeds: '
+      f'{wording.percent(together["accuracy_mean"])} '
+      f'± {wording.percent(together["accuracy_deviation"])}'
+    )
+  return '\n'.join(lines)
+
+
+def read_folds(members: Sequence[tuple[int, int, pathlib.Path]]) -> list[Fold]:
+  """The evaluated test parts of members.
+
+  Args:
+    members: (fold, seed, workdir) of each.
+
+  Raises:
+    UserError: one was not evaluated, or they do not fit together.
+  """
+  folds = []
+  for fold, seed, workdir in members:
+    evaluation = workdir_lib.read_evaluation(workdir, 'test')
+    if evaluation is None:
+      raise UserError(
+        f'{workdir} has no evaluation of its test fold; crossval on the same '
+        '--workdir makes it'
+      )
+    folds.append(Fold(fold, seed, evaluation))
+  for seed in {fold.seed for fold in folds}:
+    ids = np.concatenate([f.evaluation.ids for f in folds if f.seed == seed])
+    names, counts = np.unique(ids, return_counts=True)
+    if counts.max() > 1:
+      raise UserError(
+        f'{names[counts.argmax()]} is in the test part of several folds; '
+        'out-of-fold predictions need each example once'
+      )
+  return folds
+
+
+def figures(
+  folds: Sequence[Fold], *, n_boot: int = scores.BOOTSTRAP_DRAWS
+) -> dict[str, Any]:
+  """All figures of a cross-validation, JSON-able.
+
+  Args:
+    folds: of `read_folds`.
+    n_boot: bootstrap resamples of the intervals.
+
+  Returns:
+    'folds': a record of each; 'mean' and 'deviation' over them; 'seeds': the
+    out-of-fold figures of each seed; 'out_of_fold': `scores.all_scores` of
+    the first seed's, with the mean and deviation of accuracy over seeds.
+  """
+  names = folds[0].evaluation.metrics['class_names']
+  records = [_record(fold) for fold in folds]
+  seeds = sorted({fold.seed for fold in folds})
+  by_seed = {seed: out_of_fold(folds, seed) for seed in seeds}
+  together = {
+    seed: scores.all_scores(
+      arrays['logits'], arrays['label'], names, n_boot=n_boot if not n else 1
+    )
+    for n, (seed, arrays) in enumerate(by_seed.items())
+  }
+  accuracies = [one['accuracy'] for one in together.values()]
+  return {
+    'class_names': names,
+    'folds': records,
+    'mean': {key: _mean([r[key] for r in records]) for key in SPREAD},
+    'deviation': {key: _deviation([r[key] for r in records]) for key in SPREAD},
+    'seeds': [
+      {
+        'seed': seed,
+        'accuracy': one['accuracy'],
+        'macro_f1': one['macro']['f1'],
+      }
+      for seed, one in together.items()
+    ],
+    'out_of_fold': {
+      **together[seeds[0]],
+      'accuracy_mean': _mean(accuracies),
+      'accuracy_deviation': _deviation(accuracies),
+    },
+    'definitions': DEFINITIONS | scores.DEFINITIONS,
+  }
+
+
+def out_of_fold(folds: Sequence[Fold], seed: int) -> dict[str, np.ndarray]:
+  """One seed's out-of-fold predictions.
+
+  Returns:
+    'id' text (n,), 'logits' float32 (n, K), 'label' int32 (n,), 'fold' int32
+    (n,), in the order of the ids.
+  """
+  those = [fold for fold in folds if fold.seed == seed]
+  arrays = {
+    'id': np.concatenate([f.evaluation.ids for f in those]),
+    'logits': np.concatenate([f.evaluation.logits for f in those]),
+    'label': np.concatenate([f.evaluation.labels for f in those]),
+    'fold': np.concatenate(
+      [np.full(len(f.evaluation.ids), f.fold, np.int32) for f in those]
+    ),
+  }
+  order = np.argsort(arrays['id'], kind='stable')
+  return {name: values[order] for name, values in arrays.items()}
+
+
+def write(
+  workdir: pathlib.Path, folds: Sequence[Fold], metrics: dict[str, Any]
+) -> None:
+  """Writes the figures and the out-of-fold predictions of all seeds."""
+  seeds = sorted({fold.seed for fold in folds})
+  parts = [out_of_fold(folds, seed) for seed in seeds]
+  arrays = {
+    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+  }
+  arrays['seed'] = np.repeat(seeds, [len(part['id']) for part in parts])
+  workdir_lib.write_npz(workdir / PREDICTIONS, arrays)
+  files.write_json(workdir / METRICS, metrics)
+
+
+def _record(fold: Fold) -> dict[str, Any]:
+  metrics = fold.evaluation.metrics
+  return {
+    'fold': fold.fold,
+    'seed': fold.seed,
+    'n': metrics['n'],
+    'accuracy': metrics['accuracy'],
+    'accuracy_interval': metrics['intervals']['accuracy'],
+    'balanced_accuracy': metrics['balanced_accuracy'],
+    'macro_f1': metrics['macro']['f1'],
+    'auc_macro': metrics['auc_macro'],
+    'loss': metrics['loss'],
+    'epoch': metrics['checkpoint']['epoch'],
+    'absent_classes': metrics['absent_classes'],
+  }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+  known = [value for value in values if value is not None]
+  return float(np.mean(known)) if known else None
+
+
+def _deviation(values: Sequence[float | None]) -> float | None:
+  known = [value for value in values if value is not None]
+  return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeanRoc:
+  """ROC curves read off at the same false-positive rates.
+
+  Attributes:
+    false_positive_rate: (p,).
+    folds: (F * S, p) true-positive rates.
+    mean: (p,) over the folds.
+    deviation: (p,) over the folds; 0 where there is one.
+  """
+
+  false_positive_rate: np.ndarray
+  folds: np.ndarray
+  mean: np.ndarray
+  deviation: np.ndarray
+
+
+def mean_roc(folds: Sequence[Fold], *, points: int = 101) -> MeanRoc:
+  """ROC of each fold, averaged over classes, and their mean with its spread.
+
+  Every class is set against the rest in each fold, and the curves of the
+  classes that the fold has are averaged at equal false-positive rates (macro).
+
+  Args:
+    folds: of `read_folds`.
+    points: false-positive rates at which curves are read off.
+  """
+  grid = np.linspace(0, 1, points)
+  curves = []
+  for fold in folds:
+    evaluation = fold.evaluation
+    probs = np.exp(scores.log_softmax(evaluation.logits))
+    names = evaluation.metrics['class_names']
+    found = [
+      np.interp(grid, curve['false_positive_rate'], curve['true_positive_rate'])
+      for curve in scores.roc_curves(probs, evaluation.labels, names)
+      if curve is not None
+    ]
+    if found:
+      curves.append(np.mean(found, axis=0))
+  stacked = np.array(curves).reshape(-1, points)
+  several = len(stacked) > 1
+  return MeanRoc(
+    grid,
+    stacked,
+    stacked.mean(0),
+    stacked.std(0, ddof=1) if several else np.zeros(points),
+  )

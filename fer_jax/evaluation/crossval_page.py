@@ -1,0 +1,167 @@
+"""The page of a cross-validation, from what it wrote."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fer_jax.evaluation import crossval, page, plots, run_page, wording
+from fer_jax.evaluation.crossval import Fold
+from fer_jax.evaluation.figures import Figures
+from fer_jax.evaluation.page import Html
+
+
+def sections(
+  workdir: pathlib.Path,
+  metrics: dict[str, Any],
+  folds: Sequence[Fold],
+  figures: Figures,
+) -> list[Html]:
+  """Header, folds, ROC by fold, and the out-of-fold confusion matrix.
+
+  Args:
+    workdir: of the cross-validation.
+    metrics: of `crossval.figures`, with 'protocol', 'dataset' and 'model'.
+    folds: of `crossval.read_folds`.
+    figures: where plots are kept.
+  """
+  return [
+    _header(workdir, metrics),
+    _folds(metrics),
+    _plots(metrics, folds, figures),
+    page.section(
+      'What the figures are',
+      page.facts(metrics['definitions'].items()),
+    ),
+  ]
+
+
+def _header(workdir: pathlib.Path, metrics: dict[str, Any]) -> Html:
+  protocol, together = metrics['protocol'], metrics['out_of_fold']
+  mean, deviation = metrics['mean'], metrics['deviation']
+  low, high = together['intervals']['accuracy']
+  clean = protocol['leaks'] is False
+  return page.tag(
+    'header',
+    page.tag('h1', workdir.name or str(workdir)),
+    page.tag(
+      'p',
+      f'{metrics["model"]} on {metrics["dataset"]["name"]}, '
+      f'{len(metrics["folds"])} runs',
+      class_='lead',
+    ),
+    page.tag(
+      'div',
+      page.tag(
+        'strong',
+        f'Protocol {protocol["name"]}. '
+        + run_page.LEAK_FLAGS[protocol['leaks']],
+      ),
+      page.tag('p', protocol['reason']),
+      class_=f'notice {"clean" if clean else "leaks"}',
+    ),
+    page.tiles(
+      [
+        (
+          'Accuracy over folds',
+          _spread(mean['accuracy'], deviation['accuracy']),
+          'mean ± standard deviation',
+        ),
+        (
+          'Accuracy out of fold',
+          wording.percent(together['accuracy']),
+          f'95 % {100 * low:.1f} to {100 * high:.1f}, '
+          f'{together["n"]:,} examples',
+        ),
+        (
+          'Macro F1 over folds',
+          _spread(mean['macro_f1'], deviation['macro_f1']),
+          'mean ± standard deviation',
+        ),
+      ]
+    ),
+  )
+
+
+def _spread(mean: float | None, deviation: float | None) -> str:
+  if mean is None or deviation is None:
+    return wording.percent(mean)
+  return f'{wording.percent(mean)[:-2]} ± {100 * deviation:.1f} %'
+
+
+def _folds(metrics: dict[str, Any]) -> Html:
+  share = wording.percent
+  rows = [
+    (
+      f'{record["fold"]}, seed {record["seed"]}',
+      f'{record["n"]:,}',
+      share(record['accuracy']),
+      share(record['balanced_accuracy']),
+      share(record['macro_f1']),
+      wording.decimal(record['auc_macro']),
+      record['epoch'],
+      ', '.join(record['absent_classes']) or wording.MISSING,
+    )
+    for record in metrics['folds']
+  ]
+  seeds = metrics['seeds']
+  content: list[object] = [
+    page.table(
+      'Each fold, scored by itself',
+      (
+        'Fold',
+        'Examples',
+        'Accuracy',
+        'Balanced accuracy',
+        'Macro F1',
+        'Macro AUC',
+        'Epoch taken',
+        'Classes it has none of',
+      ),
+      rows,
+      words=(7,),
+    )
+  ]
+  if len(seeds) > 1:
+    content.append(
+      page.table(
+        'Out of fold, seed by seed',
+        ('Seed', 'Accuracy', 'Macro F1'),
+        [
+          (s['seed'], share(s['accuracy']), share(s['macro_f1'])) for s in seeds
+        ],
+      )
+    )
+  return page.section('Folds', *content)
+
+
+def _plots(
+  metrics: dict[str, Any], folds: Sequence[Fold], figures: Figures
+) -> Html:
+  names = metrics['class_names']
+  counts = np.asarray(metrics['out_of_fold']['confusion'])
+  curves = plots.roc_of_folds(**vars(crossval.mean_roc(folds)))
+  return page.section(
+    'Out of fold',
+    page.tag(
+      'p',
+      'Every example is predicted by the run whose test fold it is in; none of '
+      'these predictions is of an example that trained or selected it.',
+    ),
+    page.tag(
+      'div',
+      figures.plot(
+        'confusion.png',
+        plots.confusion(counts, names, normalised=True),
+        f'Confusion matrix of {counts.sum():,} out-of-fold predictions by true '
+        'class.',
+      ),
+      figures.plot(
+        'roc_of_folds.png',
+        curves,
+        'ROC curve of each fold, classes averaged, with mean and deviation.',
+      ),
+      class_='plots',
+    ),
+  )

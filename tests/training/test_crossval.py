@@ -1,0 +1,193 @@
+"""Cross-validation: every fold is the run that it would be by itself.
+
+Reference: `loop.train` on the fold's own config, and scikit-learn's figures of
+the out-of-fold predictions.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from fer_jax.data import ledger, protocol
+from fer_jax.errors import UserError
+from fer_jax.evaluation import crossval as scoring
+from fer_jax.evaluation import report
+from fer_jax.training import checkpoint, crossval, loop, records, task
+
+FOLDS = 3
+
+
+@pytest.fixture
+def config(tiny_config):
+  config = tiny_config
+  config.data.protocol = 'kfold_subjects'
+  config.data.folds = FOLDS
+  config.train.batch_size = 16
+  config.train.epochs = 2
+  config.train.validate_every = 1
+  return config
+
+
+def _members(outcome):
+  return [(p.fold, p.seed, p.workdir) for p in outcome.places]
+
+
+def _states(outcome):
+  states = []
+  for place in outcome.places:
+    sealed = checkpoint.latest_intact(place.workdir)
+    target = task.abstract_state(place.config, 7)
+    states.append(checkpoint.restore(sealed, target))
+  return states
+
+
+def _assert_near(one, other, **tolerance):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a, np.float64), np.asarray(b, np.float64), **tolerance
+    ),
+    one.params,
+    other.params,
+  )
+
+
+def test_folds_train_as_they_do_alone_and_are_scored(config, tmp_path):
+  outcome = crossval.train(config, tmp_path / 'all')
+  assert outcome.finished
+  assert [p.fold for p in outcome.places] == list(range(FOLDS))
+  dataset = task.load_dataset(config)
+  assert ledger.read(dataset, ledger.OPENED) == []
+
+  # The second fold alone: `train --config=fold_1/config.json`.
+  place = outcome.places[1]
+  alone = loop.train(place.config, tmp_path / 'alone')
+  together = records.read_metrics(place.workdir)
+  by_itself = records.read_metrics(tmp_path / 'alone')
+  for ours, theirs in zip(together, by_itself, strict=True):
+    assert ours['step'] == theirs['step']
+    for part in ('train', 'validation'):
+      assert ours[part] == pytest.approx(theirs[part], rel=1e-3)
+  sealed = checkpoint.latest_intact(tmp_path / 'alone')
+  target = task.abstract_state(place.config, 7)
+  _assert_near(
+    _states(outcome)[1],
+    checkpoint.restore(sealed, target),
+    rtol=1e-2,
+    atol=2e-3,
+  )
+  assert alone.step == sealed.step
+
+  # Scored: all of the data once, by whoever did not train on it.
+  metrics = scoring.score(tmp_path / 'all', _members(outcome))
+  with np.load(tmp_path / 'all' / scoring.PREDICTIONS) as kept:
+    found = dict(kept)
+  np.testing.assert_array_equal(found['id'], np.sort(dataset.table['id']))
+  order = np.argsort(dataset.table['id'])
+  np.testing.assert_array_equal(found['label'], dataset.table['label'][order])
+  for place in outcome.places:
+    partition = protocol.resolve(
+      dataset, 'kfold_subjects', folds=FOLDS, fold=place.fold
+    )
+    ids = found['id'][found['fold'] == place.fold]
+    assert not set(ids) & {*partition.train_ids, *partition.validation_ids}
+  predicted = found['logits'].argmax(-1)
+  assert metrics['out_of_fold']['accuracy'] == pytest.approx(
+    sklearn.metrics.accuracy_score(found['label'], predicted)
+  )
+  np.testing.assert_array_equal(
+    metrics['out_of_fold']['confusion'],
+    sklearn.metrics.confusion_matrix(
+      found['label'], predicted, labels=range(7)
+    ),
+  )
+  accuracies = [fold['accuracy'] for fold in metrics['folds']]
+  assert metrics['mean']['accuracy'] == pytest.approx(np.mean(accuracies))
+  assert metrics['deviation']['accuracy'] == pytest.approx(
+    np.std(accuracies, ddof=1)
+  )
+  assert metrics['protocol']['leaks'] is False
+  assert len(metrics['protocol']['digests']) == FOLDS
+  said = scoring.text(metrics)
+  assert 'over folds' in said
+  html = report.write_report([tmp_path / 'all']).read_text()
+  assert 'Protocol kfold_subjects. Leaks: no.' in html
+  assert html.count('<tr>') >= FOLDS
+
+  # Once scored, nothing is opened or trained again.
+  looks = len(ledger.read(dataset, ledger.OPENED))
+  assert looks == FOLDS
+  again = crossval.train(config, tmp_path / 'all')
+  assert again.finished
+  assert scoring.score(tmp_path / 'all', _members(again)) == metrics
+  assert len(ledger.read(dataset, ledger.OPENED)) == FOLDS
+
+
+def test_an_interrupted_one_goes_on_to_the_same_end(config, tmp_path):
+  whole = crossval.train(config, tmp_path / 'whole')
+  parts = crossval.train(config, tmp_path / 'parts', max_seconds=1e-6)
+  assert not parts.finished
+  # A fold whose last checkpoint is lost begins anew; the others go on.
+  first = parts.places[0].workdir
+  (sealed,) = checkpoint.checkpoints(first)
+  (sealed.path / checkpoint.MANIFEST).unlink()
+  parts = crossval.train(config, tmp_path / 'parts')
+  assert parts.finished
+  for one, other in zip(_states(whole), _states(parts), strict=True):
+    assert int(one.step) == int(other.step)
+    _assert_near(one, other, rtol=1e-6, atol=1e-7)
+  epochs = [r['epoch'] for r in records.read_metrics(first)]
+  assert epochs == [1, 2]
+
+
+def test_seeds_repeat_every_fold(config, tmp_path):
+  outcome = crossval.train(config, tmp_path, seeds=2)
+  assert [(p.fold, p.seed) for p in outcome.places] == [
+    (fold, seed) for seed in (0, 1) for fold in range(FOLDS)
+  ]
+  written = json.loads((outcome.places[4].workdir / 'config.json').read_text())
+  assert (written['seed'], written['data']['fold']) == (1, 1)
+  metrics = scoring.score(tmp_path, _members(outcome))
+  assert len(metrics['seeds']) == 2
+  assert len(metrics['folds']) == 2 * FOLDS
+  mean = np.mean([seed['accuracy'] for seed in metrics['seeds']])
+  assert metrics['out_of_fold']['accuracy_mean'] == pytest.approx(mean)
+  assert 'over 2 seeds' in scoring.text(metrics)
+
+
+def test_without_inner_validation_the_last_epoch_is_taken(config, tmp_path):
+  config.data.protocol = 'kfold_images'
+  config.data.validation_share = 0.0
+  config.train.select = 'last'
+  outcome = crossval.train(config, tmp_path)
+  metrics = scoring.score(tmp_path, _members(outcome))
+  assert [fold['epoch'] for fold in metrics['folds']] == [2] * FOLDS
+  assert metrics['protocol']['leaks'] is True
+
+
+def test_mistakes(config, tmp_path):
+  config.data.fold = 1
+  with pytest.raises(UserError, match=r'data\.fold is 1; a cross-validation'):
+    crossval.train(config, tmp_path)
+  config.data.fold = 0
+  config.data.protocol = 'official'
+  config.data.folds = 10
+  with pytest.raises(UserError, match='protocol official has no folds; those'):
+    crossval.train(config, tmp_path)
+
+
+def test_a_diverging_fold_is_named_and_the_others_are_kept(config, tmp_path):
+  config.optim.learning_rate = 1e30
+  with pytest.raises(UserError, match=r'not finite in .*fold_0, .*fold_2'):
+    crossval.train(config, tmp_path)
+
+
+def test_leaving_one_subject_out_has_as_many_folds_as_people(config):
+  config.data.protocol = 'leave_one_subject_out'
+  config.data.folds = 10
+  dataset = task.load_dataset(config)
+  people = len(np.unique(dataset.table['subject']))
+  assert protocol.fold_count(dataset, 'leave_one_subject_out') == people
+  assert protocol.fold_count(dataset, 'kfold_images', folds=4) == 4
