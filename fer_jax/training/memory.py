@@ -108,8 +108,8 @@ def waves(
     raise UserError(
       f'one run needs {least / 2**20:,.0f} MiB of memory, '
       f'{need.shared / 2**20:,.0f} of them for the data set; allowed is at '
-      f'most {limit / 2**20:,.0f}: a smaller train.batch_size, data.image_size or '
-      'model helps'
+      f'most {limit / 2**20:,.0f}: a smaller train.batch_size, '
+      'data.image_size or model helps'
     )
   each = predicted_bytes(need, 2, mapping) - least
   places = (1 + (limit - least) // each) * devices
