@@ -220,7 +220,7 @@ def _member(config, dataset, folder, limits) -> dict[str, Any]:
     'without_twins': slices.get('without_twins', {}).get('accuracy'),
     'audit': _audited(folder, config, dataset, metrics['protocol']['digest']),
     'seconds': sum(record['seconds'] for record in records),
-    'workdir': str(folder),
+    'workdir': folder.name,
   }
 
 
