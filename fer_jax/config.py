@@ -365,7 +365,7 @@ def get_base(
   """
   config: Config = ml_collections.ConfigDict()
   for name, field in FIELDS.items():
-    _set(config, name, field.default)
+    set_field(config, name, field.default)
   config.data.name = dataset
   config.data.options = ml_collections.ConfigDict(
     datasets.resolve_options(dataset, {})
@@ -377,7 +377,8 @@ def get_base(
   return config.lock()
 
 
-def _set(config: Config, name: str, value: Any) -> None:
+def set_field(config: Config, name: str, value: Any) -> None:
+  """Sets the field of a dotted name."""
   *sections, leaf = name.split('.')
   for section in sections:
     if section not in config:
@@ -545,7 +546,7 @@ def from_json(value: dict[str, Any], *, source: str) -> Config:
       leaf = _as_tuple(leaf)
     try:
       with config.unlocked():
-        _set(config, name, leaf)
+        set_field(config, name, leaf)
     except TypeError as error:
       raise UserError(f'{source}: {name} is {leaf!r}: {error}') from error
   return config

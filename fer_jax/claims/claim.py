@@ -91,11 +91,7 @@ class Claim:
     """The config of one of `TWINS`."""
     config = config_lib.get_base(model=self.model, dataset=self.dataset)
     for mark in self.marks(twin):
-      section, _, leaf = mark.field.rpartition('.')
-      place = config
-      for name in section.split('.') if section else ():
-        place = place[name]
-      place[leaf] = mark.value
+      config_lib.set_field(config, mark.field, mark.value)
     return config
 
 

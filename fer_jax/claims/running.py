@@ -7,7 +7,6 @@ equal, as two readings of one training, share their runs.
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +20,7 @@ from fer_jax.data import audit, protocol
 from fer_jax.errors import UserError, nearest
 from fer_jax.evaluation import evaluate, scores
 from fer_jax.evaluation import workdir as workdir_lib
-from fer_jax.training import loop, task
-
-FOLDED = ('kfold_images', 'kfold_subjects', 'kfold_twins', 'evaluate_on_train')
+from fer_jax.training import loop, records, task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +161,8 @@ def _twin(
     paper counts it, 'accuracy' with its 'interval', 'without_twins', 'n',
     'audit' (see `audit.of_protocol`) and the 'workdirs'.
   """
-  of_folds = config.data.folds if config.data.protocol in FOLDED else 1
+  folded = protocol.divides_into_folds(config.data.protocol)
+  of_folds = config.data.folds if folded else 1
   folds = min(limits.folds or of_folds, of_folds)
   members = []
   for fold in range(folds):
@@ -204,10 +202,7 @@ def _member(config, dataset, folder, limits) -> dict[str, Any]:
   metrics = evaluate.evaluate_once(folder, 'test')
   evaluation = workdir_lib.read_evaluation(folder, 'test')
   assert evaluation is not None
-  records = [
-    json.loads(line)
-    for line in (folder / 'metrics.jsonl').read_text().splitlines()
-  ]
+  epochs = records.read_metrics(folder)
   slices = metrics['slices']
   return {
     'protocol': metrics['protocol'],
@@ -216,10 +211,10 @@ def _member(config, dataset, folder, limits) -> dict[str, Any]:
     'ids': evaluation.ids,
     'logits': evaluation.logits,
     'labels': evaluation.labels,
-    'train_accuracy': records[-1]['train']['accuracy'],
+    'train_accuracy': epochs[-1]['train']['accuracy'],
     'without_twins': slices.get('without_twins', {}).get('accuracy'),
     'audit': _audited(folder, config, dataset, metrics['protocol']['digest']),
-    'seconds': sum(record['seconds'] for record in records),
+    'seconds': sum(epoch['seconds'] for epoch in epochs),
     'workdir': folder.name,
   }
 

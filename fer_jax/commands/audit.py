@@ -270,14 +270,8 @@ def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
           f'  {entry["protocol"]["name"]}: no {", ".join(absent)} in {side}'
         )
   if result.get('overlap'):
-    overlap = result['overlap']
+    shared = audit_page.shared_photographs(result['overlap'])
     lines += ['', 'photographs in both sets']
-    for side in (overlap['first'], overlap['second']):
-      near = side['twins']
-      counted = '' if near is None else f', {near:,} with a near twin'
-      lines.append(
-        f'  {side["name"]}: {side["exact_copies"]:,} of {side["examples"]:,} '
-        f'with an exact copy in the other{counted}'
-      )
+    lines += [f'  {name}: {counted}' for name, counted in shared]
   lines += ['', result['verdict'], f'{result["seconds"]:.0f} s']
   return '\n'.join(lines)

@@ -295,6 +295,11 @@ def open_all(
   return partition, lists
 
 
+def divides_into_folds(name: str) -> bool:
+  """Whether a protocol, one of `names()`, takes a number of folds."""
+  return 'folds' in _PROTOCOLS[name].uses
+
+
 def fold_count(dataset: Dataset, name: str, **options: Any) -> int:
   """How many folds a protocol has on a data set.
 
@@ -307,10 +312,9 @@ def fold_count(dataset: Dataset, name: str, **options: Any) -> int:
     UserError: as `resolve`, or the protocol has no folds.
   """
   settings = configure(name, **options)
-  uses = _PROTOCOLS[name].uses
-  if 'folds' in uses:
+  if divides_into_folds(name):
     return settings.folds
-  if 'fold' in uses:
+  if 'fold' in _PROTOCOLS[name].uses:
     _require_subjects(dataset)
     return len(np.unique(dataset.table['subject']))
   folded = [n for n, known in _PROTOCOLS.items() if 'fold' in known.uses]

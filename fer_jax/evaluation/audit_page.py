@@ -111,6 +111,13 @@ def _set(figures: dict[str, Any]) -> Html:
 
 
 def _overlap(figures: dict[str, Any]) -> Html:
+  return page.section(
+    'Photographs in both sets', page.facts(shared_photographs(figures))
+  )
+
+
+def shared_photographs(figures: dict[str, Any]) -> list[tuple[str, str]]:
+  """(data set, how many of its examples are in the other one) of each."""
   rows = []
   for side in (figures['first'], figures['second']):
     near = side['twins']
@@ -122,7 +129,7 @@ def _overlap(figures: dict[str, Any]) -> Html:
         f'in the other{counted}',
       )
     )
-  return page.section('Photographs in both sets', page.facts(rows))
+  return rows
 
 
 def _pairs(first: Dataset, second: Dataset, pairs: audit.Pairs) -> Html:

@@ -23,6 +23,7 @@ from fer_jax.data import protocol, resident
 from fer_jax.errors import UserError
 from fer_jax.training import (
   checkpoint,
+  feed,
   loop,
   mapping,
   memory,
@@ -201,7 +202,7 @@ def _waves(images, members, shared, config, how: str) -> list[range]:
   devices = jax.local_devices()
   size = config.train.batch_size
   room = [
-    -(-max(len(getattr(m, rows)) for m in members) // size) * size
+    feed.padded_length(max(len(getattr(m, rows)) for m in members), size)
     for rows in ('train_rows', 'validation_rows')
   ]
   need = memory.need(
