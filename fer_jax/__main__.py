@@ -15,6 +15,13 @@ from fer_jax import commands
 from fer_jax.errors import UserError
 
 USAGE_ERROR = 2
+LONGEST_LINE = 1000
+INTERRUPTED = 130
+STATUSES = (
+  'exit status: 0 done; 2 a mistake, told on stderr; 75 asked to leave by '
+  'SIGTERM\nand saved, start the same command again; 130 interrupted; see '
+  'docs/faults.md'
+)
 
 
 def verbs() -> list[str]:
@@ -27,13 +34,31 @@ def _list_verbs() -> str:
   for verb in verbs():
     module = importlib.import_module(f'fer_jax.commands.{verb}')
     lines.append(f'  {verb:<10} {module.SUMMARY}')
-  return '\n'.join(lines)
+  return '\n'.join([*lines, STATUSES])
 
 
-def _complain(message: str) -> int:
+def one_line(message: object) -> str:
+  """A message on one line that any terminal shows as it is.
+
+  Names in files may hold anything: line breaks, bytes that are no text, and
+  the sequences by which terminals are told what to do.
+  """
+  line = ' '.join(str(message).split())
+  if not line.isprintable():
+    line = ''.join(
+      c if c.isprintable() else c.encode('unicode_escape').decode()
+      for c in line
+    )
+  if len(line) > LONGEST_LINE:
+    kept = LONGEST_LINE // 2
+    line = f'{line[:kept]} ... {line[-kept:]}'
+  return line
+
+
+def _complain(message: object, status: int = USAGE_ERROR) -> int:
   """One line on stderr, whatever the message holds."""
-  print(f'fer_jax: {" ".join(str(message).split())}', file=sys.stderr)
-  return USAGE_ERROR
+  print(f'fer_jax: {one_line(message)}', file=sys.stderr)
+  return status
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -129,7 +154,7 @@ def main(argv: list[str]) -> int:
     argv: the program's name, the verb, its flags and arguments.
 
   Returns:
-    The exit status: 0, or 2 with one line on stderr for a user's mistake.
+    The exit status, as docs/faults.md lists them.
   """
   if len(argv) < 2 or argv[1] in ('-h', '--help', 'help'):
     print(_list_verbs())
@@ -151,6 +176,7 @@ def main(argv: list[str]) -> int:
   if any(a in ('-h', '--help') for a in argv):
     print(f'{module.SUMMARY}\n\nusage: python -m fer_jax {verb} [flags]\n')
     print(flags.FLAGS.module_help(module.__name__))
+    print(f'\n{STATUSES}')
     return 0
   try:
     arguments = _joined(argv[2:])
@@ -166,7 +192,7 @@ def main(argv: list[str]) -> int:
     where = f'{error.filename}: ' if error.filename else ''
     return _complain(f'{where}{error.strerror or error}')
   except KeyboardInterrupt:
-    return _complain('interrupted')
+    return _complain('interrupted', INTERRUPTED)
 
 
 def run() -> None:

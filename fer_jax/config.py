@@ -25,7 +25,7 @@ from typing import Any
 
 import ml_collections
 
-from fer_jax import datasets, metrics, models
+from fer_jax import datasets, files, metrics, models
 from fer_jax.data import augment, protocol, sampling
 from fer_jax.errors import UserError, nearest
 
@@ -71,9 +71,13 @@ def _number(
   def check(value):
     if isinstance(value, bool) or not isinstance(value, int | float):
       return allowed
+    try:
+      finite = math.isfinite(value)
+    except OverflowError:
+      return allowed
     low_ok = value > low if above else value >= low
     high_ok = value < high if below else value <= high
-    return None if math.isfinite(value) and low_ok and high_ok else allowed
+    return None if finite and low_ok and high_ok else allowed
 
   return check
 
@@ -134,7 +138,10 @@ def _whole_epochs(value: Any) -> str | None:
 
 
 FIELDS: dict[str, Field] = {
-  'seed': Field(0, 'seeds every random stream of the run', _whole(0)),
+  # A key has 32 bits of it: a larger one would be another's or none.
+  'seed': Field(
+    0, 'seeds every random stream of the run', _whole(0, 2**32 - 1)
+  ),
   # What is learnt from.
   'data.name': Field(
     'synthetic_faces', 'the data set', lambda v: _one_of(*datasets.names())(v)
@@ -335,6 +342,12 @@ FIELDS: dict[str, Field] = {
   'train.patience': Field(
     0, 'validations without improvement before stopping, 0 never', _whole(0)
   ),
+  'train.on_divergence': Field(
+    'stop',
+    "what follows a loss that is not finite: 'stop', or 'rollback' to the last "
+    'good checkpoint with half the learning rate, three times at most',
+    _one_of('stop', 'rollback'),
+  ),
   'train.pretrained': Field(
     '',
     "file of published weights that the model's backbone starts from, '' for "
@@ -348,9 +361,16 @@ DERIVED_MODEL_FIELDS = frozenset({'input_shape'})
 """Model fields that follow from the data section and are not set twice."""
 
 FREE_ON_RESUME = frozenset(
-  {'data.data_dir', 'data.checksum', 'data.workers', 'train.block_steps'}
+  {
+    'data.data_dir',
+    'data.checksum',
+    'data.workers',
+    'train.block_steps',
+    'train.on_divergence',
+  }
 )
-"""Fields that change no result, so a resumed run may change them."""
+"""Fields that change nothing of what is trained already, so a resumed run may
+change them."""
 
 
 def get_base(
@@ -547,7 +567,8 @@ def from_json(value: dict[str, Any], *, source: str) -> Config:
     try:
       with config.unlocked():
         set_field(config, name, leaf)
-    except TypeError as error:
+    # OverflowError: a whole number that no float can hold.
+    except (TypeError, OverflowError) as error:
       raise UserError(f'{source}: {name} is {leaf!r}: {error}') from error
   return config
 
@@ -572,12 +593,7 @@ def load_json(path: str | pathlib.Path) -> Config:
   Raises:
     UserError: naming the file and what is wrong with it.
   """
-  try:
-    value = json.loads(pathlib.Path(path).read_text())
-  except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror}') from error
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON: {error}') from error
+  value = files.read_json(pathlib.Path(path))
   return from_json(value, source=str(path))
 
 

@@ -1,14 +1,29 @@
-"""JSON and text files: written whole or not at all."""
+"""JSON, text and array files: written whole or not at all, read with care."""
 
 import contextlib
 import hashlib
+import io
 import json
+import lzma
+import math
 import os
 import pathlib
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from fer_jax.errors import UserError
+
+# An .npz that unpacks to more than this, at more than this ratio, is a bomb.
+_SUSPECT_BYTES = 1 << 28
+_SUSPECT_RATIO = 20
+# Nothing that we read as JSON is near this size.
+MOST_JSON_BYTES = 1 << 26
+_DEEPEST = 64
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
@@ -22,9 +37,18 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
-  except BaseException:
+  except BaseException as error:
+    if isinstance(error, OSError) and error.errno:
+      error.filename = str(path)  # a full disk names no file
     temporary.unlink(missing_ok=True)
     raise
+
+
+def remove_temporaries(folder: pathlib.Path) -> None:
+  """Removes what writers of files in a folder left when they were killed."""
+  for path in pathlib.Path(folder).glob('.*.*'):
+    if path.suffix[1:].isdigit() and path.is_file():
+      path.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -75,14 +99,121 @@ def read_json(path: pathlib.Path) -> Any:
   """Reads JSON.
 
   Raises:
-    UserError: naming the file, where it is missing or not JSON.
+    UserError: naming the file, where it is missing, huge or not JSON.
   """
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    with pathlib.Path(path).open('rb') as f:
+      content = f.read(MOST_JSON_BYTES + 1)
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
+  if len(content) > MOST_JSON_BYTES:
+    raise UserError(
+      f'{path} is not JSON of ours: over {MOST_JSON_BYTES:,} bytes'
+    )
+  return parse_json(content, str(path))
+
+
+def parse_json(content: bytes | str, where: str) -> Any:
+  """JSON from text.
+
+  Raises:
+    UserError: that `where` is not JSON.
+  """
+  try:
+    text = content.decode('utf-8') if isinstance(content, bytes) else content
+    value = json.loads(text)
+    if _is_deep(value):
+      raise RecursionError
   except ValueError as error:
-    raise UserError(f'{path} is not JSON: {error}') from error
+    raise UserError(f'{where} is not JSON: {error}') from error
+  except RecursionError:
+    raise UserError(
+      f'{where} is not JSON of ours: nested deeper than {_DEEPEST}'
+    ) from None
+  return value
+
+
+def _is_deep(value: Any) -> bool:
+  """Whether functions that call themselves on its parts may not end."""
+  level = [value]
+  for _ in range(_DEEPEST):
+    level = [
+      part
+      for whole in level
+      if isinstance(whole, dict | list)
+      for part in (whole.values() if isinstance(whole, dict) else whole)
+    ]
+    if not level:
+      return False
+  return True
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of an .npz by name; nothing is unpickled.
+
+  Raises:
+    UserError: naming the file, where it is missing, damaged, or unpacks to far
+      more than it is.
+  """
+  path = pathlib.Path(path)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      entries = archive.infolist()
+      unpacked = sum(entry.file_size for entry in entries)
+      packed = path.stat().st_size
+      if unpacked > max(_SUSPECT_BYTES, _SUSPECT_RATIO * packed):
+        raise ValueError(f'{packed:,} bytes unpack to {unpacked:,}')
+      return {
+        entry.filename.removesuffix('.npy'): _array(archive.read(entry))
+        for entry in entries
+      }
+  except FileNotFoundError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  # RuntimeError: encrypted; NotImplementedError, which is one: of a
+  # compression that is not known. The last three: a header that is no literal.
+  except (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+  ) as error:
+    raise UserError(f'{path} is damaged ({error})') from error
+
+
+def _array(content: bytes) -> np.ndarray:
+  """The array of an .npy file that holds just what its header says.
+
+  Raises:
+    ValueError: it does not, or holds objects.
+  """
+  stream = io.BytesIO(content)
+  version = np.lib.format.read_magic(stream)
+  read_header = (
+    np.lib.format.read_array_header_1_0
+    if version == (1, 0)
+    else np.lib.format.read_array_header_2_0
+  )
+  shape, fortran_order, dtype = read_header(stream)
+  if dtype.hasobject:
+    raise ValueError('an array of objects, which would have to be unpickled')
+  at = stream.tell()
+  # In Python's whole numbers, which do not overflow.
+  if min(shape, default=1) < 0 or (
+    math.prod(shape) * dtype.itemsize != len(content) - at
+  ):
+    raise ValueError(f'not as many bytes as {dtype} {shape} takes')
+  if not dtype.itemsize:
+    return np.zeros(shape, dtype)
+  # Of a bytearray, so that it can be written to, as any array.
+  array = np.frombuffer(bytearray(content), dtype, offset=at)
+  return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
 def digest(value: Any) -> str:

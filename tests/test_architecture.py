@@ -9,7 +9,7 @@ ROOT = pathlib.Path(fer_jax.__file__).parent
 
 # Left to right. Rooms of one entry may import each other.
 ORDER = (
-  ('errors', 'files', 'provenance', 'nn', 'metrics'),
+  ('errors', 'files', 'forms', 'hosts', 'provenance', 'nn', 'metrics'),
   ('datasets',),
   ('data',),
   ('models',),
@@ -17,7 +17,9 @@ ORDER = (
   ('training',),
   ('evaluation',),
   ('claims',),
+  ('tuning',),
   ('benchmark',),
+  ('torture',),
   ('commands',),
   ('__main__',),
 )

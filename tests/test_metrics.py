@@ -180,6 +180,12 @@ def test_an_empty_batch_means_zero_not_nan():
   assert figures == {'loss': 0, 'accuracy': 0}
 
 
+def test_weights_may_sum_to_less_than_one():
+  sums = {'loss': jnp.ones(()), 'correct': jnp.ones(()) / 4}
+  figures = metrics.normalise(sums | {'weight': jnp.ones(()) / 2})
+  assert figures == {'loss': 2, 'accuracy': 0.5}
+
+
 def test_an_unknown_loss_names_the_known_ones(batch):
   logits, targets, weight, _ = batch
   with pytest.raises(ValueError, match=r"'hinge'.*cross_entropy, multi_target"):

@@ -1,6 +1,6 @@
 """The train step against peers of the same architecture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fer_jax.benchmark import architecture, contest
 from fer_jax.benchmark.contest import Contender, Effort
@@ -38,9 +38,26 @@ def measure(case: dict, peers: Sequence[str], effort: Effort) -> dict:
   Raises:
     UserError: a contender has another number of parameters.
   """
+  case = {**case, 'what': 'train_step'}
+  contenders = [Contender(OWN, f'{CONTENDERS}.own', case)]
+  for peer in peers:
+    module, environment = PEERS[peer]
+    contenders.append(Contender(peer, module, case, environment))
+  result = contest.hold(
+    contenders, effort, images=case['batch_size'], check=same_network(case)
+  )
+  expected = architecture.parameter_count(case['layers'])
+  return {'parameters': expected, **result}
+
+
+def same_network(case: dict) -> Callable[[dict[str, dict]], None]:
+  """The check for `contest.hold` that all have the case's parameters.
+
+  It raises UserError where a contender has another number of them.
+  """
   expected = architecture.parameter_count(case['layers'])
 
-  def same_parameters(infos: dict[str, dict]) -> None:
+  def check(infos: dict[str, dict]) -> None:
     for name, info in infos.items():
       if info['parameters'] != expected:
         raise UserError(
@@ -48,12 +65,4 @@ def measure(case: dict, peers: Sequence[str], effort: Effort) -> dict:
           f'of {case["model"]} has {expected}: not the same network'
         )
 
-  case = {**case, 'what': 'train_step'}
-  contenders = [Contender(OWN, f'{CONTENDERS}.own', case)]
-  for peer in peers:
-    module, environment = PEERS[peer]
-    contenders.append(Contender(peer, module, case, environment))
-  result = contest.hold(
-    contenders, effort, images=case['batch_size'], check=same_parameters
-  )
-  return {'parameters': expected, **result}
+  return check

@@ -14,7 +14,7 @@ from fer_jax.errors import UserError, nearest
 SUMMARY = 'Times train step, input path, start-up and data, some beside peers.'
 
 USUAL = ('train_step', 'input', 'startup')
-MEASUREMENTS = (*USUAL, 'compilation', 'recurrent', 'data')
+MEASUREMENTS = (*USUAL, 'compilation', 'population', 'recurrent', 'data')
 NUM_CLASSES = 7
 SEED = 0
 LEARNING_RATE = 1e-3
@@ -30,9 +30,10 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'what',
     list(USUAL),
-    f'of {", ".join(MEASUREMENTS)}; recurrent is recurrent layers alone, with '
-    'sizes of its own and Keras on JAX; data is building and reading of every '
-    'data set, from files that it writes itself, beside the training step',
+    f'of {", ".join(MEASUREMENTS)}; population is --members runs side by side '
+    'and in a row; recurrent is recurrent layers alone, with sizes of its own '
+    'and Keras on JAX; data is building and reading of every data set, from '
+    'files that it writes itself, beside the training step',
   )
   flags.DEFINE_list(
     'peers',
@@ -40,6 +41,9 @@ def define_flags() -> None:
     'who the train step is compared with: flax, torch, keras (its default '
     'back end), keras_tensorflow, keras_jax, keras_torch; those that are not '
     'installed are named and left out',
+  )
+  flags.DEFINE_integer(
+    'members', 10, 'runs of --what=population', lower_bound=1
   )
   flags.DEFINE_integer('rounds', 10, 'turns of each contender', lower_bound=1)
   flags.DEFINE_integer(
@@ -89,7 +93,7 @@ def main(argv: list[str]) -> None:
     values.model,
     values.set,
     values.batch_size,
-    of_peers='train_step' in values.what,
+    of_peers=bool({'train_step', 'population'} & set(values.what)),
   )
   record = {
     'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
@@ -118,6 +122,7 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
     compilation,
     data_path,
     input_path,
+    population,
     recurrent_layers,
     startup,
     train_step,
@@ -136,6 +141,10 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
       )
     if 'compilation' in what:
       results['compilation'] = compilation.measure(case)
+    if 'population' in what:
+      results['population'] = population.measure(
+        case, peers, effort, members=flags.FLAGS.members
+      )
     if 'recurrent' in what:
       results['recurrent'] = recurrent_layers.measure(peers, effort)
     if 'data' in what:
@@ -197,10 +206,15 @@ def _known(flag: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 def render(record: dict) -> str:
   """The record as text for the terminal."""
-  from fer_jax.benchmark import compilation, data_path, recurrent_layers
+  from fer_jax.benchmark import (
+    compilation,
+    data_path,
+    population,
+    recurrent_layers,
+  )
 
   machine, settings = record['machine'], record['settings']
-  of_model = any(name in record for name in (*USUAL, 'compilation', 'data'))
+  of_model = any(name in record for name in MEASUREMENTS if name != 'recurrent')
   lines = [
     (f'{settings["model"]}, batch {settings["batch_size"]}, ' * of_model)
     + f'{settings["rounds"]} rounds, medians (smallest to largest)',
@@ -221,6 +235,8 @@ def render(record: dict) -> str:
     ]
   if 'compilation' in record:
     lines += ['', *compilation.lines(record['compilation'])]
+  if 'population' in record:
+    lines += ['', *population.lines(record['population'])]
   if 'recurrent' in record:
     lines += ['', *recurrent_layers.table(record['recurrent'])]
   if 'data' in record:

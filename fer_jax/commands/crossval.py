@@ -41,10 +41,11 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
   """Runs the verb."""
+  from fer_jax import config as config_lib
   from fer_jax import files
   from fer_jax.evaluation import crossval as scoring
   from fer_jax.evaluation import report
-  from fer_jax.training import crossval
+  from fer_jax.training import crossval, mapping, preemption
 
   values = flags.FLAGS
   if len(argv) > 1:
@@ -57,13 +58,24 @@ def main(argv: list[str]) -> int:
     raise UserError('--workdir is missing; expected a folder')
   # Before hours of training: the result must have a place.
   files.require_writable(values.json)
-  outcome = crossval.train(
-    values.config,
-    values.workdir,
-    seeds=values.seeds,
-    max_seconds=values.max_seconds,
-    how=values.mapping,
-  )
+  config_lib.validate(values.config)
+  mapping.spread_over_cores(values.config.data.folds * values.seeds)
+  with preemption.watched() as notice:
+    notice.starting = True
+    outcome = crossval.train(
+      values.config,
+      values.workdir,
+      seeds=values.seeds,
+      max_seconds=values.max_seconds,
+      how=values.mapping,
+      notice=notice,
+    )
+  if notice.asked and not outcome.finished:
+    print(
+      'left when asked to, to be resumed by the same command; '
+      f'{len(outcome.places)} runs in {values.workdir}'
+    )
+    return notice.status
   if not outcome.finished:
     print(
       'stopped at the time limit, to be resumed by the same command; '

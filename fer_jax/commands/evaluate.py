@@ -67,11 +67,13 @@ def main(argv: list[str]) -> int:
     for name in _OF_OTHER:
       if values[name].value:
         raise UserError(f'--{name} is for another data set; --dataset names it')
+  from fer_jax import hosts
   from fer_jax.evaluation import summary
 
+  hosts.start()
   metrics = _evaluate(values)
   print(summary.text(metrics))
-  files.write_result(values.json, metrics)
+  hosts.on_first(lambda: files.write_result(values.json, metrics))
   return 0
 
 

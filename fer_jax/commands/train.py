@@ -8,6 +8,22 @@ from fer_jax.errors import UserError
 SUMMARY = 'Train a run from a config, or resume the one in --workdir.'
 
 
+class _Steps(flags.ArgumentParser):
+  """A number of steps, or a number by default where the flag stands alone."""
+
+  syntactic_help = 'steps'
+
+  def parse(self, argument: str | int) -> int:
+    if argument in ('true', 'false'):
+      from fer_jax.training import profile
+
+      return profile.STEPS if argument == 'true' else 0
+    steps = int(argument)
+    if steps < 0:
+      raise ValueError('allowed is at least 0')
+    return steps
+
+
 def define_flags() -> None:
   """Defines the verb's flags."""
   config_flags.DEFINE_config_file(
@@ -24,6 +40,23 @@ def define_flags() -> None:
     lower_bound=0.0,
   )
   flags.DEFINE_bool(
+    'dry_run',
+    False,
+    'Compile, take a few steps on the data, say what memory and time the run '
+    'needs, and leave nothing behind; needs no --workdir.',
+  )
+  flags.DEFINE_flag(
+    flags.Flag(
+      _Steps(),
+      None,
+      'profile',
+      0,
+      'Write a trace of so many steps (--profile alone: of 10) into '
+      'WORKDIR/profile, for TensorBoard or Perfetto.',
+      boolean=True,  # so that it may stand alone
+    )
+  )
+  flags.DEFINE_bool(
     'fields', False, 'List the fields of --config, or of the base, and leave.'
   )
 
@@ -31,7 +64,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
   """Runs the verb."""
   from fer_jax import config as config_lib
-  from fer_jax.training import loop
+  from fer_jax.training import preemption
 
   values = flags.FLAGS
   if values.fields:
@@ -44,12 +77,30 @@ def main(argv: list[str]) -> int:
       '--config is missing; expected a config file such as '
       'configs/quickstart.py'
     )
+  if values.dry_run:
+    from fer_jax.training import rehearsal
+
+    found = rehearsal.rehearse(values.config)
+    print(rehearsal.text(found, values.config.train.batch_size))
+    return 0
   if not values.workdir:
     raise UserError('--workdir is missing; expected a folder for the run')
-  outcome = loop.train(
-    values.config, values.workdir, max_seconds=values.max_seconds
-  )
-  if not outcome.finished:
+  with preemption.watched() as notice:
+    notice.starting = True
+    from fer_jax import hosts
+    from fer_jax.training import loop  # seconds, in which signals are heard
+
+    hosts.start()
+    outcome = loop.train(
+      values.config,
+      values.workdir,
+      max_seconds=values.max_seconds,
+      notice=notice,
+      profile_steps=values.profile,
+    )
+  if outcome.asked:
+    ended = 'left when asked to, to be resumed by the same command'
+  elif not outcome.finished:
     ended = 'stopped at the time limit, to be resumed by the same command'
   else:
     ended = 'done, stopped early' if outcome.stopped_early else 'done'
@@ -61,8 +112,11 @@ def main(argv: list[str]) -> int:
       f'best validation {values.config.train.select} '
       f'{abs(outcome.best_metric):.4f} at step {outcome.best_step}'
     )
+  back = ''
+  if outcome.rollbacks:
+    back = f'; rolled back {outcome.rollbacks} times, see its run.json'
   print(
     f'{ended}: epoch {outcome.epoch} of {values.config.train.epochs}, step '
-    f'{outcome.step}; {best}; run in {values.workdir}'
+    f'{outcome.step}; {best}{back}; run in {values.workdir}'
   )
-  return 0
+  return notice.status if outcome.asked else 0

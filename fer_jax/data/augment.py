@@ -151,6 +151,7 @@ def augment(
   weight: jax.Array,
   settings: Augmentation,
   strength: float | jax.Array = 1.0,
+  axis: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Changes a batch at random.
 
@@ -163,6 +164,8 @@ def augment(
     settings: Static.
     strength: Scalar, may be traced and batched. Scales amplitudes, mixed
       shares, and up to 1 probabilities; 0 gives the input back exactly.
+    axis: name of a mapped axis (of `jax.shard_map`) along which the batch is
+      divided, padding last; None where this is all of it.
 
   Returns:
     (images, targets) of the same shapes and dtypes.
@@ -172,6 +175,8 @@ def augment(
   clips = images[:, None] if still else images
   strength = jnp.asarray(strength, images.dtype)
   example = jnp.arange(clips.shape[0])
+  if axis is not None:
+    example += jax.lax.axis_index(axis) * clips.shape[0]
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(example)
   draws = jax.vmap(_uniform_draws)(keys)
 
@@ -187,10 +192,12 @@ def augment(
   if settings.erasing:
     clips = stage(_erase, draws, clips)
   if settings.mixup or settings.cutmix:
-    partner = partners(weight)
-    clips, targets = stage(
-      _mix, draws, clips, targets, clips[partner], targets[partner]
-    )
+    if axis is None:
+      partner = partners(weight)
+      others = clips[partner], targets[partner]
+    else:
+      others = _of_partners(weight, (clips, targets), axis)
+    clips, targets = stage(_mix, draws, clips, targets, *others)
   return (clips[:, 0] if still else clips), targets
 
 
@@ -483,3 +490,22 @@ def partners(weight: jax.Array) -> jax.Array:
   following = jnp.mod(jnp.cumsum(real), jnp.maximum(count, 1))
   own = jnp.arange(weight.shape[0])
   return jnp.where(real, order[following], own).astype(jnp.int32)
+
+
+def _of_partners(
+  weight: jax.Array, batched: tuple[jax.Array, ...], axis: str
+) -> tuple[jax.Array, ...]:
+  """Arrays (B, ...) of the partners in a batch that is divided along an axis.
+
+  Padding is last in the whole batch, so a partner that is not on this device is
+  the first example of one: only those travel.
+  """
+  size = weight.shape[0]
+  here = jax.lax.axis_index(axis)
+  whole = partners(jax.lax.all_gather(weight, axis, tiled=True))
+  partner = jax.lax.dynamic_slice_in_dim(whole, here * size, size)
+  device = partner // size
+  place = jnp.where(device == here, partner % size, size + device)
+  return tuple(
+    jnp.concatenate([x, jax.lax.all_gather(x[0], axis)])[place] for x in batched
+  )

@@ -13,6 +13,7 @@ import pathlib
 import sys
 from typing import Any
 
+from fer_jax import hosts
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
 
@@ -70,6 +71,8 @@ def record(
     'split': split,
     'figures': figures,
   }
+  if not hosts.first():  # one look, however many look together
+    return entry
   line = json.dumps(entry, allow_nan=True) + '\n'
   file = path(dataset)
   try:
@@ -112,7 +115,7 @@ def read(dataset: Dataset, event: str = LOOK) -> list[dict[str, Any]]:
 def _parsed(line: str) -> dict[str, Any] | None:
   try:
     entry = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   needed = {'time', 'event', 'run', 'protocol', 'split', 'figures'}
   return entry if isinstance(entry, dict) and needed <= entry.keys() else None

@@ -40,21 +40,3 @@ def nearest_rows(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
       best[here] = np.where(closer, least, best[here])
       place[here] = np.where(closer, nearest + left, place[here])
   return place
-
-
-def accuracy(
-  queries: np.ndarray,
-  query_labels: np.ndarray,
-  references: np.ndarray,
-  reference_labels: np.ndarray,
-) -> float:
-  """Share of queries whose nearest reference has their label.
-
-  Args:
-    queries: (n, P) grey values.
-    query_labels: int (n,).
-    references: (m, P) grey values.
-    reference_labels: int (m,).
-  """
-  place = nearest_rows(queries, references)
-  return float(np.mean(reference_labels[place] == query_labels))

@@ -2,7 +2,8 @@
 
 The batches are those that the resident set gives, in the same order and with
 the same padding; which of the two feeds a run changes none of its results.
-Augmentation stays on the device.
+Augmentation stays on the device. Of several hosts each reads its part of every
+batch, and nothing else.
 
 Grain reads ahead in threads or processes. Batch n of an epoch can be asked
 for by its number, so a run resumes at (epoch, batch), with any number of
@@ -32,6 +33,8 @@ class _Batches:
   weight: np.ndarray
   batch_size: int
   first: int
+  part: int
+  parts: int
   image_size: tuple[int, int]
   channels: int
   frames: int
@@ -40,8 +43,9 @@ class _Batches:
     return len(self.rows) // self.batch_size - self.first
 
   def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
-    start = (int(index) + self.first) * self.batch_size
-    here = slice(start, start + self.batch_size)
+    size = self.batch_size // self.parts
+    start = (int(index) + self.first) * self.batch_size + self.part * size
+    here = slice(start, start + size)
     rows = self.rows[here]
     batch = resident.empty_images(
       len(rows), self.image_size, self.channels, self.frames
@@ -70,6 +74,7 @@ class Stream:
     workers: int = 0,
     threads: int = 2,
     ahead: int = 4,
+    part: tuple[int, int] = (0, 1),
   ):
     """Reads nothing yet.
 
@@ -85,6 +90,8 @@ class Stream:
       workers: processes that read and resize; 0 reads in this one.
       threads: reading threads in each process.
       ahead: batches read ahead in each process.
+      part: which part of each batch is read, from 0, and of how many; they
+        divide the batch size.
     """
     self._index = np.asarray(index, np.int64)
     if not len(self._index):
@@ -96,6 +103,7 @@ class Stream:
     self._channels = channels
     self._key = key
     self._order = order
+    self._part, self._parts = part
     self._workers = workers
     self._read_options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=ahead
@@ -103,7 +111,7 @@ class Stream:
     self.steps_per_epoch = -(-len(self._index) // batch_size)
 
   def epoch(self, epoch: int, start: int = 0) -> grain.DatasetIterator:
-    """Batches of one epoch, from batch `start` on.
+    """Batches of one epoch, from batch `start` on, or this host's part of each.
 
     Each is a dict of numpy arrays: 'image' uint8 (B, H, W, C), or (B, T, H,
     W, C) with 'frame_mask' bool (B, T); 'target' float32 (B, K); 'weight'
@@ -124,6 +132,8 @@ class Stream:
       weight=(np.arange(padded) < count).astype(np.float32),
       batch_size=self._batch_size,
       first=start,
+      part=self._part,
+      parts=self._parts,
       image_size=self._image_size,
       channels=self._channels,
       frames=frames,

@@ -16,16 +16,16 @@ import pathlib
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from fer_jax import datasets
+from fer_jax import datasets, files
 from fer_jax.data import resize
 from fer_jax.datasets.dataset import Dataset
+from fer_jax.errors import UserError
 
 THRESHOLD = 0.90
 # FER2013's mirrored pairs are one photograph down to 0.92, strangers among
@@ -359,15 +359,14 @@ def stored_images(dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
 def _read_cache(dataset: Dataset, threshold: float) -> Twins | None:
   path = cache_path(dataset, threshold)
   try:
-    # Opened here: np.load leaves a damaged file open.
-    with path.open('rb') as f, np.load(f, allow_pickle=False) as kept:
-      if str(kept['key']) != _cache_key(dataset, threshold):
-        return None
-      fields = dataclasses.fields(Twins)
-      return Twins(**{field.name: kept[field.name] for field in fields})
-  except FileNotFoundError:
-    return None
-  except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    if not path.exists():
+      return None
+    kept = files.read_npz(path)
+    if str(kept['key']) != _cache_key(dataset, threshold):
+      return None
+    fields = dataclasses.fields(Twins)
+    return Twins(**{field.name: kept[field.name] for field in fields})
+  except (UserError, KeyError):
     print(f'{path} is damaged; comparing the images anew', file=sys.stderr)
     return None
 

@@ -76,9 +76,10 @@ _OF_FORM = {'last_frames': 'images', 'neutral': 'images', 'frames': 'clips'}
 
 _IMAGES = 'cohn-kanade-images'
 _PLACE = r'(S\d{3})/(\d{3})/\1_\2_(\d{1,9})'
-_FRAME = re.compile(rf'{_PLACE}\.\w+', re.IGNORECASE)
-_LABEL = re.compile(rf'{_PLACE}_emotion\.txt', re.IGNORECASE)
-_NAME = re.compile(r'(S\d{3})_(\d{3})_\d{1,9}\.\w+', re.IGNORECASE)
+_FORM = re.IGNORECASE | re.ASCII
+_FRAME = re.compile(rf'{_PLACE}\.\w+', _FORM)
+_LABEL = re.compile(rf'{_PLACE}_emotion\.txt', _FORM)
+_NAME = re.compile(r'(S\d{3})_(\d{3})_\d{1,9}\.\w+', _FORM)
 
 
 @dataclasses.dataclass(frozen=True)

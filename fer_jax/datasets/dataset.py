@@ -18,7 +18,6 @@ lock, so that an interrupted build is never read and the next one starts clean.
 import dataclasses
 import functools
 import importlib
-import json
 import pathlib
 import sys
 import types
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_jax import files, forms
 from fer_jax.datasets import pictures, sources
 from fer_jax.datasets.registry import builder_module, official_counts_of
 from fer_jax.errors import UserError
@@ -35,6 +35,25 @@ from fer_jax.errors import UserError
 RECORD_SPLIT = 'examples'
 # What the columns of the table that hold attributes begin with.
 ATTRIBUTE = 'attribute.'
+# What dataset.json holds, whatever the version.
+_METADATA = {
+  'name': forms.text,
+  'version': forms.text,
+  'checksum': forms.text,
+  'source': forms.optional({'name': forms.text}),
+  'options': {'*': forms.anything},
+  'class_names': [forms.text],
+  'rows': forms.count,
+  'shape': forms.optional([forms.count]),
+  'skipped_rows': forms.count,
+  'first_skipped': forms.text,
+  'notes': {'*': forms.anything},
+  'built': forms.text,
+  'files': {
+    'index.npz': {'bytes': forms.count, 'sha256': forms.text},
+    '*': {'bytes': forms.count, 'sha256': forms.text},
+  },
+}
 # The official splits a row may be of, in the order of tables.
 OFFICIAL_SPLITS = ('train', 'validation', 'test', 'test_unsplit', 'none')
 
@@ -215,15 +234,26 @@ class Dataset:
     return rows if self.rows is None else self.rows[rows]
 
   def read_records(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-    """As `read`, always from the ArrayRecord files."""
+    """As `read`, always from the ArrayRecord files.
+
+    Raises:
+      UserError: they are damaged.
+    """
     rows = [int(row) for row in self._stored(np.asarray(index, np.int64))]
-    records = self._records.__getitems__(rows) if rows else []
-    if self.is_clips:
-      return [
-        np.stack([pictures.decode(frame) for frame in record['frames']])
-        for record in records
-      ]
-    return [pictures.decode(record['image']) for record in records]
+    try:
+      records = self._records.__getitems__(rows) if rows else []
+      if self.is_clips:
+        return [
+          np.stack([pictures.decode(frame) for frame in record['frames']])
+          for record in records
+        ]
+      return [pictures.decode(record['image']) for record in records]
+    # Of ArrayRecord's checksums, and of what its damage leaves of a picture.
+    except (RuntimeError, ValueError) as error:
+      raise UserError(
+        f'{self.root}/records is damaged ({error}); delete {self.root} and '
+        'build again'
+      ) from error
 
   def verify(self) -> None:
     """Compares every file of the build with its recorded SHA-256.
@@ -280,16 +310,24 @@ def read_metadata(root: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: it is damaged.
   """
+  path = root / 'dataset.json'
   try:
-    metadata = json.loads((root / 'dataset.json').read_text())
-    # All that is asked of it before the set is opened.
-    for key in ('version', 'checksum', 'options', 'files', 'built', 'rows'):
-      metadata[key]
-  except (ValueError, KeyError, TypeError):
+    metadata = files.read_json(path)
+    wrong = forms.misfit(metadata, _METADATA)
+    if not wrong and any(map(_leads_outside, metadata['files'])):
+      wrong = 'files are named outside the build'
+  except UserError as error:
+    wrong = str(error)
+  if wrong:
     raise UserError(
-      f'{root}/dataset.json is damaged; delete {root} and build again'
-    ) from None
+      f'{path} is damaged; delete {root} and build again: {wrong}'
+    )
   return metadata
+
+
+def _leads_outside(name: str) -> bool:
+  place = pathlib.PurePath(name)
+  return place.is_absolute() or '..' in place.parts
 
 
 def open_build(root: pathlib.Path) -> Dataset:
@@ -300,19 +338,21 @@ def open_build(root: pathlib.Path) -> Dataset:
   """
   metadata = read_metadata(root)
   rebuild = f'delete {root} and build again'
-  files = metadata['files']
-  for name, known in files.items():
+  written = metadata['files']
+  for name, known in written.items():
     path = root / name
     # The cache is optional: without it the records are read.
     if name == 'pixels.npy':
       continue
     if not path.exists() or path.stat().st_size != known['bytes']:
       raise UserError(f'{path} is missing or cut; {rebuild}')
+    # Records are large, and each checks itself when it is read. TFDS takes the
+    # names of classes to import from the others.
+    is_small = name == 'index.npz' or path.suffix == '.json'
+    if is_small and sources.sha256_of(path) != known['sha256']:
+      raise UserError(f'{path} is damaged; {rebuild}')
   index = root / 'index.npz'
-  if sources.sha256_of(index) != files['index.npz']['sha256']:
-    raise UserError(f'{index} is damaged; {rebuild}')
-  with np.load(index, allow_pickle=False) as arrays:
-    table = {column: arrays[column] for column in arrays.files}
+  table = files.read_npz(index)
   return Dataset(
     name=metadata['name'],
     version=metadata['version'],

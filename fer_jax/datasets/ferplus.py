@@ -184,10 +184,11 @@ def _join(
       raise UserError(
         f'{where}: unknown usage {fields["usage"]!r}; {known} are expected'
       )
-    if split in present:
-      rows.append((where, split, fields))
-    else:
+    # One too many is enough to refuse it: a hostile file has millions.
+    if split not in present:
       passed_over += 1
+    elif len(rows) <= len(splits):
+      rows.append((where, split, fields))
   counts = (
     f'{votes_file} has {len(rows):,} rows'
     + (f' ({passed_over:,} of other usages aside)' if passed_over else '')

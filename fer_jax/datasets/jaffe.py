@@ -44,7 +44,8 @@ _SIDE = 256
 _LABELS = {'AN': 0, 'DI': 1, 'FE': 2, 'HA': 3, 'SA': 4, 'SU': 5, 'NE': 6}
 _NAME = re.compile(
   rf'(?P<subject>[A-Z]{{2}})\.(?P<expression>{"|".join(_LABELS)})\d+\.\d+\.\w+',
-  re.IGNORECASE,
+  # Of ASCII: a dotted capital I is no I once it is in upper case.
+  re.IGNORECASE | re.ASCII,
 )
 
 

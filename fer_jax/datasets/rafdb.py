@@ -59,7 +59,7 @@ ATTRIBUTES = {
 
 _LABELS = 'EmoLabel/list_patition_label.txt'
 _ANNOTATIONS = 'Annotation/manual'
-_NAME = re.compile(r'((train|test)_\d+)\.jpg')
+_NAME = re.compile(r'((train|test)_\d+)\.jpg', re.ASCII)
 _ENDS = {'aligned': '_aligned.jpg', 'original': '.jpg'}
 _SIDE = 100
 _LANDMARKS = 5

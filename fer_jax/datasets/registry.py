@@ -130,14 +130,11 @@ def _coerce(name: str, option: str, default: Any, value: Any) -> Any:
         raise ValueError
       if kind is int and number != int(number):
         raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
       what = 'a whole number' if kind is int else 'a number'
       raise UserError(f'{where}: {value!r} is not {what}') from None
-    return (
-      int(value)
-      if isinstance(value, (int, str)) and kind is int
-      else kind(number)
-    )
+    # A float holds no whole number above 2**53 exactly.
+    return value if kind is int and isinstance(value, int) else kind(number)
   if not isinstance(value, str):
     raise UserError(f'{where}: {value!r} is not text')
   return value

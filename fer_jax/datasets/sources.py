@@ -30,6 +30,10 @@ from fer_jax.errors import UserError
 MAX_UNPACKED_BYTES = 256 << 30
 _SUSPECT_BYTES = 1 << 30
 _SUSPECT_RATIO = 200
+# Members of one archive; the largest face sets have half of it.
+MAX_MEMBERS = 1 << 20
+# The longest extended header of a tar: it holds a name.
+_LONGEST_HEADER = 1 << 16
 _CHUNK = 1 << 20
 _COMPRESSIONS = {
   b'\x1f\x8b': gzip.open,
@@ -41,6 +45,10 @@ _DAMAGE = (
   OSError,
   RuntimeError,
   NotImplementedError,
+  # Of an LZMA dictionary of gigabytes, which a few bytes can ask for.
+  MemoryError,
+  # Of a member's name, which a zip has twice.
+  UnicodeDecodeError,
   tarfile.TarError,
   zipfile.BadZipFile,
   zlib.error,
@@ -60,6 +68,12 @@ def _is_litter(name: str) -> bool:
   return any(
     part.startswith('.') or part == '__MACOSX' for part in parts
   ) or parts[-1].lower() in ('thumbs.db', 'desktop.ini')
+
+
+def _check_text(path: pathlib.Path, name: str) -> None:
+  """Refuses a name that no UTF-8 file, of ids for one, could hold."""
+  if not name.isascii() and any('\ud800' <= c <= '\udfff' for c in name):
+    raise UserError(f'{path}: the name {name!r} is not UTF-8; rename it')
 
 
 def _check_name(archive: pathlib.Path, name: str) -> None:
@@ -200,6 +214,7 @@ class Source:
         path = pathlib.Path(folder, file)
         name = path.relative_to(self.path).as_posix()
         if path.is_file() and not _is_litter(name):
+          _check_text(self.path, name)
           self._sizes[name] = path.stat().st_size
           self._openers[name] = lambda path=path: path.open('rb')
 
@@ -229,7 +244,8 @@ class Source:
     if first[257:262] == b'ustar':
       self._list_tar(spool)
     else:
-      self._single(self.path.stem, lambda: _Shared(spool), _length(spool))
+      size = _length(spool)
+      self._single(self.path.stem, lambda: _Shared(spool, 0, size), size)
 
   def _single(self, name: str, opener: Any, size: int) -> None:
     self._sizes[name] = size
@@ -238,8 +254,14 @@ class Source:
   def _add_member(self, name: str, size: int, opener: Any) -> None:
     if _is_litter(name):
       return
+    _check_text(self.path, name)
     if name in self._sizes:
       raise UserError(f'{self.path}: member {name!r} occurs twice')
+    if len(self._sizes) == MAX_MEMBERS:
+      raise UserError(
+        f'{self.path}: more than {MAX_MEMBERS:,} members; the archive is '
+        'refused'
+      )
     self._sizes[name] = size
     self._openers[name] = opener
 
@@ -256,10 +278,11 @@ class Source:
     try:
       archive = self._stack.enter_context(zipfile.ZipFile(self.path))
       entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
       raise UserError(f'{self.path}: a damaged zip file ({error})') from None
     for entry in entries:
-      _check_name(self.path, entry.filename)
+      # `orig_filename` has what follows a null byte in the name.
+      _check_name(self.path, entry.orig_filename)
       mode = entry.external_attr >> 16
       if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         self._refuse_link(entry.filename)
@@ -282,26 +305,50 @@ class Source:
 
   def _list_tar(self, file: IO[bytes]) -> None:
     self.kind = 'tar'
-    try:
-      archive = tarfile.open(fileobj=file, mode='r:')  # noqa: SIM115
-      self._stack.enter_context(archive)
-      entries = archive.getmembers()
-    except (tarfile.TarError, EOFError, OSError) as error:
-      raise UserError(f'{self.path}: a damaged tar file ({error})') from None
     length = _length(file)
-    for entry in entries:
-      _check_name(self.path, entry.name)
-      if entry.isdir():
-        continue
-      if not entry.isreg():
-        self._refuse_link(entry.name)
-      if entry.offset_data + entry.size > length:
-        raise UserError(f'{self.path}: a cut tar file, at {entry.name!r}')
-      self._add_member(
-        entry.name.removeprefix('./'),
-        entry.size,
-        lambda entry=entry: archive.extractfile(entry),
-      )
+    try:
+      # Uncompressed, so listing reads headers and nothing else.
+      headers: Any = _Headers(file)
+      # Any: of `members` and `offset` its stub knows nothing.
+      archive: Any = tarfile.open(fileobj=headers, mode='r:')  # noqa: SIM115
+      self._stack.enter_context(archive)
+      for entry in archive:
+        self._add_tar_member(entry, file, length)
+        # Else it keeps a kilobyte of each.
+        archive.members = []
+      # A header that is none ends the list without a word.
+      file.seek(archive.offset)
+      end = file.read(tarfile.BLOCKSIZE)
+      if len(end) < tarfile.BLOCKSIZE or end.strip(b'\x00'):
+        raise tarfile.ReadError(f'no header at byte {archive.offset:,}')
+    except UserError:
+      raise
+    # RecursionError: of headers that extend one another by the thousand.
+    except (
+      tarfile.TarError,
+      EOFError,
+      OSError,
+      ValueError,
+      RecursionError,
+    ) as error:
+      raise UserError(f'{self.path}: a damaged tar file ({error})') from None
+
+  def _add_tar_member(
+    self, entry: tarfile.TarInfo, file: IO[bytes], length: int
+  ) -> None:
+    _check_name(self.path, entry.name)
+    if entry.isdir():
+      return
+    if not entry.isreg():
+      self._refuse_link(entry.name)
+    begin, size = entry.offset_data, entry.size
+    if size < 0 or begin + size > length or entry.issparse():
+      raise UserError(f'{self.path}: a cut tar file, at {entry.name!r}')
+    self._add_member(
+      entry.name.removeprefix('./'),
+      size,
+      lambda: _Shared(file, begin, size),
+    )
 
   def _unpack(self, opener: Any) -> IO[bytes]:
     """The uncompressed content, in a temporary file without a name."""
@@ -331,21 +378,49 @@ def _length(file: IO[bytes]) -> int:
   return end
 
 
-class _Shared(io.RawIOBase):
-  """A spool file from its beginning; closing leaves the spool open."""
+class _Headers:
+  """A tar as `tarfile` lists it: its headers are short and lead onwards."""
 
-  def __init__(self, spool: IO[bytes]):
+  def __init__(self, file: IO[bytes]):
+    self._file = file
+    self._last = -1
+    self.seek, self.tell = file.seek, file.tell
+
+  def read(self, size: int) -> bytes:
+    # A single byte is how `tarfile` sees whether there is more.
+    if size > 1:
+      if size > _LONGEST_HEADER:
+        raise tarfile.ReadError(f'a header of {size:,} bytes')
+      if self.tell() <= self._last:
+        raise tarfile.ReadError(f'byte {self.tell():,} comes twice')
+      self._last = self.tell()
+    return self._file.read(size)
+
+
+class _Shared(io.RawIOBase):
+  """Part of a file that others read too; closing leaves the file open."""
+
+  def __init__(self, file: IO[bytes], begin: int, size: int):
     super().__init__()
-    self._spool = spool
-    self._spool.seek(0)
+    self._file = file
+    self._at = begin
+    self._end = begin + size
 
   def readable(self) -> bool:
     return True
 
   def readinto(self, buffer: Any) -> int:
-    chunk = self._spool.read(len(buffer))
+    self._file.seek(self._at)
+    chunk = self._file.read(min(len(buffer), self._end - self._at))
+    self._at += len(chunk)
     buffer[: len(chunk)] = chunk
     return len(chunk)
+
+  def readall(self) -> bytes:
+    self._file.seek(self._at)
+    chunk = self._file.read(self._end - self._at)
+    self._at += len(chunk)
+    return chunk
 
 
 class _Guarded(io.RawIOBase):

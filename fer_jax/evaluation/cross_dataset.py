@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax import config as config_lib
-from fer_jax import datasets, files
+from fer_jax import datasets, files, hosts
 from fer_jax.data import ledger, protocol, twins
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError, nearest
@@ -129,7 +129,7 @@ def evaluate_on(
     checksum=checksum or None,
     **(options or {}),
   )
-  facts = files.read_json(workdir / 'run.json')
+  facts = hosts.on_first(lambda: files.read_json(workdir / 'run.json'))
   trained_on = facts.get('dataset', {})
   if _same_source(trained_on, dataset) and (
     # An earlier run may know fewer options than there are now.
@@ -207,12 +207,13 @@ def evaluate_on(
     ),
   }
   if looked:
-    metrics['looks'] = evaluate.record_look(workdir, dataset, metrics, ids)
+    metrics['looks'] = hosts.on_first(
+      lambda: evaluate.record_look(workdir, dataset, metrics, ids)
+    )
   metrics['seconds'] = time.monotonic() - begun
   part = f'on_{name}' if split == ALL else f'on_{name}_{split}'
-  workdir_lib.write_evaluation(
-    workdir, Evaluation(part, metrics, rows.ids, logits, labels, None)
-  )
+  evaluation = Evaluation(part, metrics, rows.ids, logits, labels, None)
+  hosts.on_first(lambda: workdir_lib.write_evaluation(workdir, evaluation))
   return metrics
 
 

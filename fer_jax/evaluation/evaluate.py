@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax import config as config_lib
-from fer_jax import files, provenance
+from fer_jax import files, hosts, provenance
 from fer_jax.data import ledger, protocol, resident
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
@@ -88,7 +88,7 @@ def evaluate(
   begun = time.monotonic()
   config: Any = predictor.config
   dataset = task.load_dataset(config)
-  facts = files.read_json(workdir / 'run.json')
+  facts = hosts.on_first(lambda: files.read_json(workdir / 'run.json'))
   require_same_data(workdir, facts, dataset)
   rows = _open_split(workdir, facts, dataset, config, split)
   logits, labels = predict_rows(predictor, dataset, rows.index, views)
@@ -98,11 +98,13 @@ def evaluate(
     **circumstances(predictor, dataset, rows, views),
   }
   if split == 'test':
-    metrics['looks'] = record_look(workdir, dataset, metrics, rows.ids)
+    metrics['looks'] = hosts.on_first(
+      lambda: record_look(workdir, dataset, metrics, rows.ids)
+    )
   examples = _examples(predictor, dataset, rows, logits, labels)
   metrics['seconds'] = time.monotonic() - begun
   evaluation = Evaluation(split, metrics, rows.ids, logits, labels, examples)
-  workdir_lib.write_evaluation(workdir, evaluation)
+  hosts.on_first(lambda: workdir_lib.write_evaluation(workdir, evaluation))
   return metrics
 
 
@@ -143,15 +145,22 @@ def predict_rows(
   index: np.ndarray,
   views: tuple[str, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(logits float32 (n, K), labels int32 (n,)) of rows of a data set."""
+  """(logits float32 (n, K), labels int32 (n,)) of rows of a data set.
+
+  Of several hosts each reads and predicts its share of them.
+  """
   logits, labels = [], []
-  for start in range(0, len(index), ROWS_A_READ):
-    batch = read(predictor, dataset, index[start : start + ROWS_A_READ])
+  own = hosts.share(index)
+  for start in range(0, len(own), ROWS_A_READ):
+    batch = read(predictor, dataset, own[start : start + ROWS_A_READ])
     logits.append(
       predictor.predict(batch['image'], batch.get('frame_mask'), views=views)
     )
     labels.append(batch['label'])
-  return np.concatenate(logits), np.concatenate(labels)
+  return (
+    hosts.gathered(np.concatenate(logits), len(index)),
+    hosts.gathered(np.concatenate(labels), len(index)),
+  )
 
 
 def figures(

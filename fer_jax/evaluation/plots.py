@@ -79,23 +79,25 @@ class Line:
   dash: int = 0
 
 
-def _style(**changes: Any) -> Any:
+def style(**changes: Any) -> Any:
   """The context in which a plot is drawn."""
   settings: Any = _STYLE | changes
   return matplotlib.rc_context(settings)
 
 
-def _figure(height: float, width: float = WIDTH) -> Figure:
+def blank(height: float, width: float = WIDTH) -> Figure:
+  """A figure without axes, in inches."""
   return Figure(figsize=(width, height), layout='constrained')
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+  """The figure's PNG file."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=DOTS_PER_INCH, metadata={})
   return buffer.getvalue()
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
   """Text with Matplotlib's own markup defused."""
   return str(text).replace('$', r'\$')
 
@@ -108,8 +110,8 @@ def curves(lines: Sequence[Line], *, title: str, percent: bool) -> bytes:
     title: of the plot.
     percent: whether values are shares.
   """
-  with _style():
-    figure = _figure(3.6)
+  with style():
+    figure = blank(3.6)
     axes = figure.subplots()
     for line in lines:
       colour = COLOURS[line.colour % len(COLOURS)]
@@ -121,7 +123,7 @@ def curves(lines: Sequence[Line], *, title: str, percent: bool) -> bytes:
         # A single point draws no line.
         marker='o' if len(line.x) < 3 else None,
         markersize=4,
-        label=_literal(line.label),
+        label=literal(line.label),
       )
       if line.deviation is not None:
         axes.fill_between(
@@ -141,7 +143,7 @@ def curves(lines: Sequence[Line], *, title: str, percent: bool) -> bytes:
       axes.set_ylim(0, 1.06 * max(float(np.max(line.y)) for line in lines))
     columns = 1 if any(len(line.label) > 22 for line in lines) else 2
     figure.legend(loc='outside lower center', ncols=columns)
-    return _png(figure)
+    return png(figure)
 
 
 def confusion(
@@ -161,9 +163,9 @@ def confusion(
     counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0
   )
   shown = shares if normalised else counts.astype(float)
-  with _style(**{'axes.grid': False}):
+  with style(**{'axes.grid': False}):
     num_classes = len(class_names)
-    figure = _figure(WIDTH * 0.96)
+    figure = blank(WIDTH * 0.96)
     axes = figure.subplots()
     top = 1.0 if normalised else max(float(counts.max()), 1.0)
     axes.imshow(shown, cmap='Blues', vmin=0, vmax=top)
@@ -181,7 +183,7 @@ def confusion(
         fontsize=size,
         color='white' if value > 0.55 * top else INK,
       )
-    names = [_literal(name) for name in class_names]
+    names = [literal(name) for name in class_names]
     axes.set_xticks(range(num_classes), names, rotation=40, ha='right')
     axes.set_yticks(range(num_classes), names)
     axes.tick_params(length=0)
@@ -191,13 +193,13 @@ def confusion(
     axes.set_title(
       'Confusion, % of each true class' if normalised else 'Confusion, counts'
     )
-    return _png(figure)
+    return png(figure)
 
 
 def roc(curves: Sequence[dict[str, Any] | None]) -> bytes:
   """One-vs-rest ROC curves of `scores.roc_curves`; None is left out."""
-  with _style():
-    figure = _figure(WIDTH * 1.08)
+  with style():
+    figure = blank(WIDTH * 1.08)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
     for index, curve in enumerate(curves):
@@ -208,7 +210,7 @@ def roc(curves: Sequence[dict[str, Any] | None]) -> bytes:
         curve['true_positive_rate'],
         DASHES[index % len(DASHES)],
         color=COLOURS[index % len(COLOURS)],
-        label=f'{_literal(curve["name"])}  {curve["auc"]:.3f}',
+        label=f'{literal(curve["name"])}  {curve["auc"]:.3f}',
       )
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
@@ -218,7 +220,7 @@ def roc(curves: Sequence[dict[str, Any] | None]) -> bytes:
     axes.set_title('ROC, each class against the rest')
     if any(curve is not None for curve in curves):
       axes.legend(loc='lower right', title='Class and AUC')
-    return _png(figure)
+    return png(figure)
 
 
 def roc_of_folds(
@@ -235,8 +237,8 @@ def roc_of_folds(
     mean: (p,).
     deviation: (p,).
   """
-  with _style():
-    figure = _figure(WIDTH * 1.08)
+  with style():
+    figure = blank(WIDTH * 1.08)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
     for index, curve in enumerate(folds):
@@ -269,7 +271,7 @@ def roc_of_folds(
     axes.set_ylabel('True positive rate')
     axes.set_title('ROC by fold, classes averaged')
     axes.legend(loc='lower right')
-    return _png(figure)
+    return png(figure)
 
 
 def reliability(bins: Sequence[dict[str, Any]], error: float) -> bytes:
@@ -279,8 +281,8 @@ def reliability(bins: Sequence[dict[str, Any]], error: float) -> bytes:
     bins: of `scores.calibration_bins`.
     error: the expected calibration error.
   """
-  with _style():
-    figure = _figure(WIDTH * 1.08)
+  with style():
+    figure = blank(WIDTH * 1.08)
     diagram, histogram = figure.subplots(
       2, 1, sharex=True, height_ratios=(3.2, 1)
     )
@@ -326,7 +328,7 @@ def reliability(bins: Sequence[dict[str, Any]], error: float) -> bytes:
     histogram.set_ylabel('Examples')
     histogram.set_xlabel('Confidence (largest probability)')
     histogram.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return _png(figure)
+    return png(figure)
 
 
 def contact_sheet(
@@ -346,7 +348,7 @@ def contact_sheet(
   cell_width = 1.3 if ratio == 1 else 2.6
   # In units of a cell's width: the picture, then two lines of caption.
   cell_height = ratio + 0.45 / cell_width
-  with _style(**{'font.size': 8}):
+  with style(**{'font.size': 8}):
     figure = Figure(
       figsize=(columns * cell_width, rows * cell_height * cell_width + 0.35)
     )
@@ -361,9 +363,9 @@ def contact_sheet(
       axes.imshow(
         image, extent=(left, left + 0.92, upper + 0.92 * ratio, upper)
       )
-      axes.text(left, upper + 0.92 * ratio + 0.02, _literal(caption), va='top')
+      axes.text(left, upper + 0.92 * ratio + 0.02, literal(caption), va='top')
     axes.set_xlim(0, columns)
     axes.set_ylim(rows * cell_height, 0)
     axes.set_aspect('auto')
     figure.text(0.01, 0.99, title, va='top', fontweight='bold', fontsize=11)
-    return _png(figure)
+    return png(figure)

@@ -18,6 +18,8 @@ from fer_jax.evaluation import (
   page,
   run_page,
   runs,
+  sweep_page,
+  sweeps,
 )
 from fer_jax.evaluation.figures import Figures
 from fer_jax.evaluation.runs import Run
@@ -79,7 +81,12 @@ def _drawing(
   if len(workdirs) == 1 and (first / crossval.METRICS).exists():
     metrics, folds = crossval.read(first)
     return lambda: _of_folds(first, metrics, folds)
+  if len(workdirs) == 1 and (first / sweeps.FILE).exists():
+    sweep = sweeps.read(first)
+    return lambda: _of_sweep(sweep)
   members = runs.read_all(workdirs)
+  for run in members:
+    runs.require_figures(run)
   return lambda: render(members)
 
 
@@ -87,6 +94,13 @@ def _of_folds(workdir, metrics, folds) -> Report:
   figures = Figures({})
   content = crossval_page.sections(workdir, metrics, folds, figures)
   title = f'{workdir.name}: cross-validation'
+  return Report(page.document(title, *content), figures.files)
+
+
+def _of_sweep(sweep: sweeps.Sweep) -> Report:
+  figures = Figures({})
+  content = sweep_page.sections(sweep, figures)
+  title = f'{sweep.path.resolve().name}: sweep'
   return Report(page.document(title, *content), figures.files)
 
 

@@ -34,7 +34,7 @@ def header(run: Run) -> Html:
     'header',
     page.tag('h1', run.name),
     page.tag('p', described, class_='lead'),
-    _protocol_notice(run),
+    protocol_notice(run),
     _tiles(run),
     *(page.tag('p', note) for note in run.notes),
     *(
@@ -61,6 +61,8 @@ def sections(run: Run, figures: Figures) -> list[Html]:
       within = figures.within(f'{split}_')
       parts.append(_split_section(evaluation, within))
       parts += examples_page.sections(evaluation, within)
+  if run.elsewhere:
+    parts.append(_elsewhere_section(run))
   return [*parts, _making_section(run)]
 
 
@@ -74,7 +76,7 @@ def plot_grid(drawn: Iterable[Html]) -> Html:
   return page.tag('div', *drawn, class_='plots')
 
 
-def _protocol_notice(run: Run) -> Html:
+def protocol_notice(run: Run) -> Html:
   """Data and protocol with the leak flag: what the figures are worth."""
   protocol = run.facts.get('protocol', {})
   dataset = run.facts.get('dataset', {})
@@ -328,6 +330,62 @@ def _class_table(metrics: dict[str, Any]) -> Html:
       for row in metrics['per_class']
     ],
   )
+
+
+def _elsewhere_section(run: Run) -> Html:
+  """Figures on data sets that the run was not trained for."""
+  rows = []
+  for metrics in run.elsewhere.values():
+    data = metrics.get('dataset', {})
+    seen = (metrics.get('copies'), metrics.get('near_copies'))
+    rows.append(
+      (
+        f'{data.get("name")}, {metrics.get("split")}',
+        f'{metrics["n"]:,}',
+        wording.percent(metrics['accuracy']),
+        wording.interval(metrics, 'accuracy'),
+        wording.percent(metrics['macro']['f1']),
+        *(wording.MISSING if n is None else f'{n:,}' for n in seen),
+        f'{sum(metrics.get("left_out", {}).values()):,}',
+        _renamed(metrics),
+      )
+    )
+  return page.section(
+    'On other data sets',
+    page.table(
+      'The best checkpoint on data it was not trained for',
+      (
+        'Data, split',
+        'n',
+        'Accuracy',
+        '95 % interval',
+        'Macro F1',
+        'Seen as copies',
+        'as near twins',
+        'Left out',
+        'Classes renamed',
+      ),
+      rows,
+      words={8},
+    ),
+    page.tag(
+      'p',
+      'Seen: examples that are, as the model gets them, or nearly are, ones '
+      f'that trained or selected it; {wording.MISSING} where that is not '
+      'known. Left out: examples of classes that the run does not have.',
+      class_='small',
+    ),
+  )
+
+
+def _renamed(metrics: dict[str, Any]) -> str:
+  """The classes that have another name in the run."""
+  pairs = [
+    f'{theirs} as {ours}'
+    for theirs, ours in metrics.get('class_map', {}).items()
+    if theirs != ours and theirs not in metrics.get('left_out', {})
+  ]
+  return ', '.join(pairs) or 'none'
 
 
 def _slice_table(metrics: dict[str, Any]) -> Html:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax import files
+from fer_jax import files, forms
 from fer_jax.errors import UserError
 from fer_jax.evaluation import workdir as workdir_lib
 
@@ -23,10 +23,62 @@ NOT_COMPARED = frozenset(
     'data.workers',
     'data.checksum',
     'train.block_steps',
+    'train.on_divergence',
   }
 )
 """Config fields in which runs of one group may differ: the seed, and those
 that change no result."""
+
+# What is relied on where it is there.
+_MEMBERS = {'*': forms.anything}
+_CONFIG = {
+  'model?': {'name?': forms.text},
+  'data?': _MEMBERS,
+  'optim?': _MEMBERS,
+  'train?': {'select?': forms.text},
+}
+_FACTS = {
+  'parameters?': forms.count,
+  'class_names?': [forms.text],
+  'dataset?': {
+    'name?': forms.text,
+    'version?': forms.text,
+    'checksum?': forms.text,
+    'options?': _MEMBERS,
+    'notes?': _MEMBERS,
+  },
+  'protocol?': {
+    'name?': forms.text,
+    'leaks?': forms.flag,
+    'reason?': forms.text,
+    'digest?': forms.text,
+    'options?': _MEMBERS,
+    'train?': forms.count,
+    'validation?': forms.count,
+  },
+  'environment?': {'versions?': _MEMBERS},
+  'seconds_to_first_step?': forms.number,
+}
+_REPORTED = (
+  'n',
+  'loss',
+  'accuracy',
+  'balanced_accuracy',
+  'macro',
+  'weighted',
+  'auc_macro',
+  'per_class',
+  'confusion',
+  'expected_calibration_error',
+  'calibration',
+  'class_names',
+)
+_RECORD = {
+  'epoch': forms.number,
+  'step?': forms.optional(forms.count),
+  'train?': forms.optional(_MEMBERS),
+  'validation?': forms.optional(_MEMBERS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +92,8 @@ class Run:
     facts: content of run.json, {} where it is missing.
     history: epochs' records of metrics.jsonl, oldest first.
     evaluations: by split, those that were evaluated.
+    elsewhere: figures on other data sets, those of each metrics_on_*.json, by
+      the name of the file's part.
     notes: sentences about what is missing or damaged.
   """
 
@@ -49,6 +103,7 @@ class Run:
   facts: dict[str, Any]
   history: list[dict[str, Any]]
   evaluations: dict[str, workdir_lib.Evaluation]
+  elsewhere: dict[str, dict[str, Any]]
   notes: tuple[str, ...]
 
 
@@ -95,13 +150,11 @@ def read(path: str | pathlib.Path, *, name: str | None = None) -> Run:
     raise UserError(f'{path} is no folder; expected the workdir of a run')
   if not (path / 'config.json').exists():
     raise UserError(f'{path} is no workdir of a run: it has no config.json')
-  config = files.read_json(path / 'config.json')
-  if not isinstance(config, dict):
-    raise UserError(f'{path / "config.json"} is no config: expected an object')
+  config = _read_form(path / 'config.json', _CONFIG)
   notes = []
   facts: dict[str, Any] = {}
   if (path / 'run.json').exists():
-    facts = files.read_json(path / 'run.json')
+    facts = _read_form(path / 'run.json', _FACTS)
   else:
     notes.append(
       'There is no run.json: data, protocol and environment are unknown.'
@@ -123,8 +176,50 @@ def read(path: str | pathlib.Path, *, name: str | None = None) -> Run:
     facts=facts,
     history=history,
     evaluations=evaluations,
+    elsewhere=_elsewhere(path),
     notes=tuple(notes),
   )
+
+
+def _read_form(path: pathlib.Path, form: forms.Form) -> dict[str, Any]:
+  value = files.read_json(path)
+  wrong = forms.misfit(value, form)
+  if wrong:
+    raise UserError(f'{path}: {wrong}')
+  return value
+
+
+def _elsewhere(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """See `Run.elsewhere`.
+
+  Raises:
+    UserError: a file is missing, damaged, or not of the same evaluation.
+  """
+  found = {}
+  for file in sorted(path.glob('metrics_on_*.json')):
+    part = file.stem.removeprefix('metrics_')
+    evaluation = workdir_lib.read_evaluation(path, part)
+    if evaluation is not None:
+      found[part] = evaluation.metrics
+  return found
+
+
+def require_figures(run: Run) -> None:
+  """Checks that evaluations hold what a report shows.
+
+  Raises:
+    UserError: a figure is missing, or the confusion is not of its classes.
+  """
+  shown = {e.split: e.metrics for e in run.evaluations.values()}
+  for part, metrics in (shown | run.elsewhere).items():
+    path = run.path / f'metrics_{part}.json'
+    again = f'run evaluate on {run.path} again'
+    for name in _REPORTED:
+      if name not in metrics:
+        raise UserError(f'{path} holds no {name}; {again}')
+    k = len(metrics['class_names'])
+    if [len(row) for row in metrics['confusion']] != [k] * k:
+      raise UserError(f'{path}: confusion is not {k} by {k} counts; {again}')
 
 
 def read_all(paths: Sequence[str | pathlib.Path]) -> list[Run]:
@@ -153,17 +248,22 @@ def _read_history(path: pathlib.Path) -> tuple[list[dict[str, Any]], bool]:
   """(records, whether the last line was cut off while it was written)."""
   if not path.exists():
     return [], False
-  lines = path.read_text(encoding='utf-8').splitlines()
+  try:
+    lines = path.read_bytes().splitlines()
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
   records = []
   for number, line in enumerate(lines, start=1):
+    where = f'{path}, line {number}'
     try:
-      record = json.loads(line)
-      if not isinstance(record, dict) or 'epoch' not in record:
-        raise ValueError('expected an object with "epoch"')
-    except ValueError as error:
+      record = files.parse_json(line, where)
+      wrong = forms.misfit(record, _RECORD)
+      if wrong:
+        raise UserError(f'{where}: {wrong}')
+    except UserError:
       if number == len(lines):
         return records, True
-      raise UserError(f'{path}, line {number}: {error}') from error
+      raise
     records.append(record)
   return records, False
 
@@ -287,7 +387,7 @@ def curve(run: Run, part: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     (record['epoch'], record[part][quantity])
     for record in run.history
     if isinstance(record.get(part), dict)
-    and _is_finite(record[part].get(quantity))
+    and forms.number(record[part].get(quantity))
   ]
   epochs, values = zip(*points, strict=True) if points else ((), ())
   return np.asarray(epochs, float), np.asarray(values, float)
@@ -323,7 +423,7 @@ def best_validation(run: Run) -> dict[str, Any] | None:
     record
     for record in run.history
     if isinstance(record.get('validation'), dict)
-    and _is_finite(record['validation'].get(metric))
+    and forms.number(record['validation'].get(metric))
   ]
   if not records:
     return None
@@ -337,7 +437,9 @@ def best_validation(run: Run) -> dict[str, Any] | None:
 
 def training_seconds(run: Run) -> float | None:
   """Seconds in recorded epochs."""
-  seconds = [r['seconds'] for r in run.history if _is_finite(r.get('seconds'))]
+  seconds = [
+    r['seconds'] for r in run.history if forms.number(r.get('seconds'))
+  ]
   return float(sum(seconds)) if seconds else None
 
 
@@ -346,10 +448,6 @@ def images_per_second(run: Run) -> float | None:
   rates = [
     record['images_per_second']
     for record in run.history
-    if _is_finite(record.get('images_per_second'))
+    if forms.number(record.get('images_per_second'))
   ]
   return float(np.median(rates)) if rates else None
-
-
-def _is_finite(value: Any) -> bool:
-  return isinstance(value, int | float) and bool(np.isfinite(value))

@@ -11,13 +11,12 @@ import dataclasses
 import hashlib
 import io
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fer_jax import files
+from fer_jax import files, forms
 from fer_jax.errors import UserError
 
 SPLITS = ('validation', 'test')
@@ -135,8 +134,11 @@ def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
     return None
   metrics = files.read_json(path)
   again = f'run evaluate --workdir={workdir} --split={split} again'
+  wrong = forms.misfit(metrics, _METRICS)
+  if wrong:
+    raise UserError(f'{path}: {wrong}; {again}')
   predictions_path = workdir / f'predictions_{split}.npz'
-  arrays = _read_npz(predictions_path, ('id', 'logits', 'label'), again)
+  arrays = _read_npz(predictions_path, _PREDICTIONS, again)
   ids, logits, labels = arrays['id'], arrays['logits'], arrays['label']
   if digest_of_ids(ids) != metrics.get('ids_sha256'):
     raise UserError(
@@ -155,10 +157,12 @@ def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
       f'{predictions_path} holds logits of shape {logits.shape}, expected '
       f'({len(ids)}, {num_classes}); {again}'
     )
+  _check_predictions(predictions_path, logits, labels, again)
   examples_path = workdir / f'examples_{split}.npz'
   examples = None
   if examples_path.exists():
-    examples = _examples_of(_read_npz(examples_path, (), again), again)
+    arrays = _read_npz(examples_path, {}, again)
+    examples = _examples_of(examples_path, arrays, num_classes, again)
   return Evaluation(split, metrics, ids, logits, labels, examples)
 
 
@@ -168,20 +172,128 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   files.write_bytes(path, buffer.getvalue())
 
 
+# What readers rely on where it is there; which figures they need, they say.
+_TRIPLE = {
+  'precision': forms.number,
+  'recall': forms.number,
+  'f1': forms.number,
+}
+_INTERVALS = {'*': forms.optional(forms.pair)}
+_PART = {
+  'n': forms.count,
+  'accuracy': forms.optional(forms.number),
+  'macro_f1': forms.optional(forms.number),
+  'intervals': _INTERVALS,
+}
+_GAP = {
+  'best': forms.text,
+  'worst': forms.text,
+  'accuracy': forms.number,
+  'interval': forms.pair,
+}
+_MEMBERS = {'*': forms.anything}
+_METRICS = {
+  'n?': forms.count,
+  'class_names?': [forms.text],
+  'accuracy?': forms.number,
+  'balanced_accuracy?': forms.number,
+  'loss?': forms.number,
+  'expected_calibration_error?': forms.number,
+  'auc_macro?': forms.optional(forms.number),
+  'macro?': _TRIPLE,
+  'weighted?': _TRIPLE,
+  'intervals?': _INTERVALS,
+  'per_class?': [
+    {
+      'name': forms.text,
+      'support': forms.count,
+      'precision': forms.number,
+      'recall': forms.optional(forms.number),
+      'f1': forms.optional(forms.number),
+      'auc': forms.optional(forms.number),
+    }
+  ],
+  'confusion?': [[forms.count]],
+  'calibration?': [
+    {
+      'lower': forms.number,
+      'upper': forms.number,
+      'count': forms.count,
+      'accuracy': forms.optional(forms.number),
+      'confidence': forms.optional(forms.number),
+    }
+  ],
+  'absent_classes?': [forms.text],
+  'slices?': {'*': _PART},
+  'groups?': {
+    '*': {'groups': {'*': _PART}, 'gap': forms.optional(_GAP)},
+  },
+  'views?': [forms.text],
+  'checkpoint?': _MEMBERS,
+  'definitions?': {'*': forms.text},
+  'looks?': forms.optional(forms.count),
+  'seconds?': forms.number,
+  'time?': forms.optional(forms.text),
+  'dataset?': _MEMBERS,
+  'class_map?': {'*': forms.text},
+  'left_out?': {'*': forms.count},
+  'copies?': forms.optional(forms.count),
+  'near_copies?': forms.optional(forms.count),
+}
+# Axes, and kinds of dtype: (1, 'U') is a list of texts.
+_PREDICTIONS = {'id': (1, 'U'), 'logits': (2, 'f'), 'label': (1, 'iu')}
+
+
 def _read_npz(
-  path: pathlib.Path, names: tuple[str, ...], again: str
+  path: pathlib.Path, expected: Mapping[str, tuple[int, str]], again: str
 ) -> dict[str, np.ndarray]:
+  """An .npz that has the arrays expected, of their axes and kinds.
+
+  Raises:
+    UserError: it is missing, damaged or has not.
+  """
+  if not path.exists():
+    raise UserError(f'{path} is missing; {again}')
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files}
-  except FileNotFoundError:
-    raise UserError(f'{path} is missing; {again}') from None
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f'{path} is damaged ({error}); {again}') from error
-  absent = [name for name in names if name not in arrays]
-  if absent:
-    raise UserError(f'{path} holds no array {absent[0]!r}; {again}')
+    arrays = files.read_npz(path)
+  except UserError as error:
+    raise UserError(f'{error}; {again}') from error
+  for name, (axes, kinds) in expected.items():
+    if name not in arrays:
+      raise UserError(f'{path} holds no array {name!r}; {again}')
+    _check_array(path, name, arrays[name], axes, kinds, again)
   return arrays
+
+
+def _check_array(
+  path: pathlib.Path,
+  name: str,
+  array: np.ndarray,
+  axes: int,
+  kinds: str,
+  again: str,
+) -> None:
+  if array.ndim != axes or array.dtype.kind not in kinds:
+    raise UserError(
+      f'{path}: {name} is {array.dtype} {array.shape}, expected {axes} axes of '
+      f'kind {" or ".join(kinds)}; {again}'
+    )
+
+
+def _check_predictions(
+  path: pathlib.Path, logits: np.ndarray, labels: np.ndarray, again: str
+) -> None:
+  """Raises UserError where no figure can be computed of them."""
+  num_classes = logits.shape[1]
+  wrong = None
+  if not len(labels) or labels.shape != logits.shape[:1]:
+    wrong = f'{len(labels)} labels for {len(logits)} logits'
+  elif labels.min() < 0 or labels.max() >= num_classes:
+    wrong = f'labels from {labels.min()} to {labels.max()}'
+  elif not np.isfinite(logits).all():
+    wrong = 'logits that are not finite'
+  if wrong:
+    raise UserError(f'{path} holds {wrong}; {again}')
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Pictures))
@@ -207,26 +319,87 @@ def _prefixed(prefix: str, pictures: Pictures) -> dict[str, np.ndarray]:
   }
 
 
-def _examples_of(arrays: dict[str, np.ndarray], again: str) -> Examples:
+# Their axes and kinds; images have five axes for clips.
+_SHOWN = {
+  'ids': ((1,), 'U'),
+  'labels': ((1,), 'iu'),
+  'probs': ((2,), 'f'),
+  'images': ((4, 5), 'u'),
+  'frame_mask': ((2,), 'b'),
+  'attention': ((2,), 'f'),
+}
+
+
+def _examples_of(
+  path: pathlib.Path,
+  arrays: dict[str, np.ndarray],
+  num_classes: int,
+  again: str,
+) -> Examples:
   def pictures(prefix: str) -> Pictures | None:
     if f'{prefix}_ids' not in arrays:
       return None
+    found = {
+      name: arrays[f'{prefix}_{name}']
+      for name in _FIELDS
+      if f'{prefix}_{name}' in arrays
+    }
     try:
-      return Pictures(
-        **{
-          name: arrays[f'{prefix}_{name}']
-          for name in _FIELDS
-          if f'{prefix}_{name}' in arrays
-        }
-      )
+      shown = Pictures(**found)
     except TypeError:
-      raise UserError(
-        f'an examples file lacks {prefix} arrays; {again}'
-      ) from None
+      raise UserError(f'{path} lacks {prefix} arrays; {again}') from None
+    for name, array in found.items():
+      axes, kinds = _SHOWN[name]
+      _check_array(
+        path,
+        f'{prefix}_{name}',
+        array,
+        array.ndim if array.ndim in axes else axes[0],
+        kinds,
+        again,
+      )
+    wrong = _unshowable(shown, found, num_classes)
+    if wrong:
+      raise UserError(f'{path}: {prefix}: {wrong}; {again}')
+    return shown
 
   grid = arrays.get('token_grid')
+  if grid is not None:
+    _check_array(path, 'token_grid', grid, 1, 'iu', again)
+    if grid.shape != (2,) or grid.min() < 1 or grid.max() > 1 << 12:
+      raise UserError(f'{path}: token_grid is {grid}, two sides; {again}')
+  attended = pictures('attended')
+  if attended is not None and attended.attention is None:
+    raise UserError(f'{path} lacks attended arrays; {again}')
   return Examples(
     mistakes=pictures('mistakes'),
-    attended=pictures('attended'),
+    attended=attended,
     token_grid=None if grid is None else (int(grid[0]), int(grid[1])),
   )
+
+
+def _unshowable(
+  shown: Pictures, found: dict[str, np.ndarray], num_classes: int
+) -> str | None:
+  """Why pictures cannot be shown; None where they can."""
+  m, images = len(shown.ids), shown.images
+  if any(len(array) != m for array in found.values()):
+    return 'arrays of different lengths'
+  if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+    return f'images are {images.dtype} {images.shape}'
+  if not images.size or max(images.shape[-3:-1]) > 1 << 12:
+    return f'images of {images.shape}'
+  if shown.probs.shape != (m, num_classes):
+    return f'probs are {shown.probs.shape}, expected ({m}, {num_classes})'
+  if shown.labels.min() < 0 or shown.labels.max() >= num_classes:
+    return f'labels from {shown.labels.min()} to {shown.labels.max()}'
+  if any(
+    not np.isfinite(a).all() for a in found.values() if a.dtype.kind == 'f'
+  ):
+    return 'values that are not finite'
+  mask = shown.frame_mask
+  if mask is not None and (
+    images.ndim != 5 or mask.shape != images.shape[:2] or not mask.any(1).all()
+  ):
+    return f'frame_mask is {mask.shape} for images {images.shape}'
+  return None

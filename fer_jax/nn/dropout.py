@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 
 class Dropout(nnx.Module):
@@ -15,6 +16,11 @@ class Dropout(nnx.Module):
   Args:
     rate: probability of zero, in [0, 1).
 
+  Attributes:
+    axis_name: set to the name of a mapped axis (of `jax.shard_map`) along which
+      the first axis of what it is called with is divided, it drops what it
+      would drop of the whole.
+
   Raises:
     ValueError: for a rate outside [0, 1).
 
@@ -25,6 +31,7 @@ class Dropout(nnx.Module):
     if not 0 <= rate < 1:
       raise ValueError(f'dropout rate must be in [0, 1), got {rate}')
     self.rate = rate
+    self.axis_name: str | None = None
 
   def __call__(
     self,
@@ -47,5 +54,13 @@ class Dropout(nnx.Module):
         return x
       rate = self.rate
     kept = 1 - jnp.asarray(rate, jnp.float32)
-    keep = jax.random.bernoulli(key, kept, x.shape)
+    keep = self._draw(key, kept, x.shape)
     return jnp.where(keep, x / kept.astype(x.dtype), jnp.zeros((), x.dtype))
+
+  def _draw(self, key, kept, shape):
+    if self.axis_name is None:
+      return jax.random.bernoulli(key, kept, shape)
+    whole = (shape[0] * lax.axis_size(self.axis_name), *shape[1:])
+    first = shape[0] * lax.axis_index(self.axis_name)
+    draws = jax.random.bernoulli(key, kept, whole)
+    return lax.dynamic_slice_in_dim(draws, first, shape[0])

@@ -32,6 +32,8 @@ class BatchNorm(nnx.Module):
   Attributes:
     frozen: set True, it normalises by the running statistics whatever it is
       called with, and never moves them.
+    axis_name: set to the name of a mapped axis (of `jax.shard_map`) along which
+      the batch is divided, its statistics are of the whole batch.
 
   Source: Ioffe and Szegedy, arXiv 1502.03167, algorithms 1 and 2.
   """
@@ -55,6 +57,7 @@ class BatchNorm(nnx.Module):
     self.epsilon = epsilon
     self.dtype = dtype
     self.frozen = False
+    self.axis_name: str | None = None
 
   def __call__(
     self,
@@ -113,11 +116,19 @@ class BatchNorm(nnx.Module):
       kept_b1 = (mask > 0).astype(x.dtype)[:, None]
       sums_bc, squares_bc = sums_bc * kept_b1, squares_bc * kept_b1
       examples = kept_b1.sum()
+    sums_c, squares_c = sums_bc.sum(0), squares_bc.sum(0)
+    if self.axis_name is not None:
+      # In one message: on many devices its latency is what it costs.
+      examples_1 = jnp.full((1,), examples, x.dtype)
+      message = jnp.concatenate([sums_c, squares_c, examples_1])
+      message = lax.psum(message, self.axis_name)
+      sums_c, squares_c = jnp.split(message[:-1], 2)
+      examples = message[-1]
     per_image = x.size // (x.shape[0] * x.shape[-1])
     count = jnp.maximum(examples, 1) * per_image
-    mean = sums_bc.sum(0) / count
+    mean = sums_c / count
     # Rounding can leave the difference just below zero.
-    var = jnp.maximum(squares_bc.sum(0) / count - lax.square(mean), 0)
+    var = jnp.maximum(squares_c / count - lax.square(mean), 0)
     step = (1 - self.momentum) * jnp.minimum(examples, 1)
     for running, new in ((self.mean, mean), (self.var, var)):
       old = running[...]

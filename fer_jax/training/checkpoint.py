@@ -9,7 +9,13 @@ passed over, aloud, for the one before.
       1240/            one directory a checkpoint, named by its step
         ...            Orbax's files
         manifest.json  {"step", "epoch", "best_step", "files": {path: sha256},
-                        "arrays": {name: dtype and shape}}
+                        "arrays": {name: dtype and shape}, "partial": null or
+                        {"taken", "seconds", "sums"}, "digest": of all of these}
+
+A checkpoint is of no layout: every device has the whole state, one writes its
+copy, and whatever devices there are go on from it. Of several hosts all take
+part in what Orbax does, which wants the workdir on a disk that they share; the
+first looks for what is intact, seals and removes.
 """
 
 import concurrent.futures
@@ -19,13 +25,15 @@ import json
 import logging
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from fer_jax import files
+from fer_jax import files, hosts
 from fer_jax.errors import UserError
 from fer_jax.training.state import TrainState
 
@@ -34,8 +42,28 @@ LATEST_KEPT = 2
 
 log = logging.getLogger(__name__)
 
+# Orbax logs, with a traceback, what `Writer.wait` says in one line.
+logging.getLogger('absl').addFilter(
+  lambda record: '_SignalingThread' not in record.getMessage()
+)
+
 State = TypeVar('State')
 """A pytree of arrays: of one run a `TrainState`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Partial:
+  """The first part of an epoch that a run left before its end.
+
+  Attributes:
+    taken: steps of it.
+    seconds: that they took.
+    sums: of them, as `step.Sums` has them; a number's JSON keeps its bits.
+  """
+
+  taken: int
+  seconds: float
+  sums: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +77,7 @@ class Sealed:
     best_step: step of the best checkpoint when this one was written.
     files: SHA-256 by relative path.
     arrays: dtype and shape by name, such as 'float32[3,3,1,32]'.
+    partial: of the epoch under way; None at the end of one.
   """
 
   path: pathlib.Path
@@ -57,6 +86,7 @@ class Sealed:
   best_step: int
   files: dict[str, str]
   arrays: dict[str, str]
+  partial: Partial | None = None
 
 
 def directory(workdir: pathlib.Path) -> pathlib.Path:
@@ -81,6 +111,11 @@ def _read_manifest(path: pathlib.Path) -> Sealed | None:
   """The manifest of a checkpoint directory, None where there is none."""
   try:
     manifest = json.loads((path / MANIFEST).read_text())
+    # Manifests of earlier versions have none.
+    digest = manifest.pop('digest', None)
+    if digest not in (None, files.digest(manifest)):
+      return None
+    partial = manifest.get('partial')
     return Sealed(
       path=path,
       step=int(manifest['step']),
@@ -88,8 +123,9 @@ def _read_manifest(path: pathlib.Path) -> Sealed | None:
       best_step=int(manifest['best_step']),
       files=dict(manifest['files']),
       arrays=dict(manifest['arrays']),
+      partial=Partial(**partial) if partial else None,
     )
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return None
 
 
@@ -126,11 +162,36 @@ def _folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return directory(workdir) / str(step)
 
 
-def latest_intact(workdir: pathlib.Path) -> Sealed | None:
+def latest_intact(
+  workdir: pathlib.Path, *, whole: bool = False
+) -> Sealed | None:
   """The newest checkpoint whose files are what was written.
 
-  Each newer one that is not is named in a warning.
+  Each newer one that is not is named in a warning. To be asked by all hosts.
+
+  Args:
+    workdir: of a run.
+    whole: whether only those at the end of an epoch are wanted.
   """
+  return _of_first_host(lambda: _latest_intact(workdir, whole))
+
+
+def _of_first_host(find: Callable[[], Sealed | None]) -> Sealed | None:
+  """What the first host finds, for all of them."""
+
+  def as_json():
+    sealed = find()
+    return sealed and {**dataclasses.asdict(sealed), 'path': str(sealed.path)}
+
+  found = hosts.on_first(as_json)
+  if found is None:
+    return None
+  partial = found['partial'] and Partial(**found['partial'])
+  path = pathlib.Path(found['path'])
+  return Sealed(**{**found, 'path': path, 'partial': partial})
+
+
+def _latest_intact(workdir: pathlib.Path, whole: bool) -> Sealed | None:
   for step in steps(workdir):
     if not _read_manifest(_folder(workdir, step)):
       log.warning(
@@ -139,11 +200,26 @@ def latest_intact(workdir: pathlib.Path) -> Sealed | None:
         MANIFEST,
       )
   for sealed in reversed(checkpoints(workdir)):
+    if whole and sealed.partial:
+      continue
     wrong = damage(sealed)
     if wrong is None:
       return sealed
     log.warning('passing over damaged checkpoint %s: %s', sealed.path, wrong)
   return None
+
+
+def remove_after(workdir: pathlib.Path, step: int) -> None:
+  """Removes the checkpoints of later steps, which a run gives up."""
+  for later in steps(workdir):
+    if later > step:
+      _remove(_folder(workdir, later))
+
+
+def _remove(path: pathlib.Path) -> None:
+  # Unsealed first: a half-removed checkpoint must not look whole.
+  (path / MANIFEST).unlink(missing_ok=True)
+  shutil.rmtree(path)
 
 
 def best_intact(workdir: pathlib.Path) -> Sealed:
@@ -152,7 +228,13 @@ def best_intact(workdir: pathlib.Path) -> Sealed:
   Raises:
     UserError: when there is no intact checkpoint, or the best is damaged.
   """
-  newest = latest_intact(workdir)
+  best = _of_first_host(lambda: _best_intact(workdir))
+  assert best is not None
+  return best
+
+
+def _best_intact(workdir: pathlib.Path) -> Sealed:
+  newest = _latest_intact(workdir, False)
   if newest is None:
     raise UserError(f'{workdir} holds no intact checkpoint; run `train` first')
   for sealed in checkpoints(workdir):
@@ -191,6 +273,9 @@ def restore(sealed: Sealed, target: State, *, device: Any = None) -> State:
         f'{there or "absent"} there and {here or "absent"} here'
       )
   place = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
+  if hosts.count() > 1:  # each has a copy of its own, which Orbax calls NumPy's
+    copies = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+    return jax.device_put(ocp.load(str(sealed.path), copies), place)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target
   )
@@ -207,34 +292,58 @@ def _arrays(tree: Any) -> dict[str, str]:
   }
 
 
+def _copy(x: jax.Array) -> Any:
+  """A copy of what one device has, which is the whole; of several hosts an
+  array of all of them, as Orbax wants it."""
+  return jnp.copy(x if hosts.count() > 1 else x.addressable_data(0))
+
+
 class Writer:
-  """Writes checkpoints in the background, one at a time."""
+  """Writes checkpoints in the background, one at a time; on the first host."""
 
   def __init__(self, workdir: pathlib.Path):
     self._root = directory(workdir).resolve()
-    self._root.mkdir(parents=True, exist_ok=True)
+    hosts.on_first(self._open)
     self._thread = concurrent.futures.ThreadPoolExecutor(
       1, thread_name_prefix='checkpoint'
     )
     self._pending: concurrent.futures.Future | None = None
 
-  def save(self, state: TrainState, *, epoch: int) -> None:
+  def _open(self) -> None:
+    self._root.mkdir(parents=True, exist_ok=True)
+    for left in self._root.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(left)  # by a process that was killed while it wrote
+
+  def save(
+    self, state: TrainState, *, epoch: int, partial: Partial | None = None
+  ) -> None:
     """Begins to write a run's checkpoint; waits for the one before it.
 
     Args:
-      state: to be written; may be donated as soon as this returns.
+      state: to be written, whole on every device that it is on; may be donated
+        as soon as this returns.
       epoch: epochs completed.
+      partial: of the epoch under way, where it is left before its end.
     """
-    self.wait()
+    hosts.on_first(self.wait)
     step = int(state.step)
     self.write(
-      jax.tree.map(jnp.copy, state),  # the next step donates it
+      jax.tree.map(_copy, state),  # the next step donates it
       step=step,
       epoch=epoch,
       best_step=int(state.progress.best_step) or step,
+      partial=partial,
     )
 
-  def write(self, state: Any, *, step: int, epoch: int, best_step: int) -> None:
+  def write(
+    self,
+    state: Any,
+    *,
+    step: int,
+    epoch: int,
+    best_step: int,
+    partial: Partial | None = None,
+  ) -> None:
     """Begins to write a checkpoint; waits for the one before it.
 
     Args:
@@ -242,52 +351,55 @@ class Writer:
       step: names the checkpoint; rises.
       epoch: epochs completed.
       best_step: name of the checkpoint that is kept beside the latest.
+      partial: of the epoch under way, where it is left before its end.
     """
     self.wait()
     path = self._root / str(step)
-    if path.exists():  # unsealed or damaged, else it would have been resumed
-      shutil.rmtree(path)
-    response = ocp.save_async(str(path), state)
-    self._pending = self._thread.submit(
-      self._seal, response, path, step, epoch, best_step, _arrays(state)
-    )
 
-  def _seal(
-    self,
-    response: Any,
-    path: pathlib.Path,
-    step: int,
-    epoch: int,
-    best_step: int,
-    arrays: dict[str, str],
-  ) -> None:
-    """Waits for Orbax, writes the manifest, removes what is not kept."""
-    response.result()
+    def clear():
+      if path.exists():  # unsealed or damaged, else it would have been resumed
+        shutil.rmtree(path)
+
+    hosts.on_first(clear)
+    response = ocp.save_async(str(path), state)
     manifest = {
       'step': step,
       'epoch': epoch,
       'best_step': best_step,
-      'files': _digests(path),
-      'arrays': arrays,
+      'arrays': _arrays(state),
+      'partial': dataclasses.asdict(partial) if partial else None,
     }
-    files.write_json(path / MANIFEST, manifest)
-    self._remove_old(step, best_step)
+    self._pending = self._thread.submit(self._seal, response, path, manifest)
+
+  def _seal(
+    self, response: Any, path: pathlib.Path, manifest: dict[str, Any]
+  ) -> None:
+    """Waits for Orbax, writes the manifest, removes what is not kept."""
+    response.result()
+    if not hosts.first():
+      return
+    manifest = {**manifest, 'files': _digests(path)}
+    files.write_json(
+      path / MANIFEST, {**manifest, 'digest': files.digest(manifest)}
+    )
+    self._remove_old(manifest['step'], manifest['best_step'])
 
   def _remove_old(self, newest: int, best_step: int) -> None:
     """Removes what is not kept.
 
     Later steps than the newest are a damaged future that a resumed run gave
-    up; they would otherwise pass for the latest.
+    up; they would otherwise pass for the latest. A checkpoint amid an epoch is
+    kept while it is the newest, and takes no other's place.
     """
-    there = steps(self._root.parent)
-    kept = [step for step in there if step <= newest][-LATEST_KEPT:]
+    workdir = self._root.parent
+    partial = {s.step for s in checkpoints(workdir) if s.partial}
+    there = steps(workdir)
+    whole = [step for step in there if step <= newest and step not in partial]
+    kept = {newest, *whole[-LATEST_KEPT:]}
     for step in there:
       if step in kept or (step == best_step and step <= newest):
         continue
-      path = self._root / str(step)
-      # Unsealed first: a half-removed checkpoint must not look whole.
-      (path / MANIFEST).unlink(missing_ok=True)
-      shutil.rmtree(path)
+      _remove(self._root / str(step))
 
   def wait(self) -> None:
     """Returns when the checkpoint begun last is sealed.

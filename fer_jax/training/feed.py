@@ -1,22 +1,25 @@
 """How examples reach the step: from device memory, or streamed from disk.
 
 Both feeds take the same steps on the same batches in the same order; the loop
-does not know which one it has. Settings may change between epochs, where more
-of the model begins to train: each of them is compiled when its first epoch
-comes, once.
+does not know which one it has, nor on how many devices. Settings may change
+between epochs, where more of the model begins to train: each of them is
+compiled when its first epoch comes, once.
 
 Legend: B batch.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from fer_jax.data import randomness, stream
+from fer_jax.training import sharding
 from fer_jax.training import step as step_lib
 from fer_jax.training.state import TrainState
 
@@ -44,8 +47,9 @@ class ResidentFeed:
     settings_of: SettingsOf,
     block_steps: int,
     order: randomness.Order = randomness.epoch_order,
+    mesh: Mesh | None = None,
   ):
-    """Puts the set on the device.
+    """Puts the set on the device, or a copy of it on each.
 
     Args:
       images: of `data.resident.load_resident`, each example once.
@@ -57,47 +61,73 @@ class ResidentFeed:
       settings_of: the step's settings in an epoch.
       block_steps: steps a dispatch.
       order: of the training list's positions in an epoch.
+      mesh: over which batches are divided; None for one device.
     """
-    self._images = jax.device_put(
-      {k: v for k, v in images.items() if k != 'label'}
+    self._mesh = mesh
+    images = {k: v for k, v in images.items() if k != 'label'}
+    self._images = (
+      jax.device_put(images)
+      if mesh is None
+      else sharding.replicated(images, mesh)
     )
     self._train_count = len(train_rows)
     self._validation_count = len(validation_rows)
     self.validates = len(validation_rows) > 0
-    self._plan = plan
-    self._block_steps = block_steps
+    self._plan = sharding.replicated(plan, mesh)
+    self.block_steps = block_steps  # may be changed at any time
     self._settings_of = settings_of
     self._block = functools.cache(
-      functools.partial(step_lib.make_block, graphdef)
+      lambda settings: step_lib.make_block(graphdef, settings, mesh)
     )
     settings = settings_of(0)  # what validation and batches use stays the same
-    self._validation = step_lib.make_validation(graphdef, settings)
+    self._validation = step_lib.make_validation(graphdef, settings, mesh)
     size = settings.batch_size
     self._padded = padded_length(len(train_rows), size)
     self.steps_per_epoch = self._padded // size
-    self._train_rows = jnp.asarray(train_rows, jnp.int32)
+    self._train_rows = sharding.replicated(
+      jnp.asarray(train_rows, jnp.int32), mesh
+    )
     self._order = jax.jit(
-      functools.partial(_rows_in_order, order), static_argnums=4
+      functools.partial(_rows_in_order, order),
+      static_argnums=4,
+      out_shardings=(
+        None if mesh is None else NamedSharding(mesh, sharding.EVERYWHERE)
+      ),
     )
     padded = padded_length(len(validation_rows), size)
-    self._validation_rows = jnp.asarray(
-      np.pad(validation_rows, (0, padded - len(validation_rows))), jnp.int32
+    rows = np.pad(validation_rows, (0, padded - len(validation_rows)))
+    self._validation_rows = sharding.replicated(
+      jnp.asarray(rows, jnp.int32), mesh
     )
     self._dispatched = False
 
   def train_epoch(
-    self, state: TrainState, epoch: int
+    self,
+    state: TrainState,
+    epoch: int,
+    *,
+    taken: int = 0,
+    sums: step_lib.Sums | None = None,
   ) -> Iterator[tuple[TrainState, step_lib.Sums, int]]:
-    """Yields (state, sums of this epoch so far, steps of it taken)."""
+    """Yields (state, sums of this epoch so far, steps of it taken).
+
+    Args:
+      state: as it was after the steps taken before; donated.
+      epoch: counts from 0.
+      taken: steps of the epoch taken before.
+      sums: of them.
+    """
+    state = sharding.replicated(state, self._mesh)
     order = self._order(
       self._train_rows, self._plan.key, epoch, self._train_count, self._padded
     )
     block = self._block(self._settings_of(epoch))
-    taken, sums = 0, step_lib.zero_sums()
+    sums = step_lib.zero_sums() if sums is None else sums
+    sums = sharding.replicated(sums, self._mesh)
     while taken < self.steps_per_epoch:
       # The first dispatch of a process is one step, so that its time tells the
       # start-up; a block's length changes no result.
-      length = self._block_steps if self._dispatched else 1
+      length = self.block_steps if self._dispatched else 1
       self._dispatched = True
       stop = min(taken + length, self.steps_per_epoch)
       state, sums = block(
@@ -113,11 +143,15 @@ class ResidentFeed:
       taken = stop
       yield state, sums, taken
 
-  def validate(self, state: TrainState) -> step_lib.Sums:
-    """Sums over the validation rows."""
-    return self._validation(
-      state, self._images, self._validation_rows, self._validation_count
-    )
+  def validate(
+    self, state: TrainState, batches: int | None = None
+  ) -> step_lib.Sums:
+    """Sums over the validation rows, or over the first batches of them."""
+    count = self._validation_count
+    if batches is not None:
+      count = min(count, batches * self._padded // self.steps_per_epoch)
+    state = sharding.replicated(state, self._mesh)
+    return self._validation(state, self._images, self._validation_rows, count)
 
 
 def _rows_in_order(order, train_rows, key, epoch, count, padded):
@@ -138,47 +172,75 @@ class StreamFeed:
     graphdef: Any,
     settings_of: SettingsOf,
     block_steps: int,
+    mesh: Mesh | None = None,
   ):
     """Reads nothing yet.
 
     Args:
-      training: batches in the run's order.
+      training: batches in the run's order; of several hosts, the part that this
+        one reads of each.
       validation: batches of the validation rows; None where there are none.
       plan: of the run.
       graphdef: of the model.
       settings_of: the step's settings in an epoch.
       block_steps: steps between two looks at the sums.
+      mesh: over which batches are divided; None for one device.
     """
+    self._mesh = mesh
     self._training = training
     self._validation = validation
     self.validates = validation is not None
-    self._plan = plan
-    self._block_steps = block_steps
+    self._plan = sharding.replicated(plan, mesh)
+    self.block_steps = block_steps  # may be changed at any time
     self._settings_of = settings_of
     self._step = functools.cache(
-      functools.partial(step_lib.make_stream_step, graphdef)
+      lambda settings: step_lib.make_stream_step(graphdef, settings, mesh)
     )
-    self._validate = step_lib.make_stream_validation(graphdef, settings_of(0))
+    self._validate = step_lib.make_stream_validation(
+      graphdef, settings_of(0), mesh
+    )
     self.steps_per_epoch = training.steps_per_epoch
 
   def train_epoch(
-    self, state: TrainState, epoch: int
+    self,
+    state: TrainState,
+    epoch: int,
+    *,
+    taken: int = 0,
+    sums: step_lib.Sums | None = None,
   ) -> Iterator[tuple[TrainState, step_lib.Sums, int]]:
-    """Yields (state, sums of this epoch so far, steps of it taken)."""
+    """Yields (state, sums of this epoch so far, steps of it taken).
+
+    Args:
+      state: as it was after the steps taken before; donated.
+      epoch: counts from 0.
+      taken: steps of the epoch taken before.
+      sums: of them.
+    """
+    state = sharding.replicated(state, self._mesh)
     step = self._step(self._settings_of(epoch))
-    totals = step_lib.zero_sums()
-    for taken, batch in enumerate(self._training.epoch(epoch), 1):
-      state, sums = step(state, batch, self._plan)
-      totals = jax.tree.map(jnp.add, totals, sums)
-      if taken % self._block_steps == 0 or taken == self.steps_per_epoch:
+    totals = step_lib.zero_sums() if sums is None else sums
+    totals = sharding.replicated(totals, self._mesh)
+    seen = taken
+    for batch in self._training.epoch(epoch, taken):
+      batch = sharding.divided(batch, self._mesh)
+      state, own = step(state, batch, self._plan)
+      totals = jax.tree.map(jnp.add, totals, own)
+      taken += 1
+      if taken - seen >= self.block_steps or taken == self.steps_per_epoch:
+        seen = taken
         yield state, totals, taken
         if not bool(state.progress.active):
           return
 
-  def validate(self, state: TrainState) -> step_lib.Sums:
-    """Sums over the validation rows."""
-    totals = step_lib.zero_sums()
-    for batch in self._validation.epoch(0) if self._validation else ():
-      sums = self._validate(state, batch)
+  def validate(
+    self, state: TrainState, batches: int | None = None
+  ) -> step_lib.Sums:
+    """Sums over the validation rows, or over the first batches of them."""
+    state = sharding.replicated(state, self._mesh)
+    totals = sharding.replicated(step_lib.zero_sums(), self._mesh)
+    read = self._validation.epoch(0) if self._validation else ()
+    for batch in itertools.islice(read, batches):
+      sums = self._validate(state, sharding.divided(batch, self._mesh))
       totals = jax.tree.map(jnp.add, totals, sums)
     return totals

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fer_jax import config as config_lib
-from fer_jax import files
+from fer_jax import files, hosts
 from fer_jax.data import standardize
 from fer_jax.errors import UserError
-from fer_jax.training import checkpoint, task
+from fer_jax.training import checkpoint, sharding, task
 from fer_jax.training.state import evaluated_arrays, merge
 
 VIEWS = ('plain', 'flip', 'crops')
@@ -49,9 +49,13 @@ class Predictor:
     self.class_names = class_names
     self.step = step
     self.epoch = epoch
-    self._arrays = (params, model_state)
     self._graphdef = task.graph_definition(config, len(class_names))
-    self._batch_size = max(config.train.batch_size, 64)
+    # On all devices of this host, each with its part of a batch.
+    devices = jax.local_devices()
+    self._mesh = sharding.make_mesh(devices) if len(devices) > 1 else None
+    self._arrays = sharding.replicated((params, model_state), self._mesh)
+    wanted = max(config.train.batch_size, 64)
+    self._batch_size = -(-wanted // len(devices)) * len(devices)
 
   @classmethod
   def from_workdir(
@@ -67,12 +71,11 @@ class Predictor:
       UserError: the folder is no workdir or holds no intact checkpoint.
     """
     workdir = pathlib.Path(workdir)
-    if not (workdir / 'config.json').exists():
-      raise UserError(
-        f'{workdir} is no workdir of a run: it has no config.json'
-      )
-    config = config_lib.load_json(workdir / 'config.json')
-    class_names = tuple(files.read_json(workdir / 'run.json')['class_names'])
+    found = hosts.on_first(lambda: _files_of(workdir))
+    config = config_lib.from_json(
+      found['config'], source=str(workdir / 'config.json')
+    )
+    class_names = tuple(found['class_names'])
     find = {
       'best': checkpoint.best_intact,
       'latest': checkpoint.latest_intact,
@@ -157,7 +160,7 @@ class Predictor:
   def _run(self, images, frame_mask, function, views) -> list[np.ndarray]:
     if len(images) == 0:
       raise UserError('there are no images to predict')
-    compiled = _compiled(function, self._graphdef, views)
+    compiled = _compiled(function, self._graphdef, views, self._mesh)
     outputs = []
     for start in range(0, len(images), self._batch_size):
       output = compiled(self._arrays, self._batch(images, frame_mask, start))
@@ -165,9 +168,27 @@ class Predictor:
     return outputs
 
 
+def _files_of(workdir: pathlib.Path) -> dict[str, Any]:
+  """What a run's files say of its model."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir} is no workdir of a run: it has no config.json')
+  return {
+    'config': files.read_json(path),
+    'class_names': files.read_json(workdir / 'run.json')['class_names'],
+  }
+
+
 @functools.lru_cache(maxsize=16)
-def _compiled(function, graphdef, views):
-  return jax.jit(functools.partial(function, graphdef, views))
+def _compiled(function, graphdef, views, mesh):
+  return jax.jit(
+    sharding.over_devices(
+      functools.partial(function, graphdef, views),
+      mesh,
+      in_specs=(sharding.EVERYWHERE, sharding.DIVIDED),
+      out_specs=sharding.DIVIDED,
+    )
+  )
 
 
 def _forward(graphdef, arrays, batch, **options):

@@ -9,9 +9,7 @@ begins with a compilation.
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import functools
-import logging
 import math
 import pathlib
 import time
@@ -20,21 +18,28 @@ from typing import Any
 import jax
 
 from fer_jax import config as config_lib
-from fer_jax import files, provenance
-from fer_jax.errors import UserError
+from fer_jax import hosts, provenance
 from fer_jax.training import (
   checkpoint,
   freezing,
+  preemption,
   progress,
   records,
+  rollback,
   task,
   warm_start,
 )
 from fer_jax.training import step as step_lib
 from fer_jax.training.display import Display
-from fer_jax.training.state import TrainState, all_finite, parameter_count
-
-log = logging.getLogger(__name__)
+from fer_jax.training.heartbeat import Heartbeat
+from fer_jax.training.profile import Profile
+from fer_jax.training.state import TrainState, all_finite
+from fer_jax.training.workdir import (
+  claimed,
+  note,
+  require_same_data,
+  write_run_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Outcome:
     best_step: its step.
     stopped_early: whether patience ran out.
     finished: whether nothing is left to do; False after a time limit.
+    asked: whether it left because it was asked to.
+    rollbacks: how often it went back after a loss that was not finite.
   """
 
   epoch: int
@@ -57,6 +64,8 @@ class Outcome:
   best_step: int
   stopped_early: bool
   finished: bool
+  asked: bool = False
+  rollbacks: int = 0
 
 
 def train(
@@ -64,6 +73,8 @@ def train(
   workdir: str | pathlib.Path,
   *,
   max_seconds: float = 0.0,
+  notice: preemption.Notice | None = None,
+  profile_steps: int = 0,
 ) -> Outcome:
   """Trains a run, or goes on with the one that the workdir holds.
 
@@ -72,75 +83,137 @@ def train(
     workdir: made where it is missing.
     max_seconds: leaves in good order after the epoch that passes it, to be
       resumed by the same call; 0 is no limit.
+    notice: leaves after the block under way once it is asked, amid an epoch if
+      need be; the same call goes on, to the same bits.
+    profile_steps: how many steps are traced into the workdir.
 
   Raises:
     UserError: the config does not validate, the workdir is another config's,
       the data or the pretrained weights cannot be had, or the loss is not
-      finite.
+      finite and `train.on_divergence` does not help.
   """
   config_lib.validate(config)
   workdir = pathlib.Path(workdir)
-  with claimed(workdir, config):
-    return _train(config, workdir, max_seconds)
+  notice = notice or preemption.Notice()
+  begun = time.monotonic()
+  until = begun + max_seconds if max_seconds else math.inf
+  with (
+    claimed(workdir, config),
+    contextlib.closing(Profile(workdir, profile_steps)) as profile,
+  ):
+    prepared = task.prepare(config)
+    while True:
+      try:
+        return _train(config, workdir, prepared, notice, profile, until)
+      except rollback.DivergenceError as diverged:
+        if config.train.on_divergence == 'stop':
+          raise
+        print(rollback.note(workdir, diverged))
 
 
 def _train(
-  config: config_lib.Config, workdir: pathlib.Path, max_seconds: float
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  prepared: task.Task,
+  notice: preemption.Notice,
+  profile: Profile,
+  until: float,
 ) -> Outcome:
-  begun = time.monotonic()
-  prepared = task.prepare(config)
+  """Trains from the newest checkpoint on.
+
+  Raises:
+    rollback.DivergenceError: the loss is not finite.
+  """
   sealed = checkpoint.latest_intact(workdir)
+  epoch = sealed.epoch if sealed else 0
+  step = sealed.step if sealed else 0
+  partial = sealed.partial if sealed else None
   if sealed is None:
-    epoch = 0
     state = prepared.initial_state()
     origin = {'pretrained': warm_start.facts(config.train.pretrained)}
   else:
     require_same_data(workdir, prepared.facts)
-    epoch = sealed.epoch
     target = task.abstract_state(config, len(prepared.class_names))
     state = checkpoint.restore(sealed, target)
     origin = {}  # as run.json has it: the file may be gone by now
-    print(f'resuming {workdir} after epoch {epoch}, step {sealed.step}')
+    print(f'resuming {workdir} after epoch {epoch}, step {step}')
   if epoch < config.train.epochs and bool(state.progress.active):
     write_run_json(workdir, config, prepared.facts, state, origin)
+  rollbacks = rollback.noted(workdir, step)
+  state = rollback.slowed(state, rollbacks)
 
-  display = Display(prepared.total_steps, config.train.epochs)
-  recorder = records.Recorder(
-    workdir, resumed_step=sealed.step if sealed else 0
-  )
-  writer = checkpoint.Writer(workdir)
-  run = Run(config, prepared, display, recorder, writer, workdir)
-  try:
+  with contextlib.ExitStack() as stack:
+
+    def closing(resource):
+      stack.callback(resource.close)
+      return resource
+
+    writer = closing(checkpoint.Writer(workdir))
+    recorder = closing(
+      records.Recorder(workdir, resumed_step=step, epochs=epoch)
+    )
+    run = Run(
+      config,
+      prepared,
+      Display(prepared.total_steps, config.train.epochs),
+      recorder,
+      writer,
+      workdir,
+      closing(Heartbeat(workdir, step=step, epoch=epoch + 1)),
+      notice,
+      profile,
+      len(rollbacks),
+    )
+    asked, late = notice.agreed(), False
     while epoch < config.train.epochs and bool(state.progress.active):
-      state = run.epoch(state, epoch)
-      epoch += 1
-      writer.save(state, epoch=epoch)
-      if max_seconds and time.monotonic() - begun > max_seconds:
+      if asked or late:
         break
-  finally:
-    writer.close()
-    recorder.close()
+      state, partial = run.epoch(state, epoch, partial)
+      epoch += 0 if partial else 1
+      writer.save(state, epoch=epoch, partial=partial)
+      asked = bool(partial) or notice.agreed()
+      late = hosts.any_host(time.monotonic() > until)
+  finished = epoch == config.train.epochs or not bool(state.progress.active)
   return Outcome(
     epoch=epoch,
     step=int(state.step),
     best_metric=float(state.progress.best_metric),
     best_step=int(state.progress.best_step),
     stopped_early=not bool(state.progress.active),
-    finished=epoch == config.train.epochs or not bool(state.progress.active),
+    finished=finished,
+    asked=asked and not finished,
+    rollbacks=len(rollbacks),
   )
 
 
 class Run:
   """One run's epochs: what stays the same between them."""
 
-  def __init__(self, config, prepared, display, recorder, writer, workdir):
+  def __init__(
+    self,
+    config,
+    prepared,
+    display,
+    recorder,
+    writer,
+    workdir,
+    heartbeat,
+    notice,
+    profile,
+    rollbacks,
+  ):
     self._config = config
     self._task = prepared
     self._display = display
     self._recorder = recorder
     self._writer = writer
     self._workdir = workdir
+    self._heartbeat = heartbeat
+    self._notice = notice
+    self._profile = profile
+    self._rollbacks = rollbacks
     self._first_step_seen = False
+    self._pace = preemption.Pace(config.train.block_steps)
     self._freezing = freezing.NOTHING_FROZEN
     # A step's loss is of the parameters before it: an epoch's last update is
     # looked at here, or a diverged checkpoint would be the one to resume.
@@ -149,30 +222,51 @@ class Run:
       functools.partial(progress.update, settings=prepared.selection)
     )
 
-  def epoch(self, state: TrainState, epoch: int) -> TrainState:
+  def epoch(
+    self,
+    state: TrainState,
+    epoch: int,
+    earlier: checkpoint.Partial | None = None,
+  ) -> tuple[TrainState, checkpoint.Partial | None]:
     """Trains one epoch, validates, records.
 
     Args:
-      state: before the epoch; donated.
+      state: before the epoch, or amid it; donated.
       epoch: counts from 0.
+      earlier: the part of the epoch that is trained already.
+
+    Returns:
+      (state, None at the epoch's end; what was trained of it where the notice
+      asked to leave before).
 
     Raises:
-      UserError: the loss is not finite.
+      rollback.DivergenceError: the loss is not finite.
     """
     self._say_what_trains(state, epoch)
-    begun = time.monotonic()
-    totals = step_lib.zero_sums()
+    totals = step_lib.sums_of(earlier)
+    first = earlier.taken if earlier else 0
+    begun = time.monotonic() - (earlier.seconds if earlier else 0.0)
+    before = epoch * self._task.feed.steps_per_epoch
     previous = None
-    for block in self._task.feed.train_epoch(state, epoch):
-      state, sums, taken = block
+    self._pace.begin()
+    for block in self._task.feed.train_epoch(
+      state, epoch, taken=first, sums=totals
+    ):
+      state, totals, taken = block
       # One block behind: reading these sums waits for a block that is done
       # while the next one already runs.
       # A first step's time is compilation and tells nothing of the rate.
-      if previous is not None and previous[1] > 1:
+      if previous is not None and previous[1] > first + 1:
         self._show(epoch, *previous, begun)
-      totals = sums
-      previous = (sums, taken)
-      self._note_first_step(sums)
+        self._pace.done(previous[1])
+      previous = (totals, taken)
+      self._note_first_step(totals)
+      if self._profile.steps:
+        self._profile.after_block(totals, before + taken)
+      if jax.process_count() == 1:  # several have to send the same blocks
+        self._task.feed.block_steps = self._profile.steps or self._pace.steps
+      if taken < self._task.feed.steps_per_epoch and self._notice.agreed():
+        return state, self._left_early(state, epoch, totals, taken, begun)
     training = step_lib.means(totals)
     self._require_finite(
       state, epoch, bool(state.progress.active & self._finite(state.params))
@@ -187,6 +281,7 @@ class Run:
       'learning_rate': self._task.learning_rate(state),
       'images_per_second': float(totals['weight']) / seconds,
       'seconds': seconds,
+      **({'rollbacks': self._rollbacks} if self._rollbacks else {}),
     }
     due = (epoch + 1) % self._config.train.validate_every == 0
     due = due or epoch + 1 == self._config.train.epochs
@@ -203,7 +298,24 @@ class Run:
       )
     self._recorder.write(record)
     self._display.line(_epoch_line(record, self._config.train.epochs, state))
-    return state
+    following = min(epoch + 2, self._config.train.epochs)
+    self._heartbeat.beat(step=record['step'], epoch=following)
+    return state, None
+
+  def _left_early(self, state, epoch, sums, taken, begun) -> checkpoint.Partial:
+    """What is left to know of an epoch that is left before its end."""
+    self._require_finite(
+      state, epoch, bool(state.progress.active & self._finite(state.params))
+    )
+    self._display.line(
+      f'leaving epoch {epoch + 1} after {taken} of its '
+      f'{self._task.feed.steps_per_epoch} steps'
+    )
+    return checkpoint.Partial(
+      taken=taken,
+      seconds=time.monotonic() - begun,
+      sums={name: float(total) for name, total in sums.items()},
+    )
 
   def _say_what_trains(self, state: TrainState, epoch: int) -> None:
     """One line where it is not what the epoch before trained."""
@@ -217,16 +329,15 @@ class Run:
       return
     self._first_step_seen = True
     jax.block_until_ready(sums)
+    self._notice.starting = False
     seconds = time.time() - provenance.process_start()
-    path = self._workdir / 'run.json'
-    files.write_json(
-      path, {**files.read_json(path), 'seconds_to_first_step': seconds}
-    )
+    note(self._workdir, {'seconds_to_first_step': seconds})
 
   def _show(self, epoch, sums, taken, begun) -> None:
     per_epoch = self._task.feed.steps_per_epoch
     done = epoch * per_epoch + taken
     loss = step_lib.means(sums)['loss']  # waits for the block
+    self._heartbeat.beat(step=done, epoch=epoch + 1)
     rate = taken / (time.monotonic() - begun)
     self._display.running(
       epoch + 1,
@@ -245,9 +356,11 @@ class Run:
     self._writer.wait()
     sealed = checkpoint.checkpoints(self._workdir)
     kept = f'{sealed[-1].path} is kept' if sealed else 'no checkpoint was made'
-    raise UserError(
+    raise rollback.DivergenceError(
       f'the loss is not finite at step {int(state.step)} (epoch {epoch + 1}); '
-      f'{kept}; a smaller optim.learning_rate or optim.clip_norm may help'
+      f'{kept}; a smaller optim.learning_rate or optim.clip_norm may help',
+      epoch=epoch + 1,
+      step=int(state.step),
     )
 
 
@@ -265,100 +378,3 @@ def _epoch_line(record: dict, epochs: int, state: TrainState) -> str:
       f'{validation["accuracy"]:.4f}{" (best)" if best else ""}'
     )
   return f'{text}  {record["images_per_second"]:.0f} images/s'
-
-
-@contextlib.contextmanager
-def claimed(workdir: pathlib.Path, config: config_lib.Config):
-  """The workdir, this config's and this process's alone while it trains.
-
-  Raises:
-    UserError: another process trains in it, it is another config's (naming
-      the fields that differ), or it cannot be written.
-  """
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f'--workdir {workdir} is a file; expected a folder')
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / '.lock').open('w')
-  except OSError as error:
-    raise UserError(
-      f'cannot write to --workdir {workdir}: {error.strerror}'
-    ) from error
-  with lock:  # the kernel frees it however the process ends
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise UserError(
-        f'another process trains in --workdir {workdir}; wait for it, or '
-        'choose another'
-      ) from None
-    _write_config(workdir, config)
-    yield
-
-
-def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Writes config.json, unless a run of another config has left its mark."""
-  path = workdir / 'config.json'
-  if path.exists():
-    differ = config_lib.differences(config_lib.load_json(path), config)
-    if not differ:
-      return
-    if checkpoint.steps(workdir):
-      raise UserError(
-        f'{workdir} was made by another config: {"; ".join(differ)}; '
-        'choose another --workdir or the same config'
-      )
-    # Nothing was trained yet: whatever was wrong is being put right.
-  files.write_json(path, config_lib.to_json(config))
-
-
-def require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
-  """Checks that a run is resumed on the examples that it began with.
-
-  Raises:
-    UserError: the data set or the partition is another one.
-  """
-  earlier = files.read_json(workdir / 'run.json')
-  for what, there, here in (
-    ('checksum', earlier.get('dataset'), facts['dataset']),
-    ('digest', earlier.get('protocol'), facts['protocol']),
-  ):
-    if (there or {}).get(what) != here[what]:
-      raise UserError(
-        f'{workdir} was trained on {here["name"]} with {what} '
-        f'{(there or {}).get(what)}, but the one found here has {here[what]}: '
-        'examples may have changed sides; build that source, or choose '
-        'another --workdir'
-      )
-
-
-def write_run_json(
-  workdir: pathlib.Path,
-  config: config_lib.Config,
-  facts: dict[str, Any],
-  state: TrainState,
-  origin: dict[str, Any],
-) -> None:
-  """Writes where, on what, from what and under which protocol the run is made.
-
-  Args:
-    workdir: of the run.
-    config: of the run.
-    facts: of `task.facts_of`.
-    state: of any step.
-    origin: what the first state came from, where this process made it.
-  """
-  path = workdir / 'run.json'
-  earlier = files.read_json(path) if path.exists() else {}
-  files.write_json(
-    path,
-    {
-      **earlier,
-      'model': config.model.name,
-      'parameters': parameter_count(state.params),
-      'frozen': list(config.optim.freeze),
-      **origin,
-      **facts,
-      'environment': provenance.environment(),
-    },
-  )

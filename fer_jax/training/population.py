@@ -10,6 +10,9 @@ Members take their epochs together: one whose epoch is over waits for the
 others, and one that has stopped, diverged or finished is passed over and keeps
 its bits.
 
+Devices divide the members, and where there are more devices than members, each
+member's batches as well.
+
 Legend: M members, N and V rows that there is room for in a member's training
 and validation lists, whole batches of B.
 """
@@ -22,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fer_jax.data import randomness
-from fer_jax.training import checkpoint, feed, progress
+from fer_jax.training import checkpoint, feed, progress, sharding
 from fer_jax.training import mapping as mapping_lib
 from fer_jax.training import step as step_lib
 from fer_jax.training.state import TrainState, all_finite
@@ -37,11 +40,12 @@ class Member(NamedTuple):
   """A run that takes a place in a population.
 
   Attributes:
-    state: before its first step, or at the end of an epoch.
+    state: before its first step, at the end of an epoch, or amid one.
     plan: of the run.
     train_rows: int (n,), places of its training list in the resident set.
     validation_rows: int (m,), those of its validation list; may be empty.
     number: what the caller calls it by, such as its fold or trial.
+    partial: of the epoch that `state` is amid.
   """
 
   state: TrainState
@@ -49,6 +53,7 @@ class Member(NamedTuple):
   train_rows: np.ndarray
   validation_rows: np.ndarray
   number: int = 0
+  partial: checkpoint.Partial | None = None
 
 
 class _Own(NamedTuple):
@@ -82,6 +87,7 @@ class Population:
     steps_per_epoch: int (M,).
     active: bool (M,), False where one has stopped, of itself or told to.
     diverged: bool (M,), True where a loss or a parameter was not finite.
+    mapping: how members share a device, a name of `mapping.MAPPINGS`.
   """
 
   def __init__(
@@ -115,7 +121,8 @@ class Population:
       capacity: training and validation rows that there must be room for, where
         members to come have more than these.
       mapping: a name of `mapping.MAPPINGS`, or 'auto'.
-      devices: among which members are divided; None for all of this process.
+      devices: among which members, then batches, are divided; None for all of
+        this process.
 
     Raises:
       ValueError: no such sampling or mapping.
@@ -126,8 +133,7 @@ class Population:
       )
     self._epochs = epochs
     self._validate_every = validate_every
-    self._block_steps = block_steps
-    self._settings_of = settings_of
+    self.block_steps = block_steps  # may be changed at any time
     self._batch_size = settings_of(0).batch_size
     lists = [(len(m.train_rows), len(m.validation_rows)) for m in members]
     self._room = [
@@ -135,17 +141,22 @@ class Population:
       for longest in np.max([*lists, capacity], axis=0)
     ]
 
-    devices = list(devices or jax.local_devices())[: len(members)]
+    devices = list(devices or jax.local_devices())
+    rows, columns = divisions(len(devices), len(members), self._batch_size)
     # Members divide evenly among devices: idle copies of the last fill up.
-    self._places = feed.padded_length(len(members), len(devices))
-    mesh, self._sharding, everywhere = _shardings(devices)
+    self._places = feed.padded_length(len(members), rows)
+    mesh, self._sharding, everywhere = _shardings(
+      devices[: rows * columns], rows
+    )
     self._images = jax.device_put(images, everywhere)
+    self._settings_of = lambda epoch: settings_of(epoch).over(mesh)
+    self.mapping = mapping_lib.choose(mapping, devices[0].platform)
     self._programs = _Programs(
       graphdef=graphdef,
-      settings=settings_of(0),
+      settings=self._settings_of(0),
       selection=selection,
       sampling=sampling,
-      mapping=mapping_lib.choose(mapping, devices[0].platform),
+      mapping=self.mapping,
       mesh=mesh,
       sharding=self._sharding,
     )
@@ -193,7 +204,7 @@ class Population:
     for m in map(int, np.flatnonzero(self.training)):
       settings = self._settings_of(int(self.epoch[m]))
       phases.setdefault(settings, []).append(m)
-    stop = np.minimum(self._taken + self._block_steps, self.steps_per_epoch)
+    stop = np.minimum(self._taken + self.block_steps, self.steps_per_epoch)
     for settings, those in phases.items():
       until = self._taken.copy()
       until[those] = stop[those]
@@ -279,10 +290,26 @@ class Population:
     means = _means(sums)
     return {int(m): means[m] for m in np.flatnonzero(count)}
 
+  def wait(self) -> None:
+    """Returns when all that was dispatched is done."""
+    jax.block_until_ready(self._own)
+
   def member_state(self, m: int) -> TrainState:
     """One member's state, as a single run has it, on the first device."""
     state = self._programs.member(self._own.state, m)
     return jax.device_put(state, jax.local_devices()[0])
+
+  @property
+  def taken(self) -> np.ndarray:
+    """int (M,), steps of the epoch under way."""
+    return self._taken
+
+  def partial(self, m: int, seconds: float) -> checkpoint.Partial | None:
+    """What one member has trained of its epoch, None where that is nothing."""
+    if not self._taken[m]:
+      return None
+    sums = {name: float(total[m]) for name, total in self._own.sums.items()}
+    return checkpoint.Partial(int(self._taken[m]), seconds, sums)
 
   def stop(self, m: int) -> None:
     """Stops a member: it keeps its state and trains no more."""
@@ -330,7 +357,7 @@ class Population:
     self.epoch[m], self._taken[m] = divmod(int(member.state.step), steps)
     self.active[m] = bool(member.state.progress.active)
     self.diverged[m] = False
-    own = _Own(member.state, step_lib.zero_sums())
+    own = _Own(member.state, step_lib.sums_of(member.partial))
     given = _Given(
       member.plan._replace(
         key=jax.random.key_data(member.plan.key),
@@ -387,17 +414,19 @@ class Population:
     return np.pad(x, ((0, extra), *((0, 0),) * (x.ndim - 1)), 'edge')
 
 
-def _shardings(devices):
+def divisions(devices: int, members: int, batch_size: int) -> tuple[int, int]:
+  """How many parts the members and the batches of each are divided into."""
+  rows = min(devices, members)
+  columns = max(n for n in range(1, devices // rows + 1) if batch_size % n == 0)
+  return rows, columns
+
+
+def _shardings(devices, rows):
   """(mesh or None, where members' arrays go, where shared ones go)."""
   if len(devices) == 1:
     device = jax.sharding.SingleDeviceSharding(devices[0])
     return None, device, device
-  mesh = jax.make_mesh(
-    (len(devices),),
-    (mapping_lib.AXIS,),
-    axis_types=(AxisType.Auto,),
-    devices=devices,
-  )
+  mesh = sharding.make_mesh(devices, rows)
   along = NamedSharding(mesh, PartitionSpec(mapping_lib.AXIS))
   return mesh, along, NamedSharding(mesh, PartitionSpec())
 

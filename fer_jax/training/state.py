@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fer_jax.nn import BatchNorm
+from fer_jax.nn import BatchNorm, Dropout
 
 Arrays = Any
 """A nested dictionary of raw arrays."""
@@ -87,6 +87,7 @@ def merge(
   model_state: Arrays,
   *,
   frozen: frozenset[str] = frozenset(),
+  axis: str | None = None,
 ) -> nnx.Module:
   """Rebuilds a module; its variables are fresh, so it may be mutated in a
   differentiated function.
@@ -96,12 +97,15 @@ def merge(
     params: all parameters.
     model_state: the other arrays.
     frozen: paths of the modules whose BatchNorm keeps its running statistics.
+    axis: of a mesh, along which the batches that it will see are divided.
   """
   model = nnx.merge(graphdef, params, model_state, copy=True)
-  if frozen:
+  if frozen or axis:
     for path, module in nnx.iter_modules(model):
       if isinstance(module, BatchNorm):
         module.frozen = '.'.join(map(str, path)) in frozen
+      if isinstance(module, BatchNorm | Dropout):
+        module.axis_name = axis
   return model
 
 

@@ -6,6 +6,9 @@ is traced, so one compilation serves every block length and the same step gives
 the same bits whatever block it falls in, which is what makes a resumed run
 equal to one that was never interrupted.
 
+On several devices each takes the same steps on its part of every batch, and
+what is of the whole batch is summed over them: see `sharding`.
+
 Legend: B batch, K classes.
 """
 
@@ -18,9 +21,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from fer_jax import metrics
 from fer_jax.data import augment, randomness, resident, standardize
+from fer_jax.training import checkpoint, sharding
 from fer_jax.training import freezing as freezing_lib
 from fer_jax.training import optim as optim_lib
 from fer_jax.training.state import (
@@ -41,13 +46,14 @@ class StepSettings:
   """What of the step is fixed at compilation.
 
   Attributes:
-    batch_size: B.
+    batch_size: B, of all devices together.
     loss: a name of `metrics.LOSSES`.
     augmentation: static settings of augmentation, None for none.
     optim: static settings of the optimiser.
     ema_decay: decay of the moving averages, 0 for none.
     pixels: what images the model takes, a name of `standardize.SCALES`.
     freezing: which parameters do not train.
+    axis: of the mesh, along which batches are divided; None where they are not.
   """
 
   batch_size: int
@@ -59,6 +65,13 @@ class StepSettings:
   ema_decay: float = 0.0
   pixels: str = 'standardised'
   freezing: freezing_lib.Freezing = freezing_lib.NOTHING_FROZEN
+  axis: str | None = None
+
+  def over(self, mesh: Mesh | None) -> 'StepSettings':
+    """These settings where batches are divided over a mesh."""
+    if sharding.parts(mesh) == 1:
+      return self
+    return dataclasses.replace(self, axis=sharding.DATA)
 
 
 class Plan(NamedTuple):
@@ -83,6 +96,7 @@ def prepare(
   step: jax.Array | int = 0,
   strength: jax.Array | float = 1.0,
   pixels: str = 'standardised',
+  axis: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Turns a batch's uint8 images into what the model takes.
 
@@ -93,6 +107,7 @@ def prepare(
     step: int32 scalar, which draws this step's augmentation.
     strength: float32 scalar, scales the augmentation's amplitudes.
     pixels: a name of `standardize.SCALES`.
+    axis: of the mesh, along which the batch is divided.
 
   Returns:
     (images, scaled as `pixels` says, of JAX's default float: float32 unless
@@ -110,6 +125,7 @@ def prepare(
       batch['weight'],
       augmentation,
       strength,
+      axis,
     )
   return standardize.SCALES[pixels](images), targets
 
@@ -141,7 +157,8 @@ def train_step(
   Args:
     state: before the step.
     batch: image uint8 (B, H, W, C) or (B, T, H, W, C) with frame_mask;
-      target float32 (B, K); weight float32 (B,), 0 on padding.
+      target float32 (B, K); weight float32 (B,), 0 on padding. This device's
+      part of it where `settings.axis` is set.
     plan: of the run; draws are functions of its key and of `state.step`.
     graphdef: of the model.
     settings: static.
@@ -158,6 +175,7 @@ def train_step(
     step=state.step,
     strength=hparams['augment_strength'],
     pixels=settings.pixels,
+    axis=settings.axis,
   )
   freezing = settings.freezing
   trained, frozen = freezing_lib.partition(freezing, state.params)
@@ -166,7 +184,11 @@ def train_step(
   def objective(trained):
     params = freezing_lib.combine(trained, frozen)
     model: Any = merge(
-      graphdef, params, state.model_state, frozen=frozen_modules
+      graphdef,
+      params,
+      state.model_state,
+      frozen=frozen_modules,
+      axis=settings.axis,
     )
     logits = model(
       images,
@@ -184,11 +206,15 @@ def train_step(
       label_smoothing=hparams['label_smoothing'],
       class_weights=plan.class_weights,
     )
-    loss = metrics.normalise(sums)['loss']
-    penalised = loss + hparams['l2'] * _kernel_penalty(trained)
+    whole = sharding.total(sums['weight'], settings.axis)
+    loss = metrics.normalise({**sums, 'weight': whole})['loss']
+    # Each device has its share of the penalty as of the loss.
+    l2 = hparams['l2'] / sharding.axis_size(settings.axis)
+    penalised = loss + l2 * _kernel_penalty(trained)
     return penalised, (sums, model_state_of(model))
 
   gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(trained)
+  gradients, sums = sharding.total((gradients, sums), settings.axis)
   updates, opt_state = optim_lib.update(
     settings.optim,
     gradients,
@@ -257,6 +283,17 @@ def zero_sums() -> Sums:
   return {name: jnp.zeros(()) for name in ('loss', 'correct', 'weight')}
 
 
+def sums_of(partial: checkpoint.Partial | None) -> Sums:
+  """The sums of the part of an epoch that a checkpoint carries."""
+  sums = zero_sums()
+  if partial is None:
+    return sums
+  return {
+    name: jnp.asarray(partial.sums[name], zero.dtype)
+    for name, zero in sums.items()
+  }
+
+
 def run_block(
   state: TrainState,
   sums: Sums,
@@ -289,7 +326,6 @@ def run_block(
     (state, sums). The block ends early after a step whose loss is not finite:
     `state.step` then tells which one it was.
   """
-  size = settings.batch_size
 
   def going(carry):
     state, _, i = carry
@@ -297,7 +333,7 @@ def run_block(
 
   def body(carry):
     state, totals, i = carry
-    batch = _batch_at(images, order, count, i, size)
+    batch = _batch_at(images, order, count, i, settings)
     state, sums = train_step(
       state, batch, plan, graphdef=graphdef, settings=settings
     )
@@ -309,35 +345,57 @@ def run_block(
   return state, totals
 
 
-def _batch_at(images, rows, count, i, size) -> dict[str, jax.Array]:
-  """Batch i of a list of rows, of which `count` are real."""
-  here = lax.dynamic_slice_in_dim(rows, i * size, size)
-  weight = (i * size + jnp.arange(size) < count).astype(jnp.float32)
+def _batch_at(images, rows, count, i, settings) -> dict[str, jax.Array]:
+  """Batch i of a list of rows, of which `count` are real, or our part of it."""
+  size = settings.batch_size
+  first = i * size
+  if settings.axis is not None:
+    size //= lax.axis_size(settings.axis)
+    first += lax.axis_index(settings.axis) * size
+  here = lax.dynamic_slice_in_dim(rows, first, size)
+  weight = (first + jnp.arange(size) < count).astype(jnp.float32)
   return resident.gather(images, here, weight)
 
 
 Block = Callable[..., tuple[TrainState, Sums]]
 
 
-def make_block(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
+def make_block(
+  graphdef: nnx.GraphDef, settings: StepSettings, mesh: Mesh | None = None
+) -> Block:
   """Compiles `run_block(state, sums, images, order, count, start, stop, plan)`;
-  the state is donated."""
-  return jax.jit(
-    functools.partial(run_block, graphdef=graphdef, settings=settings),
-    donate_argnums=0,
+  the state is donated.
+
+  Args:
+    graphdef: of the model.
+    settings: of one device.
+    mesh: over which batches are divided, everything else being on every device
+      of it; None for one device.
+  """
+  block = functools.partial(
+    run_block, graphdef=graphdef, settings=settings.over(mesh)
   )
+  return jax.jit(sharding.over_devices(block, mesh), donate_argnums=0)
 
 
-def make_stream_step(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
+def make_stream_step(
+  graphdef: nnx.GraphDef, settings: StepSettings, mesh: Mesh | None = None
+) -> Block:
   """Compiles one step on a batch that comes from the host.
+
+  Args:
+    graphdef: of the model.
+    settings: of one device.
+    mesh: over which batches are divided; None for one device.
 
   Returns:
     `step(state, batch, plan) -> (state, sums)`; the state is donated, and left
     as it is once a loss was not finite, as in a block.
   """
-  take = functools.partial(train_step, graphdef=graphdef, settings=settings)
+  take = functools.partial(
+    train_step, graphdef=graphdef, settings=settings.over(mesh)
+  )
 
-  @functools.partial(jax.jit, donate_argnums=0)
   def step(state, batch, plan):
     return lax.cond(
       state.progress.active,
@@ -346,7 +404,11 @@ def make_stream_step(graphdef: nnx.GraphDef, settings: StepSettings) -> Block:
       state,
     )
 
-  return step
+  everywhere, divided = sharding.EVERYWHERE, sharding.DIVIDED
+  return jax.jit(
+    sharding.over_devices(step, mesh, (everywhere, divided, everywhere)),
+    donate_argnums=0,
+  )
 
 
 def run_validation(
@@ -371,38 +433,45 @@ def run_validation(
   params, model_state = evaluated_arrays(state)
 
   def body(i, totals):
-    batch = _batch_at(images, rows, count, i, settings.batch_size)
+    batch = _batch_at(images, rows, count, i, settings)
     sums = _validation_sums(graphdef, settings, params, model_state, batch)
     return jax.tree.map(jnp.add, totals, sums)
 
   batches = (count + settings.batch_size - 1) // settings.batch_size
-  return lax.fori_loop(0, batches, body, zero_sums())
+  totals = lax.fori_loop(0, batches, body, zero_sums())
+  return sharding.total(totals, settings.axis)
 
 
 def make_validation(
-  graphdef: nnx.GraphDef, settings: StepSettings
+  graphdef: nnx.GraphDef, settings: StepSettings, mesh: Mesh | None = None
 ) -> Callable[..., Sums]:
-  """Compiles `run_validation(state, images, rows, count)`."""
-  return jax.jit(
-    functools.partial(run_validation, graphdef=graphdef, settings=settings)
+  """Compiles `run_validation(state, images, rows, count)`; arguments as of
+  `make_block`."""
+  validation = functools.partial(
+    run_validation, graphdef=graphdef, settings=settings.over(mesh)
   )
+  return jax.jit(sharding.over_devices(validation, mesh))
 
 
 def make_stream_validation(
-  graphdef: nnx.GraphDef, settings: StepSettings
+  graphdef: nnx.GraphDef, settings: StepSettings, mesh: Mesh | None = None
 ) -> Callable[..., Sums]:
-  """Compiles the sums of one batch that comes from the host.
+  """Compiles the sums of one batch that comes from the host; arguments as of
+  `make_stream_step`.
 
   Returns:
     `validate(state, batch) -> sums`.
   """
 
-  @jax.jit
+  axis = settings.over(mesh).axis
+
   def validate(state, batch):
     params, model_state = evaluated_arrays(state)
-    return _validation_sums(graphdef, settings, params, model_state, batch)
+    sums = _validation_sums(graphdef, settings, params, model_state, batch)
+    return sharding.total(sums, axis)
 
-  return validate
+  specs = sharding.EVERYWHERE, sharding.DIVIDED
+  return jax.jit(sharding.over_devices(validate, mesh, specs))
 
 
 def _validation_sums(graphdef, settings, params, model_state, batch):

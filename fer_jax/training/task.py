@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,11 +11,11 @@ import numpy as np
 from flax import nnx
 
 from fer_jax import config as config_lib
-from fer_jax import datasets, metrics, models
+from fer_jax import datasets, hosts, metrics, models
 from fer_jax.data import protocol, randomness, resident, stream
 from fer_jax.errors import UserError
 from fer_jax.training import feed as feed_lib
-from fer_jax.training import freezing, optim, warm_start
+from fer_jax.training import freezing, optim, sharding, warm_start
 from fer_jax.training import step as step_lib
 from fer_jax.training.progress import SelectionSettings
 from fer_jax.training.state import (
@@ -67,6 +68,11 @@ class Task:
 
   def learning_rate(self, state: TrainState) -> float:
     """The rate that the last step used; `state` as that step left it."""
+    # On the host: arrays of several hosts mix with no others.
+    scalars = state._replace(
+      params=None, model_state=None, opt_state=None, ema=None
+    )
+    state = jax.tree.map(np.asarray, scalars)
     return float(
       step_lib.learning_rate(state, self.plan, self.settings, state.step - 1)
     )
@@ -77,16 +83,38 @@ def first_state(
   graphdef: nnx.GraphDef,
   num_classes: int,
   key: jax.Array,
+  make: Callable[[jax.Array], TrainState] | None = None,
 ) -> TrainState:
   """The state of a run before its first step, made in one dispatch.
+
+  Args:
+    config: of the run.
+    graphdef: of the model.
+    num_classes: K.
+    key: of the run.
+    make: of `state_maker`, compiled for a run that differs in scalars alone.
 
   Raises:
     UserError: the file of `train.pretrained` cannot be used.
   """
-  make = functools.partial(_initial_state, config, num_classes=num_classes)
-  state = jax.jit(make)(key)
+  state = (make or state_maker(config, num_classes))(key)
+  hparams = config_lib.hparams(config)
+  state = state._replace(
+    hparams={
+      k: jnp.asarray(hparams[k], x.dtype) for k, x in state.hparams.items()
+    }
+  )
   path = config.train.pretrained
   return warm_start.from_file(state, graphdef, path) if path else state
+
+
+def state_maker(
+  config: config_lib.Config, num_classes: int
+) -> Callable[[jax.Array], TrainState]:
+  """From a run's key to its first state, without pretrained weights."""
+  return jax.jit(
+    functools.partial(_initial_state, config, num_classes=num_classes)
+  )
 
 
 def create_model(
@@ -225,6 +253,18 @@ def settings_of(
   )
 
 
+def step_settings(config: config_lib.Config) -> step_lib.StepSettings:
+  """The step's static part where nothing is frozen."""
+  return step_lib.StepSettings(
+    batch_size=config.train.batch_size,
+    loss=config.train.loss,
+    augmentation=config_lib.augmentation(config),
+    optim=optim_settings(config),
+    ema_decay=config.train.ema_decay,
+    pixels=pixels(config),
+  )
+
+
 def selection_settings(config: config_lib.Config) -> SelectionSettings:
   """How validation steers, from the config."""
   plateau = config.optim.schedule == 'plateau'
@@ -279,15 +319,9 @@ def blueprint(config: config_lib.Config) -> Blueprint:
   if 'frame_count' in dataset.table:
     _require_clips(config, graphdef, params, model_state)
   freezing.check(config.optim.freeze, params, model=config.model.name)
-  settings = step_lib.StepSettings(
-    batch_size=config.train.batch_size,
-    loss=config.train.loss,
-    augmentation=config_lib.augmentation(config),
-    optim=optim_settings(config),
-    ema_decay=config.train.ema_decay,
-    pixels=pixels(config),
+  return Blueprint(
+    dataset, graphdef, step_settings(config), selection_settings(config)
   )
-  return Blueprint(dataset, graphdef, settings, selection_settings(config))
 
 
 def partition_of(
@@ -340,8 +374,10 @@ def prepare(config: config_lib.Config) -> Task:
   """Loads the data, puts it on the device and fixes all settings.
 
   Raises:
-    UserError: as `blueprint` and `partition_of`.
+    UserError: as `blueprint` and `partition_of`; or the batch does not divide
+      among the devices.
   """
+  mesh = sharding.data_mesh(config.train.batch_size)
   shared = blueprint(config)
   dataset, settings = shared.dataset, shared.settings
   partition = partition_of(config, dataset)
@@ -360,6 +396,7 @@ def prepare(config: config_lib.Config) -> Task:
     ),
     block_steps=config.train.block_steps,
     order=_order(config, dataset, partition.train),
+    mesh=mesh,
   )
   return Task(
     feed=feed,
@@ -411,7 +448,7 @@ def _resident_feed(config, dataset, partition, **options):
   )
 
 
-def _stream_feed(config, dataset, partition, *, plan, order, **options):
+def _stream_feed(config, dataset, partition, *, plan, order, mesh, **options):
   size = config.data.image_size
 
   def batches(index, key):
@@ -424,12 +461,14 @@ def _stream_feed(config, dataset, partition, *, plan, order, **options):
       key=key,
       order=order,
       workers=config.data.workers,
+      part=hosts.part(),
     )
 
   return feed_lib.StreamFeed(
     batches(partition.train, plan.key),
     batches(partition.validation, None) if len(partition.validation) else None,
     plan=plan,
+    mesh=mesh,
     **options,
   )
 

@@ -36,8 +36,9 @@ def test_record_of_a_whole_run(tmp_path):
   target = tmp_path / 'record.json'
   result = run(
     *TINY,
-    *['--model=residual_lstm', '--batch_size=2', '--what=train_step,input'],
-    *['--peers=flax', '--rounds=2', '--warm_up=1', '--turn_seconds=0'],
+    *['--model=residual_lstm', '--batch_size=2', '--peers=flax'],
+    *['--what=train_step,input,population', '--members=3'],
+    *['--rounds=2', '--warm_up=1', '--turn_seconds=0'],
     *[f'--json={target}', f'--compile_cache={tmp_path / "programs"}'],
   )
   assert result.returncode == 0, result.stderr
@@ -57,6 +58,18 @@ def test_record_of_a_whole_run(tmp_path):
   assert set(rows) == {'whole', 'without_augmentation', 'input_path'}
   # The input path is a part of the whole, on any machine.
   assert record['input']['input_share']['min'] > 0
+  runs = record['population']
+  assert set(runs['contenders']) == {
+    'population',
+    'fer_jax in a row',
+    'flax in a row',
+  }
+  share = runs['share_of_in_a_row']
+  assert share['min'] <= share['median'] <= share['max']
+  row = runs['contenders']['population']
+  assert row['images_per_second']['median'] == pytest.approx(
+    3 * 2 / row['seconds_per_step']['median']
+  )
   assert 'images/s' in result.stdout
   assert f'record: {target}' in result.stdout
 

@@ -33,13 +33,3 @@ def test_a_copy_is_its_own_neighbour(images):
   references = np.concatenate([references, queries])
   place = nearest.nearest_rows(queries, references)
   np.testing.assert_array_equal(place, 900 + np.arange(700))
-
-
-def test_accuracy_is_the_share_of_equal_labels(images):
-  queries, references = images
-  labels = np.arange(900) % 5
-  place = nearest.nearest_rows(queries, references)
-  own = labels[place].copy()
-  own[:70] += 1
-  got = nearest.accuracy(queries, own, references, labels)
-  assert got == pytest.approx(0.9)

@@ -67,6 +67,44 @@ def test_batches_follow_the_order_that_is_given(memory_set):
     _assert_same(batch, resident.gather(held, positions[here], weight[here]))
 
 
+def test_each_host_reads_its_part_of_every_batch(memory_set):
+  read_rows = []
+  data = memory_set(_images(11))
+  whole = stream.Stream(
+    data, np.arange(11), batch_size=4, image_size=(10, 10), channels=1, key=KEY
+  )
+
+  class Watched(type(data)):
+    def read(self, index):
+      read_rows.extend(map(int, index))
+      return super().read(index)
+
+  watched = Watched(**vars(data))
+  parts = [
+    list(
+      stream.Stream(
+        watched,
+        np.arange(11),
+        batch_size=4,
+        image_size=(10, 10),
+        channels=1,
+        key=KEY,
+        threads=1,
+        part=(part, 2),
+      ).epoch(1)
+    )
+    for part in (0, 1)
+  ]
+  for batch, first, second in zip(whole.epoch(1), *parts, strict=True):
+    _assert_same(
+      {name: np.concatenate([first[name], second[name]]) for name in batch},
+      batch,
+    )
+  # Three batches of four: every row once, and the padding.
+  assert len(read_rows) == 12
+  assert set(read_rows) == set(range(11))
+
+
 def test_without_a_key_rows_keep_their_order(memory_set):
   images = _images(5)
   read = stream.Stream(

@@ -13,7 +13,14 @@ from fer_jax import datasets
 from fer_jax.data import ledger, resize, twins
 from fer_jax.datasets import pictures
 from fer_jax.errors import UserError
-from fer_jax.evaluation import cross_dataset, scores, summary
+from fer_jax.evaluation import (
+  cross_dataset,
+  report,
+  runs,
+  scores,
+  summary,
+  wording,
+)
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.training.inference import Predictor
 
@@ -93,6 +100,10 @@ def test_all_of_another_set_is_scored_and_recorded(copied):
   said = summary.text(metrics)
   assert f'contempt is left out ({32 - len(rows)})' in said
   assert f'look {metrics["looks"]} at these examples of synthetic' in said
+  shown = report.render([runs.read(copied)])
+  assert 'On other data sets' in shown
+  assert 'synthetic_faces, all' in shown
+  assert wording.percent(metrics['accuracy']) in shown
 
 
 def test_the_opening_is_recorded_before_anything_is_read(copied, monkeypatch):

@@ -1,7 +1,6 @@
 """The report as a browser gets it: whole, self-contained, escaped, complete."""
 
 import base64
-import html.parser
 import io
 import re
 import subprocess
@@ -9,49 +8,10 @@ import sys
 
 import pytest
 from PIL import Image
+from parsed_page import Page
 
 from fer_jax.errors import UserError
 from fer_jax.evaluation import page, report, runs, wording
-
-VOID = {'meta', 'img', 'wbr', 'br'}
-
-
-class _Page(html.parser.HTMLParser):
-  """Collects text, attributes and images; refuses badly nested tags."""
-
-  def __init__(self, source: str):
-    super().__init__()
-    self.open: list[str] = []
-    self.text: list[str] = []
-    self.images: list[dict] = []
-    self.links: list[str] = []
-    self.count: dict[str, int] = {}
-    self.feed(source)
-    self.close()
-    assert not self.open, f'never closed: {self.open}'
-
-  def handle_starttag(self, tag, attrs):
-    attributes = dict(attrs)
-    self.count[tag] = self.count.get(tag, 0) + 1
-    for name in ('src', 'href', 'srcset', 'action', 'data'):
-      if name in attributes:
-        self.links.append(attributes[name])
-    if tag == 'img':
-      self.images.append(attributes)
-    if tag not in VOID:
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self.open, f'stray </{tag}>'
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if not self.open or self.open[-1] != 'style':
-      self.text.append(data)
-
-  def says(self, words: str) -> bool:
-    whole = ' '.join(' '.join(self.text).replace('\xa0', ' ').split())
-    return words in whole
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +21,7 @@ def single(finished):
 
 @pytest.fixture(scope='module')
 def parsed(single):
-  return _Page(single.html)
+  return Page(single.html)
 
 
 def test_nothing_is_fetched(single, parsed):
@@ -146,7 +106,7 @@ def test_all_pictures_are_files_too(single):
 
 def test_a_leak_is_said_aloud_and_missing_pieces_are_named(run_maker, tmp_path):
   path = run_maker(tmp_path / 'a<b', leaks=True, splits=(), epochs=0)
-  parsed = _Page(report.render([runs.read(path)]).html)
+  parsed = Page(report.render([runs.read(path)]).html)
   assert parsed.says('Leaks: yes. Its figures are no estimate')
   assert parsed.says('The test split has not been evaluated.')
   assert parsed.says('--split=validation')
@@ -157,13 +117,13 @@ def test_a_leak_is_said_aloud_and_missing_pieces_are_named(run_maker, tmp_path):
 def test_a_run_without_run_json_is_of_unknown_protocol(run_maker, tmp_path):
   path = run_maker(tmp_path / 'run', splits=(), epochs=1)
   (path / 'run.json').unlink()
-  parsed = _Page(report.render([runs.read(path)]).html)
+  parsed = Page(report.render([runs.read(path)]).html)
   assert parsed.says('Protocol unknown. Leaks: unknown.')
 
 
 def test_clips_show_attention_by_frame(run_maker, tmp_path):
   path = run_maker(tmp_path / 'clips', frames=3, splits=('test',), epochs=1)
-  parsed = _Page(report.render([runs.read(path)]).html)
+  parsed = Page(report.render([runs.read(path)]).html)
   assert parsed.says('Under each frame of the clip')
 
 
@@ -175,7 +135,7 @@ def test_several_runs_are_compared_by_group(run_maker, tmp_path):
   ]
   members = runs.read_all(paths)
   made = report.render(members)
-  parsed = _Page(made.html)
+  parsed = Page(made.html)
   assert parsed.says('3 runs compared')
   assert parsed.says('All runs: fer2013, protocol fer2013_dev. Leaks: no.')
   spread = runs.spread(
@@ -201,7 +161,7 @@ def test_runs_on_other_data_are_not_ranked(run_maker, tmp_path):
   ]
   facts = (paths[1] / 'run.json').read_text().replace('ab' * 32, 'ef' * 32)
   (paths[1] / 'run.json').write_text(facts)
-  parsed = _Page(report.render(runs.read_all(paths)).html)
+  parsed = Page(report.render(runs.read_all(paths)).html)
   assert parsed.says('do not rank them')
 
 

@@ -26,7 +26,7 @@ def _run(name, config, accuracies=(), losses=()):
       zip(accuracies, losses or accuracies, strict=True), start=1
     )
   ]
-  return runs.Run(pathlib.Path(name), name, config, {}, history, {}, ())
+  return runs.Run(pathlib.Path(name), name, config, {}, history, {}, {}, ())
 
 
 def _config(seed, rate=0.1, **train):
@@ -102,7 +102,7 @@ def test_runs_of_equal_fields_are_grouped_without_jax():
   code = (
     'import pathlib, sys; from fer_jax.evaluation import runs;'
     'made = [runs.Run(pathlib.Path(n), n, {"seed": i, "model": {"name": m, n: '
-    '1} if i else {"name": m}}, {}, [], {}, ()) for i, (n, m) in enumerate('
+    '1} if i else {"name": m}}, {}, [], {}, {}, ()) for i, (n, m) in enumerate('
     '[("a", "m"), ("b", "n"), ("c", "o")])];'
     'sys.exit(len(runs.group(made)) != 3 or "jax" in sys.modules)'
   )

@@ -57,6 +57,23 @@ def test_averages_match_sklearn(predictions, figures):
   assert figures['n'] == 500
 
 
+def test_rows_far_apart_keep_their_digits():
+  """One shift for all rows would leave the lower one without any."""
+  found = scores.log_softmax(np.array([[2e3, 2e3 - 1], [-2e3, -2e3 - 1]]))
+  expected = -np.log1p(np.exp([-1.0, 1.0]))
+  np.testing.assert_allclose(found, [expected, expected], rtol=1e-12)
+
+
+def test_a_class_neither_true_nor_predicted_has_its_row():
+  logits = 5.0 * np.eye(3)[[0, 2, 2]]
+  figures = scores.all_scores(logits, np.array([0, 0, 2]), ('a', 'b', 'c'))
+  rows = [(r['name'], r['support'], r['f1']) for r in figures['per_class']]
+  two_thirds = pytest.approx(2 / 3)
+  assert rows == [('a', 2, two_thirds), ('b', 0, None), ('c', 1, two_thirds)]
+  assert figures['macro']['f1'] == two_thirds
+  assert figures['bootstrap']['draws'] == 10_000
+
+
 def test_confusion_rows_are_true_labels():
   labels = np.array([0, 0, 0, 1])
   logits = 5.0 * np.eye(2)[[0, 1, 1, 1]]
@@ -159,6 +176,30 @@ def test_the_interval_is_seeded():
 
   assert intervals(1) == intervals(1) != intervals(2)
   assert intervals(1, ids=ids) == intervals(1, ids=ids) != intervals(2, ids=ids)
+
+
+def test_as_many_resamples_are_drawn_as_asked_for():
+  predictions = _of_confusion([[30, 20], [10, 40]])
+  for ids in (None, np.arange(100) // 2):
+    low, high = scores.bootstrap_intervals(*predictions, 2, ids=ids, n_boot=1)[
+      'accuracy'
+    ]
+    assert low == high
+  counts = np.arange(12).reshape(6, 2)
+  sums = scores.resampled_sums(counts, n_boot=600, rng=np.random.default_rng(0))
+  assert sums.shape == (600, 2)
+
+
+def test_a_class_that_a_resample_misses_is_in_none_of_its_means():
+  figures = scores.figures_of_counts(
+    hits=np.array([3, 1, 0]),
+    support=np.array([4, 1, 0]),
+    predicted=np.array([3, 1, 1]),
+  )
+  # Recalls 3/4 and 1; F1 6/7 and 1; the third class is not true of any.
+  assert figures['accuracy'] == 4 / 5
+  assert figures['balanced_accuracy'] == pytest.approx((3 / 4 + 1) / 2)
+  assert figures['macro_f1'] == pytest.approx((6 / 7 + 1) / 2)
 
 
 def test_copies_of_an_id_are_drawn_together(predictions):

@@ -1,6 +1,8 @@
 """A config that trains in seconds, and its data."""
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from fer_jax import config as config_lib
 
@@ -27,3 +29,22 @@ def tiny_config(tiny_data):
   config.train.batch_size = 32
   config.train.epochs = 2
   return config
+
+
+@pytest.fixture(scope='module')
+def compiled_once(tmp_path_factory):
+  """Keeps compiled programs between the runs of a module, as the command line
+  does between its processes."""
+  place = tmp_path_factory.getbasetemp() / 'xla'
+  settings = {
+    'jax_compilation_cache_dir': str(place),
+    'jax_persistent_cache_min_compile_time_secs': 0.1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()

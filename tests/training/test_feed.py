@@ -67,7 +67,7 @@ def test_class_balanced_batches_agree_and_validation_is_as_it_was(
   size = config.train.batch_size
   batches = []
 
-  def make_block(graphdef, settings):
+  def make_block(graphdef, settings, mesh):
     def block(state, sums, images, order, count, start, stop, key):
       for n in range(start, stop):
         here = np.arange(n * size, (n + 1) * size)
@@ -77,14 +77,14 @@ def test_class_balanced_batches_agree_and_validation_is_as_it_was(
 
     return block
 
-  def make_stream_step(graphdef, settings):
+  def make_stream_step(graphdef, settings, mesh):
     def step(state, batch, key):
       batches.append(batch)
       return state, step_lib.zero_sums()
 
     return step
 
-  def make_validation(graphdef, settings):
+  def make_validation(graphdef, settings, mesh):
     def validate(state, images, rows, count):
       batches.append(
         resident.gather(images, rows, np.arange(len(rows)) < count)

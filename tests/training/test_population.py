@@ -199,7 +199,7 @@ def test_a_place_is_given_away_between_blocks(mapping):
   members.replace(0, newcomer)
   assert members.number.tolist() == [5, 1, 2]
   assert members.steps_per_epoch.tolist() == [36, 36, 33]
-  members._block_steps = 21
+  members.block_steps = 21
   _take(members, 1)
   state = _arrays(members.member_state(0))
   _close(state, _alone(5, fold=1)[1], 1e-4)

@@ -31,10 +31,10 @@ SET_STEPS = 32
 
 def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
-  images, order, count, plan = _resident_set(case)
-  settings = _settings(case)
-  graphdef = _graph_definition(case)
-  state = jax.jit(functools.partial(_initial_state, case))()
+  images, order, count, plan = resident_set(case)
+  settings = settings_of(case)
+  graphdef = graph_definition(case)
+  state = jax.jit(functools.partial(initial_state, case))()
   info = {
     'steps_per_dispatch': STEPS_PER_DISPATCH,
     'parameters': state_lib.parameter_count(state.params),
@@ -77,16 +77,16 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
 
 def block_of(case: dict) -> tuple[Any, tuple[Any, ...]]:
   """The block of train steps, and what it is called with; nothing compiled."""
-  state = jax.eval_shape(functools.partial(_initial_state, case))
+  state = jax.eval_shape(functools.partial(initial_state, case))
   images, order, count, plan = jax.eval_shape(
-    functools.partial(_resident_set, case)
+    functools.partial(resident_set, case)
   )
-  block = step_lib.make_block(_graph_definition(case), _settings(case))
+  block = step_lib.make_block(graph_definition(case), settings_of(case))
   arguments = (state, step_lib.zero_sums(), images, order, count, 0, 1, plan)
   return block, arguments
 
 
-def _resident_set(case: dict) -> tuple[Any, jax.Array, int, step_lib.Plan]:
+def resident_set(case: dict) -> tuple[Any, jax.Array, int, step_lib.Plan]:
   """Random images, an order of theirs, their number, and a plan."""
   draws = np.random.default_rng(case['seed'])
   classes = case['num_classes']
@@ -103,7 +103,8 @@ def _resident_set(case: dict) -> tuple[Any, jax.Array, int, step_lib.Plan]:
   return images, order, count, step_lib.Plan(jax.random.key(case['seed']))
 
 
-def _settings(case: dict) -> step_lib.StepSettings:
+def settings_of(case: dict) -> step_lib.StepSettings:
+  """Of the step; augmentation is left out of what peers are timed beside."""
   augmented = case['what'] != 'train_step'
   return step_lib.StepSettings(
     batch_size=case['batch_size'],
@@ -125,11 +126,13 @@ def _model(case: dict) -> nnx.Module:
   )
 
 
-def _graph_definition(case: dict) -> nnx.GraphDef:
+def graph_definition(case: dict) -> nnx.GraphDef:
+  """Of the case's model."""
   return state_lib.split(nnx.eval_shape(lambda: _model(case)))[0]
 
 
-def _initial_state(case: dict) -> state_lib.TrainState:
+def initial_state(case: dict) -> state_lib.TrainState:
+  """Of a run that begins."""
   _, params, model_state = state_lib.split(_model(case))
   return state_lib.initial_state(
     params,

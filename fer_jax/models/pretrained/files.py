@@ -1,21 +1,24 @@
 """Opens a file of weights, whichever of the known layouts it has.
 
 A .keras archive has checksums. An .h5 has none, and the HDF5 library itself can
-crash on damaged metadata (1 of 250 files with random bytes changed, HDF5 2.0):
-compare a download's checksum first.
+crash on damaged metadata (1 of 250 files with random bytes changed, HDF5 2.0),
+which is why a process of its own reads it. Values that are changed and still
+finite are not noticed: compare a download's checksum first.
 """
 
 import contextlib
 import importlib
-import io
 import lzma
 import pathlib
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from types import ModuleType
 
 from fer_jax.errors import UserError
+from fer_jax.models.pretrained import hdf5
 from fer_jax.models.pretrained.keras_layout import KerasContents
 from fer_jax.models.pretrained.torch_layout import TorchContents
 
@@ -25,6 +28,8 @@ _PICKLES = ('.pt', '.pth', '.bin', '.pkl', '.pickle', '.ckpt')
 _SUFFIXES = ('.h5', '.hdf5', '.keras', '.safetensors')
 # VGG16 with its dense layers is 528 MiB.
 _MOST_BYTES = 4 * 2**30
+# Weights hardly compress; zeros, a thousand to one.
+_MOST_RATIO = 20
 
 
 @contextlib.contextmanager
@@ -72,22 +77,28 @@ def _safetensors(path: pathlib.Path) -> Iterator[TorchContents]:
 
 @contextlib.contextmanager
 def _hdf5(path: pathlib.Path) -> Iterator[KerasContents]:
-  h5py = _package('h5py')
-  source = (
-    _weights_in_archive(path) if path.suffix.lower() == '.keras' else path
-  )
+  _package('h5py')
   try:
-    with h5py.File(source, 'r') as file:
-      yield KerasContents(file, h5py)
-  except UserError:
-    raise
-  # What h5py raises depends on where in the file the damage is.
-  except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    with contextlib.ExitStack() as stack:
+      if path.suffix.lower() == '.keras':
+        source = stack.enter_context(_weights_in_archive(path))
+      else:
+        source = path
+      yield KerasContents(stack.enter_context(hdf5.layers(source)))
+  except hdf5.DamagedFileError as error:
     raise _not_whole(path, 'an HDF5', error) from error
 
 
-def _weights_in_archive(path: pathlib.Path) -> io.BytesIO:
+@contextlib.contextmanager
+def _weights_in_archive(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """The weights of a .keras file; its checksum is compared on the way."""
+  with tempfile.TemporaryDirectory() as folder:
+    unpacked = pathlib.Path(folder, 'weights.h5')
+    _unpack(path, unpacked)
+    yield unpacked
+
+
+def _unpack(path: pathlib.Path, unpacked: pathlib.Path) -> None:
   member = 'model.weights.h5'
   try:
     with zipfile.ZipFile(path) as archive:
@@ -97,21 +108,26 @@ def _weights_in_archive(path: pathlib.Path) -> io.BytesIO:
           'model.save_weights(name.weights.h5)'
         )
       size = archive.getinfo(member).file_size
-      if size > _MOST_BYTES:
+      most = min(_MOST_BYTES, _MOST_RATIO * path.stat().st_size)
+      if size > most:
         raise UserError(
-          f'{path}: its weights are said to take {size} bytes, more than '
-          f'{_MOST_BYTES}'
+          f'{path}: its weights are said to take {size} bytes, more than {most}'
         )
-      return io.BytesIO(archive.read(member))
+      with archive.open(member) as packed, unpacked.open('wb') as f:
+        shutil.copyfileobj(packed, f)
+  except UserError:
+    raise
   # RuntimeError: encrypted; NotImplementedError, which is one: of a
-  # compression that is not known.
+  # compression that is not known. ValueError: a name that is no text.
   except (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
     RuntimeError,
+    MemoryError,
     OSError,
     EOFError,
+    ValueError,
   ) as error:
     raise _not_whole(path, 'a .keras', error) from error
 

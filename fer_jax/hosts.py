@@ -1,0 +1,190 @@
+"""The processes that train one run together: how they start and agree.
+
+On Slurm, TPU pods and under Open MPI the environment says how many processes
+there are, and JAX finds the rest; elsewhere JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID do. Each process is called a host here,
+also where a machine runs one for each of its accelerators.
+
+Every host runs the same program. The first one alone reads and writes the
+workdir; what it finds there, and whether it failed, the others hear from it.
+So all hosts must come to each of these calls, in the same order.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fer_jax.errors import UserError
+
+T = TypeVar('T')
+
+
+def launch(environ: Mapping[str, str]) -> dict[str, Any] | None:
+  """What `jax.distributed.initialize` is to be called with; None for no call.
+
+  Args:
+    environ: of a process that has imported JAX, which marks TPU machines.
+
+  Raises:
+    UserError: JAX_NUM_PROCESSES or JAX_PROCESS_ID is missing or no number.
+  """
+  if 'JAX_NUM_PROCESSES' in environ:
+    processes = _number(environ, 'JAX_NUM_PROCESSES')
+    if processes < 2:
+      return None
+    return {
+      'coordinator_address': environ.get('JAX_COORDINATOR_ADDRESS'),
+      'num_processes': processes,
+      'process_id': _number(environ, 'JAX_PROCESS_ID'),
+    }
+  # In a batch script, outside of srun, there is one process whatever is asked.
+  if 'SLURM_STEP_NODELIST' in environ and 'SLURM_PROCID' in environ:
+    return {} if _number(environ, 'SLURM_NTASKS', 1) > 1 else None
+  if 'OMPI_MCA_orte_hnp_uri' in environ:
+    return {} if _number(environ, 'OMPI_COMM_WORLD_SIZE', 1) > 1 else None
+  if 'JAX_COORDINATOR_ADDRESS' in environ:
+    _number(environ, 'JAX_NUM_PROCESSES')  # missing, and nothing else tells
+  if environ.get('TPU_ML_PLATFORM') != 'JAX':
+    return None
+  if _number(environ, 'MEGASCALE_NUM_SLICES', 1) > 1:
+    return {}
+  workers = environ.get(
+    'TPU_PROCESS_ADDRESSES', environ.get('TPU_WORKER_HOSTNAMES')
+  )
+  if workers is not None:
+    return {} if ',' in workers else None
+  # Without those the machine's metadata tells, which JAX asks for.
+  return None if 'TPU_SKIP_MDS_QUERY' in environ else {}
+
+
+def _number(
+  environ: Mapping[str, str], name: str, default: int | None = None
+) -> int:
+  text = environ.get(name, '' if default is None else str(default))
+  if not text.isdecimal():
+    raise UserError(
+      f'the environment has {name}={text!r}; expected a whole number'
+    )
+  return int(text)
+
+
+def start() -> None:
+  """Joins the other processes, where the environment says that there are any.
+
+  To be called before anything is computed. Afterwards only the first host
+  prints to stdout.
+
+  Raises:
+    UserError: they cannot be reached.
+  """
+  arguments = launch(os.environ)
+  if arguments is None or jax.distributed.is_initialized():
+    return
+  # It would hear SIGTERM in the place of `training.preemption`.
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
+    jax.distributed.initialize(**arguments)
+  except (RuntimeError, ValueError) as error:
+    raise UserError(
+      f'cannot join the other processes of this run: {error}'
+    ) from error
+  if not first():
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+
+
+def count() -> int:
+  """How many there are."""
+  # Asking JAX for it starts its backends, for which it may be too early.
+  return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def first() -> bool:
+  """Whether this host is the one that writes."""
+  return count() == 1 or jax.process_index() == 0
+
+
+def part() -> tuple[int, int]:
+  """(number of this host, from 0; how many there are)."""
+  return (0, 1) if count() == 1 else (jax.process_index(), count())
+
+
+def on_first(function: Callable[[], T]) -> T:
+  """Calls a function on the first host alone; all get what it returns.
+
+  Args:
+    function: returns something that JSON holds.
+
+  Raises:
+    UserError: it raised an exception, which the first host raises itself.
+  """
+  if count() == 1:
+    return function()
+  result, failure = None, None
+  if first():
+    try:
+      result = function()
+    except Exception as error:
+      failure = error
+  answer = _told({'failed': failure is not None, 'result': result})
+  if failure is not None:
+    raise failure
+  if answer['failed']:
+    raise UserError('the first process of this run failed, and says why')
+  return answer['result']
+
+
+def _told(value: Any) -> Any:
+  """The first host's value, by way of JSON."""
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  length = int(from_first(np.int32(len(text))))
+  # Others send nothing, but as much of it.
+  content = from_first(np.resize(text, length))
+  return json.loads(content.tobytes())
+
+
+def from_first(tree: Any) -> Any:
+  """The first host's arrays, on the host.
+
+  Args:
+    tree: of arrays, on the other hosts of others of the same shapes and dtypes.
+  """
+  return multihost_utils.broadcast_one_to_all(tree)
+
+
+def any_host(flag: bool) -> bool:
+  """Whether it is true on any host; the same answer on all."""
+  if count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def share(rows: np.ndarray) -> np.ndarray:
+  """This host's part of a list, (n,) to (ceil(n / hosts),), for `gathered`.
+
+  The last row again where the parts are not even.
+  """
+  number, parts = part()
+  size = -(-len(rows) // parts)
+  padded = np.pad(rows, (0, size * parts - len(rows)), 'edge')
+  return padded[number * size :][:size]
+
+
+def gathered(own: np.ndarray, length: int) -> np.ndarray:
+  """What hosts made of their parts of a list, in its order.
+
+  Args:
+    own: (ceil(n / hosts), ...), of its rows of `share`.
+    length: n.
+
+  Returns:
+    (n, ...), on every host.
+  """
+  if count() == 1:
+    return own
+  return multihost_utils.process_allgather(own, tiled=True)[:length]

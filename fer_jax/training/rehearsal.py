@@ -1,0 +1,154 @@
+"""A run's first steps without the run: what it takes of memory and time."""
+
+import dataclasses
+import resource
+import sys
+import time
+
+import jax
+
+from fer_jax import config as config_lib
+from fer_jax import provenance
+from fer_jax.training import step as step_lib
+from fer_jax.training import task
+from fer_jax.training.display import duration
+from fer_jax.training.state import parameter_count
+
+STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+  """What was measured.
+
+  Attributes:
+    parameters: of the model.
+    steps: of the whole run.
+    epochs: of it.
+    loss: mean over the steps taken last.
+    start_seconds: from the process's start until the first step was done, with
+      loading and compilation.
+    step_seconds: of a step, the mean of `STEPS` after the first.
+    validation_seconds: of one validation, from the time of one batch; 0 where
+      nothing validates.
+    validations: of the whole run.
+    device: its kind.
+    device_bytes: highest use of its memory; what JAX's arrays take where it
+      does not tell, as on CPU.
+    device_limit: its memory, 0 where it does not tell.
+    host_bytes: highest resident size of this process.
+  """
+
+  parameters: int
+  steps: int
+  epochs: int
+  loss: float
+  start_seconds: float
+  step_seconds: float
+  validation_seconds: float
+  validations: int
+  device: str
+  device_bytes: int
+  device_limit: int
+  host_bytes: int
+
+  @property
+  def seconds(self) -> float:
+    """Of the whole run, checkpoints left out."""
+    return (
+      self.start_seconds
+      + self.steps * self.step_seconds
+      + self.validations * self.validation_seconds
+    )
+
+
+def rehearse(config: config_lib.Config) -> Rehearsal:
+  """Compiles, takes the first steps of the epoch in which most trains.
+
+  Nothing is written but what building a synthetic set and JAX's cache of
+  compiled programs write outside of any workdir.
+
+  Raises:
+    UserError: as `loop.train` before its first step.
+  """
+  config_lib.validate(config)
+  prepared = task.prepare(config)
+  feed = prepared.feed
+  state = prepared.initial_state()
+  parameters = parameter_count(state.params)
+  last = config.train.epochs - 1
+  feed.block_steps = 1
+  state, sums, _ = next(feed.train_epoch(state, last))
+  jax.block_until_ready(sums)
+  start_seconds = time.time() - provenance.process_start()
+
+  feed.block_steps = STEPS
+  begun = time.monotonic()
+  state, sums, taken = next(feed.train_epoch(state, last))
+  jax.block_until_ready(sums)
+  step_seconds = (time.monotonic() - begun) / taken
+
+  validations, validation_seconds = 0, 0.0
+  if feed.validates:
+    every = config.train.validate_every
+    validations = -(-config.train.epochs // every)
+    jax.block_until_ready(feed.validate(state, batches=1))
+    begun = time.monotonic()
+    jax.block_until_ready(feed.validate(state, batches=1))
+    count = prepared.facts['protocol']['validation']
+    batches = -(-count // config.train.batch_size)
+    validation_seconds = (time.monotonic() - begun) * batches
+
+  device = jax.local_devices()[0]
+  memory = device.memory_stats() or {}
+  arrays = sum(
+    x.nbytes for x in jax.live_arrays() if device in x.sharding.device_set
+  )
+  return Rehearsal(
+    parameters=parameters,
+    steps=prepared.total_steps,
+    epochs=config.train.epochs,
+    loss=step_lib.means(sums)['loss'],
+    start_seconds=start_seconds,
+    step_seconds=step_seconds,
+    validation_seconds=validation_seconds,
+    validations=validations,
+    device=device.device_kind,
+    device_bytes=int(memory.get('peak_bytes_in_use', arrays)),
+    device_limit=int(memory.get('bytes_limit', 0)),
+    host_bytes=_peak_host_bytes(),
+  )
+
+
+def _peak_host_bytes() -> int:
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def text(found: Rehearsal, batch_size: int) -> str:
+  """The result as `train --dry_run` prints it."""
+  device = f'{found.device_bytes / 2**20:,.0f} MiB'
+  if found.device_limit:
+    device += f' at most, of {found.device_limit / 2**20:,.0f}'
+  else:
+    device += ' of arrays, in the memory of the host'
+  validation = 'none'
+  if found.validations:
+    validation = (
+      f'{found.validations}, each {duration(found.validation_seconds)}'
+    )
+  return '\n'.join(
+    (
+      f'parameters        {found.parameters:,}',
+      f'loss              {found.loss:.4f} over the first steps',
+      f'start             {found.start_seconds:.1f} s to the first step, '
+      'compilation included',
+      f'step              {1000 * found.step_seconds:.1f} ms, '
+      f'{batch_size / found.step_seconds:,.0f} images/s',
+      f'validation        {validation}',
+      f'memory, {found.device:<9} {device}',
+      f'memory, host      {found.host_bytes / 2**20:,.0f} MiB at most',
+      f'estimate          {duration(found.seconds)} for {found.steps:,} steps '
+      f'in {found.epochs} epochs; nothing was written',
+    )
+  )

@@ -1,0 +1,108 @@
+"""After a loss that is not finite: back to the last good epoch, more slowly.
+
+A rollback is an entry of run.json's 'rollbacks' that names the step gone back
+to. It takes effect whenever the state of that step is restored, so a run that
+is killed at any moment of this goes on as if it had not been.
+"""
+
+import datetime
+import pathlib
+from typing import Any
+
+from fer_jax import files, hosts
+from fer_jax.errors import UserError
+from fer_jax.training import checkpoint
+from fer_jax.training.state import TrainState
+
+FACTOR = 0.5
+"""What a rollback multiplies the learning rate by."""
+
+LIMIT = 3
+"""How many a run is given."""
+
+KEY = 'rollbacks'
+
+
+class DivergenceError(UserError):
+  """A loss or a parameter is not finite.
+
+  Attributes:
+    epoch: the one under way, from 1.
+    step: of the run.
+  """
+
+  def __init__(self, message: str, *, epoch: int, step: int):
+    super().__init__(message)
+    self.epoch = epoch
+    self.step = step
+
+
+def noted(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
+  """The rollbacks of a run up to a step; later ones are forgotten.
+
+  They are of a future that the run gave up, and will happen again.
+  """
+  return hosts.on_first(lambda: _noted(workdir, step))
+
+
+def _noted(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
+  path = workdir / 'run.json'
+  if not path.exists():
+    return []
+  run = files.read_json(path)
+  there = run.get(KEY, [])
+  try:
+    kept = [entry for entry in there if entry['to_step'] <= step]
+  except (TypeError, KeyError):
+    raise UserError(
+      f'{path}: {KEY!r} is damaged; expected entries that name a to_step'
+    ) from None
+  if kept != there:
+    files.write_json(path, {**run, KEY: kept})
+  return kept
+
+
+def slowed(state: TrainState, entries: list[dict[str, Any]]) -> TrainState:
+  """A restored state with the rollbacks to its step in its learning rate."""
+  here = sum(entry['to_step'] == int(state.step) for entry in entries)
+  if not here:
+    return state
+  progress = state.progress
+  factor = progress.lr_factor * FACTOR**here
+  return state._replace(progress=progress._replace(lr_factor=factor))
+
+
+def note(workdir: pathlib.Path, diverged: DivergenceError) -> str:
+  """Goes back to the last intact checkpoint at an epoch's end.
+
+  Returns:
+    One line that says so.
+
+  Raises:
+    UserError: the run has had `LIMIT` of them.
+  """
+  sealed = checkpoint.latest_intact(workdir, whole=True)
+  step = sealed.step if sealed else 0
+  entries = noted(workdir, step)
+  if len(entries) >= LIMIT:
+    raise UserError(f'{diverged}; rolled back {LIMIT} times already')
+  entry = {
+    'epoch': diverged.epoch,
+    'step': diverged.step,
+    'to_step': step,
+    'factor': FACTOR,
+    'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+  }
+
+  def write():
+    # In this order: killed in between, the run diverges and rolls back again.
+    checkpoint.remove_after(workdir, step)
+    path = workdir / 'run.json'
+    files.write_json(path, {**files.read_json(path), KEY: [*entries, entry]})
+
+  hosts.on_first(write)
+  return (
+    f'the loss is not finite at step {diverged.step} (epoch {diverged.epoch}): '
+    f'rolled back to step {step}, learning rate times {FACTOR:g} '
+    f'({len(entries) + 1} of {LIMIT} times)'
+  )

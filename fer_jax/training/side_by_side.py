@@ -1,0 +1,394 @@
+"""Runs that train side by side, each with a workdir of its own.
+
+What cross-validations and sweeps share: the examples of all runs in memory
+once, a run as a member of a population, how many members fit, and the desk that
+writes what a single run would have written. Each workdir is a normal one:
+`train --config` goes on with it or repeats it.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fer_jax import config as config_lib
+from fer_jax.data import protocol, resident
+from fer_jax.datasets import Dataset
+from fer_jax.training import (
+  checkpoint,
+  feed,
+  mapping,
+  memory,
+  population,
+  preemption,
+  records,
+  task,
+  warm_start,
+)
+from fer_jax.training import workdir as workdir_lib
+from fer_jax.training.display import Display
+from fer_jax.training.state import TrainState, all_finite
+
+SAVE_SECONDS = 60.0
+"""How much of a run a kill may cost, beside the epoch under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+  """What the runs of one population have in common.
+
+  Attributes:
+    config: of any of them; they differ in lists, seeds and scalars alone.
+    blueprint: data set, model and settings.
+    images: the examples that train or select in any run, each once.
+    rows: int (n,), the place in `images` of each row of the data set, or -1.
+    how: a name of `mapping.MAPPINGS`, or 'auto'.
+  """
+
+  config: config_lib.Config
+  blueprint: task.Blueprint
+  images: dict[str, Any]
+  rows: np.ndarray
+  how: str = 'auto'
+
+  @functools.cached_property
+  def make_state(self) -> Callable[[jax.Array], TrainState]:
+    """From a run's key to its first state; compiled once."""
+    class_count = len(self.blueprint.dataset.class_names)
+    return task.state_maker(self.config, class_count)
+
+
+def resident_set(
+  config: config_lib.Config,
+  dataset: Dataset,
+  partitions: Sequence[protocol.Partition],
+) -> tuple[dict[str, Any], np.ndarray]:
+  """(`Shared.images`, `Shared.rows`) of runs on these partitions.
+
+  Raises:
+    UserError: the set is larger than `data.resident_gib`.
+  """
+  used = functools.reduce(
+    np.union1d, [np.union1d(p.train, p.validation) for p in partitions]
+  )
+  size = config.data.image_size
+  images = resident.load_resident(
+    dataset,
+    used,
+    image_size=(size, size),
+    channels=config.data.channels,
+    limit_bytes=int(config.data.resident_gib * 2**30),
+  )
+  rows = np.full(len(dataset), -1, np.int64)
+  rows[used] = np.arange(len(used))
+  return images, rows
+
+
+def member(
+  shared: Shared,
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  partition: protocol.Partition,
+  number: int,
+) -> population.Member:
+  """A run before its first step, or as its checkpoint has it.
+
+  Args:
+    shared: of its population.
+    config: of the run.
+    workdir: of the run, claimed.
+    partition: who trains and who selects.
+    number: what the caller calls it by.
+
+  Raises:
+    UserError: it was begun on other data, or the pretrained weights cannot be
+      had.
+  """
+  dataset, graphdef = shared.blueprint.dataset, shared.blueprint.graphdef
+  class_count = len(dataset.class_names)
+  plan = task.plan_of(config, dataset, partition.train)
+  facts = task.facts_of(config, dataset, partition)
+  sealed = checkpoint.latest_intact(workdir)
+  if sealed is None:
+    state = task.first_state(
+      config, graphdef, class_count, plan.key, shared.make_state
+    )
+    origin = {'pretrained': warm_start.facts(config.train.pretrained)}
+  else:
+    workdir_lib.require_same_data(workdir, facts)
+    target = task.abstract_state(config, class_count)
+    state = checkpoint.restore(sealed, target)
+    origin = {}
+  workdir_lib.write_run_json(workdir, config, facts, state, origin)
+  return population.Member(
+    state=jax.device_get(state),
+    plan=plan,
+    train_rows=shared.rows[partition.train],
+    validation_rows=shared.rows[partition.validation],
+    number=number,
+    partial=sealed.partial if sealed else None,
+  )
+
+
+def waves(
+  shared: Shared, members: Sequence[population.Member], count: int
+) -> list[range]:
+  """Divides as many runs as `count` into populations that fit into memory.
+
+  Args:
+    shared: of all of them.
+    members: some of them, the ones with the longest lists included.
+    count: of all.
+
+  Raises:
+    UserError: not even one fits.
+  """
+  devices = jax.local_devices()
+  size = shared.config.train.batch_size
+  room = [
+    feed.padded_length(max(len(getattr(m, rows)) for m in members), size)
+    for rows in ('train_rows', 'validation_rows')
+  ]
+  need = memory.need(
+    shared.images,
+    members[0].state,
+    members[0].plan,
+    (room[0], room[1]),
+    graphdef=shared.blueprint.graphdef,
+    settings=shared.blueprint.settings,
+  )
+  return memory.waves(
+    count,
+    memory.limit_bytes(devices[0]),
+    need,
+    mapping.choose(shared.how, devices[0].platform),
+    devices=len(devices),
+  )
+
+
+def population_of(
+  shared: Shared, members: Sequence[population.Member]
+) -> population.Population:
+  """The members as one population, on all devices of this process."""
+  config, blueprint = shared.config, shared.blueprint
+  balanced = config.train.sampling == 'class_balanced'
+  return population.Population(
+    {k: v for k, v in shared.images.items() if k != 'label' or balanced},
+    members,
+    graphdef=blueprint.graphdef,
+    settings_of=functools.partial(
+      task.settings_of, config=config, settings=blueprint.settings
+    ),
+    selection=blueprint.selection,
+    epochs=config.train.epochs,
+    validate_every=config.train.validate_every,
+    block_steps=config.train.block_steps,
+    sampling=config.train.sampling,
+    mapping=shared.how,
+  )
+
+
+@dataclasses.dataclass
+class _Seat:
+  """Who writes of the run in one place."""
+
+  writer: checkpoint.Writer
+  recorder: records.Recorder
+  examples: int
+  saved: bool = True
+
+
+class Desk:
+  """Writes what the runs' workdirs hold while they train."""
+
+  def __init__(self, places: int, epochs: int):
+    """Makes a desk with empty seats.
+
+    Args:
+      places: of the population.
+      epochs: of each run.
+    """
+    self._epochs = epochs
+    self._display = Display(0, epochs)
+    self._seats: list[_Seat | None] = [None] * places
+    self._saved_at = time.monotonic()
+
+  def seat(
+    self, m: int, workdir: pathlib.Path, member: population.Member
+  ) -> None:
+    """Writes of a run from here on; cuts back what its checkpoint lacks."""
+    self._seats[m] = _Seat(
+      checkpoint.Writer(workdir),
+      records.Recorder(workdir, resumed_step=int(member.state.step)),
+      len(member.train_rows),
+    )
+
+  def write(
+    self,
+    together: population.Population,
+    results: Sequence[dict[str, Any] | None],
+    seconds: float,
+  ) -> None:
+    """Records an epoch; saves runs that improved, all of them now and then.
+
+    Args:
+      together: after `finish_epoch`.
+      results: what that returned.
+      seconds: that the epoch took.
+    """
+    done = {
+      m: (seat, result)
+      for m, (seat, result) in enumerate(zip(self._seats, results, strict=True))
+      if seat is not None and result is not None
+    }
+    if not done:
+      return
+    examples = sum(seat.examples for seat, _ in done.values())
+    rate = examples / seconds
+    now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
+    for m, (seat, result) in done.items():
+      share = seat.examples / examples
+      seat.recorder.write(
+        {
+          **result,
+          'time': now,
+          # Of all runs together: they share the device.
+          'images_per_second': rate,
+          'seconds': seconds,
+          'device_seconds': share * seconds * _devices(),
+        }
+      )
+      # What diverged is not worth a checkpoint, nor is what led to it.
+      seat.saved = bool(together.diverged[m])
+    overdue = time.monotonic() - self._saved_at > SAVE_SECONDS
+    for m, seat in enumerate(self._seats):
+      if seat is None or seat.saved:
+        continue
+      state = together.member_state(m)
+      improved = int(state.progress.best_step) == int(state.step)
+      if improved or overdue or not together.training[m]:
+        self._save(together, m, seat, state)
+    if overdue:
+      self._saved_at = time.monotonic()
+    self._display.line(
+      _epoch_line([result for _, result in done.values()], self._epochs, rate)
+    )
+
+  def line(self, text: str) -> None:
+    """Adds a line to the terminal."""
+    self._display.line(text)
+
+  def save_all(self, together: population.Population) -> None:
+    """Saves what is not saved yet."""
+    for m, seat in enumerate(self._seats):
+      if seat is not None and not seat.saved:
+        self._save(together, m, seat, together.member_state(m))
+
+  def save_amid(self, together: population.Population, seconds: float) -> None:
+    """Saves all runs amid their epoch, of which so many seconds are over."""
+    for m, seat in enumerate(self._seats):
+      partial = together.partial(m, seconds) if together.training[m] else None
+      if seat is None or (seat.saved and not partial):
+        continue
+      state = together.member_state(m)
+      if bool(state.progress.active) and bool(all_finite(state.params)):
+        epoch = int(together.epoch[m])
+        seat.writer.save(state, epoch=epoch, partial=partial)
+        seat.saved = True
+
+  def _save(self, together, m: int, seat: _Seat, state) -> None:
+    seat.writer.save(state, epoch=int(together.epoch[m]))
+    seat.saved = True
+
+  def leave(self, m: int, together: population.Population) -> None:
+    """Saves what is not saved of a run and closes its files."""
+    seat = self._seats[m]
+    if seat is None:
+      return
+    if not seat.saved:
+      self._save(together, m, seat, together.member_state(m))
+    self._seats[m] = None
+    _close(seat)
+
+  def close(self) -> None:
+    """Waits for the last checkpoints and closes the files."""
+    with contextlib.ExitStack() as stack:
+      for seat in self._seats:
+        if seat is not None:
+          stack.callback(_close, seat)
+    self._seats = [None] * len(self._seats)
+
+
+def _devices() -> int:
+  """That this process holds; the cores of a CPU are one."""
+  return 1 if jax.default_backend() == 'cpu' else jax.local_device_count()
+
+
+def seconds_before(members: Sequence[population.Member]) -> float:
+  """What the epoch has taken that members are amid of."""
+  return max((m.partial.seconds for m in members if m.partial), default=0.0)
+
+
+def train_epoch(
+  together: population.Population,
+  desk: Desk,
+  pace: preemption.Pace,
+  notice: preemption.Notice,
+  earlier: float = 0.0,
+) -> list[dict[str, Any] | None] | None:
+  """Trains what is left of everyone's epoch, and writes of it.
+
+  Args:
+    together: the runs.
+    desk: writes of them.
+    pace: of the blocks.
+    notice: leaves after the block under way once it is asked.
+    earlier: seconds of the epoch before this call.
+
+  Returns:
+    What `finish_epoch` returned; None where it left amid the epoch, saved.
+  """
+  begun = time.monotonic() - earlier
+  pace.begin()
+  together.block_steps = pace.steps
+  for _ in together.blocks():
+    together.wait()
+    notice.starting = False
+    pace.done(int(together.taken.max()))
+    together.block_steps = pace.steps
+    if notice.agreed():
+      desk.save_amid(together, time.monotonic() - begun)
+      return None
+  results = together.finish_epoch()
+  desk.write(together, results, time.monotonic() - begun)
+  return results
+
+
+def _close(seat: _Seat) -> None:
+  try:
+    seat.writer.close()
+  finally:
+    seat.recorder.close()
+
+
+def _epoch_line(
+  done: Sequence[dict[str, Any]], epochs: int, rate: float
+) -> str:
+  train = np.mean([r['train']['accuracy'] for r in done])
+  text = (
+    f'epoch {max(r["epoch"] for r in done)}/{epochs}  {len(done)} '
+    f'run{"s" * (len(done) > 1)}  train accuracy {train:.4f}'
+  )
+  validated = [r['validation']['accuracy'] for r in done if 'validation' in r]
+  if validated:
+    text += f'  validation accuracy {np.mean(validated):.4f}'
+    if len(validated) > 1:
+      text += f' ({min(validated):.4f} to {max(validated):.4f})'
+  return f'{text}  {rate:.0f} images/s'

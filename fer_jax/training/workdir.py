@@ -1,0 +1,134 @@
+"""Whose a workdir is, and what it says of its run.
+
+A workdir is one config's and, while it trains, one process's: of several hosts
+the first one's.
+"""
+
+import contextlib
+import fcntl
+import pathlib
+from typing import Any
+
+from fer_jax import config as config_lib
+from fer_jax import files, hosts, provenance
+from fer_jax.errors import UserError
+from fer_jax.training import checkpoint
+from fer_jax.training.state import TrainState, parameter_count
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: config_lib.Config):
+  """The workdir, this config's and this process's alone while it trains.
+
+  Raises:
+    UserError: another process trains in it, it is another config's (naming
+      the fields that differ), or it cannot be written.
+  """
+  with contextlib.ExitStack() as claim:
+    hosts.on_first(lambda: claim.enter_context(_claimed(workdir, config)))
+    yield
+
+
+@contextlib.contextmanager
+def _claimed(workdir: pathlib.Path, config: config_lib.Config):
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'--workdir {workdir} is a file; expected a folder')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / '.lock').open('w')
+  except OSError as error:
+    raise UserError(
+      f'cannot write to --workdir {workdir}: {error.strerror}'
+    ) from error
+  with lock:  # the kernel frees it however the process ends
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise UserError(
+        f'another process trains in --workdir {workdir}; wait for it, or '
+        'choose another'
+      ) from None
+    files.remove_temporaries(workdir)
+    _write_config(workdir, config)
+    yield
+
+
+def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Writes config.json, unless a run of another config has left its mark."""
+  path = workdir / 'config.json'
+  if path.exists():
+    differ = config_lib.differences(config_lib.load_json(path), config)
+    if not differ:
+      return
+    if checkpoint.steps(workdir):
+      raise UserError(
+        f'{workdir} was made by another config: {"; ".join(differ)}; '
+        'choose another --workdir or the same config'
+      )
+    # Nothing was trained yet: whatever was wrong is being put right.
+    (workdir / 'run.json').unlink(missing_ok=True)
+  files.write_json(path, config_lib.to_json(config))
+
+
+def require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
+  """Checks that a run is resumed on the examples that it began with.
+
+  Raises:
+    UserError: the data set or the partition is another one.
+  """
+  hosts.on_first(lambda: _require_same_data(workdir, facts))
+
+
+def _require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
+  earlier = files.read_json(workdir / 'run.json')
+  for what, there, here in (
+    ('checksum', earlier.get('dataset'), facts['dataset']),
+    ('digest', earlier.get('protocol'), facts['protocol']),
+  ):
+    if (there or {}).get(what) != here[what]:
+      raise UserError(
+        f'{workdir} was trained on {here["name"]} with {what} '
+        f'{(there or {}).get(what)}, but the one found here has {here[what]}: '
+        'examples may have changed sides; build that source, or choose '
+        'another --workdir'
+      )
+
+
+def write_run_json(
+  workdir: pathlib.Path,
+  config: config_lib.Config,
+  facts: dict[str, Any],
+  state: TrainState,
+  origin: dict[str, Any],
+) -> None:
+  """Writes where, on what, from what and under which protocol the run is made.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    facts: of `task.facts_of`.
+    state: of any step.
+    origin: what the first state came from, where this process made it.
+  """
+  note(
+    workdir,
+    {
+      'model': config.model.name,
+      'parameters': parameter_count(state.params),
+      'frozen': list(config.optim.freeze),
+      **origin,
+      **facts,
+      'environment': provenance.environment(),
+    },
+  )
+
+
+def note(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
+  """Adds to run.json, in the place of what was said of the same before."""
+  path = workdir / 'run.json'
+
+  def write():
+    earlier = files.read_json(path) if path.exists() else {}
+    files.write_json(path, {**earlier, **facts})
+
+  hosts.on_first(write)

@@ -1,0 +1,395 @@
+"""Hands out runs to workers; no run is lost and none is run twice.
+
+A run belongs to whoever holds the lock of its workdir, which the kernel frees
+when that process dies. Runs are handed out under one more lock, so that between
+being asked for and being claimed a trial is nobody else's to take. A trial that
+is running by the study and whose workdir nobody holds was left by a process
+that died: the next to ask takes over the same trial, draws the parameters that
+it lacks, and goes on from its checkpoint. A trial is told to the study before
+its workdir is let go.
+
+Locks are of `flock`: workers on several machines need a shared folder that has
+them, as NFS from version 4 does.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from fer_jax import config as config_lib
+from fer_jax import files
+from fer_jax.training import records
+from fer_jax.training.workdir import claimed
+from fer_jax.tuning import shapes
+from fer_jax.tuning.space import Space
+from fer_jax.tuning.study import Study
+
+TRIALS = 'trials'
+FINALISTS = 'finalists'
+OUTCOME = 'outcome.json'
+"""In a finalist's workdir: what came of it."""
+
+LOCK = '.ask.lock'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run that this process holds.
+
+  Attributes:
+    name: for people.
+    number: of the trial.
+    config: of the run.
+    workdir: of the run.
+    shape: its text; equal ones share what is compiled.
+    claim: holds the workdir until it is closed.
+    trial_id: of the study; None for a finalist.
+  """
+
+  name: str
+  number: int
+  config: config_lib.Config
+  workdir: pathlib.Path
+  shape: str
+  claim: contextlib.ExitStack
+  trial_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+  """How a run ended.
+
+  Attributes:
+    state: 'complete', 'pruned' or 'failed'.
+    value: best value of the metric, where it is complete.
+    reason: why it failed.
+  """
+
+  state: str
+  value: float | None = None
+  reason: str = ''
+
+
+class Trials:
+  """The trials of a study."""
+
+  def __init__(
+    self, study: Study, space: Space, workdir: pathlib.Path, count: int
+  ) -> None:
+    """Makes the queue.
+
+    Args:
+      study: holds them.
+      space: what they vary.
+      workdir: of the sweep.
+      count: how many there are to be.
+    """
+    self._study = study
+    self._space = space
+    self._workdir = workdir
+    self._count = count
+    self._held: set[int] = set()
+
+  def left(self) -> bool:
+    """Whether trials are running somewhere, or to be asked for."""
+    trials = self._study.trials()
+    running = any(t.state == TrialState.RUNNING for t in trials)
+    return running or _asked(trials) < self._count
+
+  def head(self) -> Run | None:
+    """A run of any shape; None where every one is held or has ended."""
+    with asking(self._workdir):
+      for run in self._orphans():
+        return run
+      if _asked(self._study.trials()) >= self._count:
+        return None
+      kept = self._kept_shape()
+      run = self._new(kept)
+      self._study.note_of_trial(
+        _id(run), turn='free' if kept is None else 'kept'
+      )
+      return run
+
+  def more(self, shape: str, count: int) -> list[Run]:
+    """Up to so many more of a shape."""
+    runs: list[Run] = []
+    if count < 1:
+      return runs
+    with asking(self._workdir):
+      for run in self._orphans(shape):
+        runs.append(run)
+        if len(runs) == count:
+          return runs
+      while len(runs) < count:
+        trials = self._study.trials()
+        if _asked(trials) >= self._count or not self._goes_on(trials, shape):
+          break
+        run = self._new(self._shape_values(trials, shape), wanted=shape)
+        if run is None:
+          break
+        runs.append(run)
+    return runs
+
+  def report(self, run: Run, epoch: int, value: float) -> None:
+    """Reports the metric after an epoch."""
+    self._study.report(_id(run), epoch, value)
+
+  def unpromising(self, run: Run) -> bool:
+    """Whether a run is to be stopped after its last report."""
+    return self._study.unpromising(_id(run))
+
+  def compiled(self, run: Run) -> None:
+    """Notes that a shape was compiled for a run."""
+    self._study.note_of_trial(_id(run), compiled=True)
+
+  def end(self, run: Run, ending: Ending) -> None:
+    """Tells the study how a run ended, and lets it go."""
+    notes: dict[str, Any] = {
+      'epoch': epochs_done(run.workdir),
+      'device_seconds': device_seconds(run.workdir),
+    }
+    if ending.reason:
+      notes['failure'] = ending.reason
+    self._study.note_of_trial(_id(run), **notes)
+    if ending.state == 'complete':
+      self._study.tell(_id(run), TrialState.COMPLETE, ending.value)
+    else:
+      # Of one that failed the sampler learns as of a pruned one: Optuna would
+      # leave it out, and come back to what diverges.
+      self._study.tell(_id(run), TrialState.PRUNED)
+    self.release(run)
+
+  def release(self, run: Run) -> None:
+    """Lets a run go as it is, for whoever asks next."""
+    run.claim.close()
+    self._held.discard(run.number)
+
+  def _orphans(self, shape: str | None = None) -> Iterator[Run]:
+    """Claims trials that are running by the study and held by nobody."""
+    for trial in self._study.trials():
+      if trial.state != TrialState.RUNNING or trial.number in self._held:
+        continue
+      if not _is_free(self._trial_folder(trial.number)):
+        continue
+      params = self._study.parameters(trial._trial_id)
+      if shape in (None, self._space.shape_text(params)):
+        yield self._claimed(trial.number, trial._trial_id, params)
+
+  def _new(self, kept: dict[str, Any] | None, wanted: str | None = None) -> Any:
+    """Asks for a trial and claims it.
+
+    One that somebody put into the study by hand may have another shape than is
+    wanted: it is left for the next turn, as if its process had died.
+    """
+    trial_id = self._study.ask()
+    params = self._study.parameters(trial_id, kept)
+    if wanted is not None and self._space.shape_text(params) != wanted:
+      return None
+    number = next(
+      t.number for t in self._study.trials() if t._trial_id == trial_id
+    )
+    return self._claimed(number, trial_id, params)
+
+  def _claimed(self, number: int, trial_id: int, params) -> Run:
+    config = self._space.config_of(params)
+    workdir = self._trial_folder(number)
+    claim = contextlib.ExitStack()
+    claim.enter_context(claimed(workdir, config))
+    self._held.add(number)
+    return Run(
+      f'trial {number}',
+      number,
+      config,
+      workdir,
+      self._space.shape_text(params),
+      claim,
+      trial_id,
+    )
+
+  def _trial_folder(self, number: int) -> pathlib.Path:
+    return self._workdir / TRIALS / f'{number:04d}'
+
+  def _goes_on(self, trials: Sequence[FrozenTrial], shape: str) -> bool:
+    """Whether the next trial can have a shape: a grid has an order."""
+    grid = self._study.grid
+    return not grid or self._space.shape_text(grid[len(trials)]) == shape
+
+  def _kept_shape(self) -> dict[str, Any] | None:
+    """The shape that the next turn keeps; None to draw one."""
+    if self._study.grid or not self._space.has_shapes:
+      return None
+    trials = self._study.trials()
+    turns = [t.user_attrs.get('turn') for t in trials]
+    sign = 1 if self._study.larger_is_better else -1
+    chosen = shapes.choose(
+      [
+        shapes.Tried(
+          self._space.shape_text(self._study.values_of(t)),
+          sign * (t.value or 0.0) if t.state == TrialState.COMPLETE else None,
+          t.user_attrs.get('device_seconds', 0.0),
+        )
+        for t in trials
+        if t.state.is_finished()
+      ],
+      free_turns=turns.count('free'),
+      kept_turns=turns.count('kept'),
+    )
+    return None if chosen is None else self._shape_values(trials, chosen)
+
+  def _shape_values(
+    self, trials: Sequence[FrozenTrial], shape: str
+  ) -> dict[str, Any]:
+    for trial in trials:
+      params = self._study.values_of(trial)
+      if self._space.shape_text(params) == shape:
+        return self._space.shape_of(params)
+    raise AssertionError(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+  """A trial's config under another seed.
+
+  Attributes:
+    number: of the trial.
+    seed: of the run.
+    config: of the run.
+    workdir: of the run.
+    shape: its text.
+  """
+
+  number: int
+  seed: int
+  config: config_lib.Config
+  workdir: pathlib.Path
+  shape: str
+
+
+class Repeats:
+  """The best trials, each under seeds that it was not chosen by."""
+
+  def __init__(self, repeats: Sequence[Repeat], workdir: pathlib.Path) -> None:
+    """Makes the queue of a sweep's workdir."""
+    self._repeats = repeats
+    self._workdir = workdir
+    self._held: set[pathlib.Path] = set()
+
+  def left(self) -> bool:
+    """Whether any has not ended."""
+    return any(not _has_ended(r.workdir) for r in self._repeats)
+
+  def head(self) -> Run | None:
+    """A run of any shape; None where every one is held or has ended."""
+    runs = self._take(None, 1)
+    return runs[0] if runs else None
+
+  def more(self, shape: str, count: int) -> list[Run]:
+    """Up to so many more of a shape."""
+    return self._take(shape, count)
+
+  def report(self, run: Run, epoch: int, value: float) -> None:
+    """Nothing: these are not searched over."""
+
+  def unpromising(self, run: Run) -> bool:
+    """Never: each is trained to its end."""
+    return False
+
+  def compiled(self, run: Run) -> None:
+    """Notes nothing."""
+
+  def end(self, run: Run, ending: Ending) -> None:
+    """Writes how a run ended, and lets it go."""
+    files.write_json(run.workdir / OUTCOME, {'value': ending.value})
+    self.release(run)
+
+  def release(self, run: Run) -> None:
+    """Lets a run go as it is, for whoever asks next."""
+    run.claim.close()
+    self._held.discard(run.workdir)
+
+  def _take(self, shape: str | None, count: int) -> list[Run]:
+    runs: list[Run] = []
+    with asking(self._workdir):
+      for repeat in self._repeats:
+        if len(runs) == count:
+          break
+        if (
+          shape not in (None, repeat.shape)
+          or repeat.workdir in self._held
+          or _has_ended(repeat.workdir)
+          or not _is_free(repeat.workdir)
+        ):
+          continue
+        claim = contextlib.ExitStack()
+        claim.enter_context(claimed(repeat.workdir, repeat.config))
+        self._held.add(repeat.workdir)
+        runs.append(
+          Run(
+            f'finalist {repeat.number} seed {repeat.seed}',
+            repeat.number,
+            repeat.config,
+            repeat.workdir,
+            repeat.shape,
+            claim,
+          )
+        )
+    return runs
+
+
+@contextlib.contextmanager
+def asking(workdir: pathlib.Path) -> Iterator[None]:
+  """One process of a sweep at a time."""
+  with (workdir / LOCK).open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def device_seconds(workdir: pathlib.Path) -> float:
+  """What a run took of a device's time, epochs that a kill undid left out."""
+  return sum(
+    record.get('device_seconds', record['seconds'])
+    for record in records.read_metrics(workdir)
+  )
+
+
+def epochs_done(workdir: pathlib.Path) -> int:
+  """Epochs that a run has recorded."""
+  return max((r['epoch'] for r in records.read_metrics(workdir)), default=0)
+
+
+def outcome(workdir: pathlib.Path) -> float | None:
+  """The value of a finalist's run; None where it has none yet."""
+  path = workdir / OUTCOME
+  return files.read_json(path)['value'] if path.exists() else None
+
+
+def _is_free(workdir: pathlib.Path) -> bool:
+  """Whether no process holds a workdir."""
+  path = workdir / '.lock'
+  if not path.exists():
+    return True
+  with path.open('r') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      return False
+  return True
+
+
+def _has_ended(workdir: pathlib.Path) -> bool:
+  return (workdir / OUTCOME).exists()
+
+
+def _asked(trials: Sequence[FrozenTrial]) -> int:
+  """Trials that somebody has asked for."""
+  return sum(t.state != TrialState.WAITING for t in trials)
+
+
+def _id(run: Run) -> int:
+  assert run.trial_id is not None
+  return run.trial_id

@@ -1,0 +1,264 @@
+"""A sweep from its config and space to a winner.
+
+Every process that is started with the same sweep and workdir is one more
+worker: it takes trials until none is left, repeats the best of them under other
+seeds, and writes what came of it. Killed, it is started again.
+"""
+
+import dataclasses
+import pathlib
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fer_jax import config as config_lib
+from fer_jax import files
+from fer_jax.errors import UserError
+from fer_jax.training import preemption, task
+from fer_jax.tuning import queue, search, summary
+from fer_jax.tuning.space import Domain, Space
+from fer_jax.tuning.study import Storage, Study, parse_url
+from fer_jax.tuning.worker import Manner, Worker, population_size
+
+STUDY = 'study.json'
+"""In a sweep's workdir: which study it belongs to."""
+
+DEFAULT_TRIALS = 32
+
+SUMMARY_SECONDS = 10.0
+"""Between two writings of sweep.json while trials run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How a sweep is done.
+
+  Attributes:
+    searching: sampler, pruner and seed.
+    trials: how many; 0 for a whole grid, else `DEFAULT_TRIALS`.
+    population: members that train side by side; 0 for automatic.
+    top: finalists.
+    seeds: under how many other seeds each is repeated; 0 for none.
+    storage: URL of the database; '' for a file in the workdir.
+    study: its name there; '' for the workdir's.
+    patience: seconds for which a storage that has gone away is waited for.
+    max_seconds: leaves in good order after the epoch that passes it; 0 is no
+      limit.
+    how: a name of `mapping.MAPPINGS`, or 'auto'.
+  """
+
+  searching: search.Settings = dataclasses.field(
+    default_factory=search.Settings
+  )
+  trials: int = 0
+  population: int = 0
+  top: int = 3
+  seeds: int = 3
+  storage: str = ''
+  study: str = ''
+  patience: float = 300.0
+  max_seconds: float = 0.0
+  how: str = 'auto'
+
+
+def run(
+  config: config_lib.Config,
+  domains: Mapping[str, Domain],
+  workdir: str | pathlib.Path,
+  settings: Settings,
+  notice: preemption.Notice | None = None,
+) -> tuple[bool, dict[str, Any]]:
+  """Does a sweep, or goes on with the one that the workdir holds.
+
+  Args:
+    config: whose fields the space varies; validated here.
+    domains: the space, by dotted field; checked here.
+    workdir: made where it is missing.
+    settings: how.
+    notice: leaves after the block under way once it is asked.
+
+  Returns:
+    (whether nothing is left to do, the content of sweep.json).
+
+  Raises:
+    UserError: config or space do not hold; the data cannot be had; the storage
+      cannot be reached, has gone away, or holds another sweep; no trial could
+      be trained.
+  """
+  begun = time.monotonic()
+  config_lib.validate(config)
+  space = Space(domains, config)
+  notice = notice or preemption.Notice()
+  workdir = pathlib.Path(workdir)
+  with files.writing(f'to --workdir {workdir}'):
+    workdir.mkdir(parents=True, exist_ok=True)
+  study = _study(config, space, workdir, settings)
+  # Before any trial is blamed for it.
+  task.partition_of(config, task.load_dataset(config))
+  with queue.asking(workdir):
+    _require_same_sweep(
+      study, config, space, workdir, settings.searching.search
+    )
+
+  count = settings.trials or len(study.grid) or DEFAULT_TRIALS
+  if study.grid:
+    count = min(count, len(study.grid))
+  size = population_size(settings.population, count)
+  how_searched = {
+    **dataclasses.asdict(settings.searching),
+    'population': size,
+    'trials': count,
+  }
+  repeats: list[queue.Repeat] = []
+  written = begun
+
+  def write(ended: bool = False) -> dict[str, Any]:
+    content = summary.build(
+      study, space, workdir, how_searched, repeats, ended=ended
+    )
+    summary.write(content, space, workdir)
+    return content
+
+  def watch() -> None:
+    nonlocal written
+    if time.monotonic() - written > SUMMARY_SECONDS:
+      write()
+      written = time.monotonic()
+
+  def late() -> bool:
+    limit = settings.max_seconds
+    return bool(limit) and time.monotonic() - begun > limit
+
+  worker = Worker(Manner(size, settings.how, late, notice, watch))
+  finished = worker.work(queue.Trials(study, space, workdir, count))
+  if finished:
+    repeats = _repeats(study, space, workdir, settings)
+    if repeats and not notice.asked:
+      finished = worker.work(queue.Repeats(repeats, workdir))
+  content = write(ended=finished)
+  if finished and content['best'] is None:
+    reasons = [t.user_attrs.get('failure') for t in study.trials()]
+    raise UserError(
+      f'none of the {len(reasons)} trials in {workdir} was completed; the '
+      f'first failed since {next(filter(None, reasons), "it was pruned")}'
+    )
+  return finished, content
+
+
+def _study(config, space, workdir, settings: Settings) -> Study:
+  url = settings.storage or f'sqlite:///{workdir.resolve() / "study.db"}'
+  storage = Storage(
+    parse_url(url),
+    settings.study or workdir.resolve().name,
+    settings.patience,
+    known=(workdir / STUDY).exists(),
+  )
+  return Study(
+    storage,
+    space,
+    settings.searching,
+    metric=config.train.select,
+    epochs=config.train.epochs,
+    validate_every=config.train.validate_every,
+  )
+
+
+def _require_same_sweep(
+  study: Study,
+  config: config_lib.Config,
+  space: Space,
+  workdir: pathlib.Path,
+  searched: str,
+) -> None:
+  """Makes study and workdir each other's, or checks that they are.
+
+  Raises:
+    UserError: one of them is another sweep's.
+  """
+  notes = study.notes()
+  path = workdir / STUDY
+  kept = files.read_json(path) if path.exists() else {}
+  name = f'study {study.name!r} in {study.storage.shown}'
+  if 'id' not in notes:
+    if study.trials() and 'config' not in notes:
+      raise UserError(f'{name} was not made by `sweep`; choose another --study')
+    if any((workdir / queue.TRIALS).glob('*')):
+      raise UserError(
+        f'{workdir} holds trials of study {kept.get("study")!r} in '
+        f'{kept.get("storage")}, and {name} has none of them; expected that '
+        'storage, or another --workdir'
+      )
+    token = secrets.token_hex(8)
+    files.write_json(
+      path,
+      {'study': study.name, 'storage': study.storage.shown, 'id': token},
+    )
+    study.note('config', config_lib.to_json(config))
+    study.note('space', space.to_json())
+    study.note('search', searched)
+    first = space.stored_base()
+    if first is not None and not study.grid:
+      # What is found is then never worse than what there was.
+      study.enqueue(first)
+    study.note('id', token)  # last: until then all of it is done again
+    return
+  if kept.get('id') != notes['id']:
+    raise UserError(
+      f'{name} belongs to another workdir than {workdir}; choose another '
+      '--study or that --workdir'
+    )
+  there = config_lib.from_json(notes['config'], source=name)
+  differ = config_lib.differences(there, config)
+  differ += _space_differences(notes['space'], space.to_json())
+  if notes['search'] != searched:
+    differ.append(f'--search is {notes["search"]} there and {searched} here')
+  if differ:
+    raise UserError(
+      f'{name} is of another sweep: {"; ".join(differ)}; choose another '
+      '--workdir and --study, or the same sweep'
+    )
+
+
+def _space_differences(there: dict, here: dict) -> list[str]:
+  def shown(domain):
+    if domain is None:
+      return 'not searched'
+    kept = {k: v for k, v in domain.items() if v not in (None, False)}
+    return ' '.join(f'{k} {v}' for k, v in kept.items())
+
+  return [
+    f'{field} is {shown(there.get(field))} there and '
+    f'{shown(here.get(field))} here'
+    for field in sorted(there.keys() | here.keys())
+    if there.get(field) != here.get(field)
+  ]
+
+
+def _repeats(
+  study: Study, space: Space, workdir: pathlib.Path, settings: Settings
+) -> list[queue.Repeat]:
+  """The best trials, each under seeds that no trial has had.
+
+  A trial is among the best partly since its seed was lucky; under others its
+  value is what one may expect of its config.
+  """
+  used = space.domains.get('seed')
+  first = 1 + max([space.base.seed, *(used.extremes() if used else ())])
+  repeats = []
+  for trial in study.best_first()[: settings.top]:
+    params = study.values_of(trial)
+    for number in range(settings.seeds):
+      config = space.config_of(params)
+      config.seed = first + number
+      folder = f'{trial.number:04d}_seed_{config.seed}'
+      repeats.append(
+        queue.Repeat(
+          trial.number,
+          config.seed,
+          config,
+          workdir / queue.FINALISTS / folder,
+          space.shape_text(params),
+        )
+      )
+  return repeats

@@ -1,0 +1,404 @@
+"""Trains runs of a queue, a population of one shape at a time.
+
+The first run of a turn fixes the shape; the others of its population are drawn
+within it. A place whose run has ended is given to another run of the shape, and
+nothing is compiled anew: the next turn too, where its shape is the same, takes
+over the places of the one before.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from fer_jax import config as config_lib
+from fer_jax.data import protocol
+from fer_jax.errors import UserError
+from fer_jax.training import (
+  mapping,
+  memory,
+  population,
+  preemption,
+  side_by_side,
+  task,
+)
+from fer_jax.tuning.queue import Ending, Run
+
+TURN = 2
+"""Runs that a turn asks for, in populations: where shapes can differ, one must
+end for the next to begin."""
+
+LARGEST_AUTO = 16
+"""Members of a population whose size is not given, on an accelerator."""
+
+ROUNDS = 8
+"""That a search is given at least to learn from, where it chooses."""
+
+WAIT_SECONDS = 1.0
+"""Between looks for runs of a worker that died, when there is nothing else."""
+
+
+class Queue(Protocol):
+  """Where runs come from and go back to; `queue.Trials`, `queue.Repeats`."""
+
+  def left(self) -> bool: ...
+  def head(self) -> Run | None: ...
+  def more(self, shape: str, count: int) -> list[Run]: ...
+  def report(self, run: Run, epoch: int, value: float) -> None: ...
+  def unpromising(self, run: Run) -> bool: ...
+  def compiled(self, run: Run) -> None: ...
+  def end(self, run: Run, ending: Ending) -> None: ...
+  def release(self, run: Run) -> None: ...
+
+
+def _never() -> bool:
+  return False
+
+
+def _nothing() -> None:
+  pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+  """How a worker works.
+
+  Attributes:
+    size: of populations, where memory allows it.
+    how: a name of `mapping.MAPPINGS`, or 'auto'.
+    stop: whether to leave, asked after each epoch.
+    notice: leaves after the block under way once it is asked.
+    watch: called after each epoch.
+  """
+
+  size: int = 1
+  how: str = 'auto'
+  stop: Callable[[], bool] = _never
+  notice: preemption.Notice = dataclasses.field(
+    default_factory=preemption.Notice
+  )
+  watch: Callable[[], None] = _nothing
+
+  def leaves(self) -> bool:
+    """Whether it is time to."""
+    return self.stop() or self.notice.asked
+
+
+def population_size(given: int, trials: int) -> int:
+  """Members that are asked for, before memory has its say.
+
+  A smaller population learns from more trials before it draws the next. On CPU
+  members take turns on a device, as long as single runs take, so there is one
+  for each device; those are cores, see `mapping.spread_over_cores`. On an
+  accelerator there are as many as 16. Either way an eighth of all trials at
+  most, so that the search has eight rounds to learn from.
+
+  Args:
+    given: by the user; 0 for automatic.
+    trials: of the sweep.
+  """
+  on_cpu = jax.default_backend() == 'cpu'
+  most = jax.local_device_count() if on_cpu else LARGEST_AUTO
+  return given or max(1, min(most, trials // ROUNDS))
+
+
+def members_on_cores(given: int, trials: int, cores: int) -> int:
+  """As `population_size` on CPU, before there are devices."""
+  return given or max(1, min(cores, trials // ROUNDS))
+
+
+class Worker:
+  """One process's part of a sweep."""
+
+  def __init__(self, manner: Manner) -> None:
+    """Makes a worker that has compiled nothing yet."""
+    self._manner = manner
+    self._bench: Bench | None = None
+    self._images: tuple[Any, Any] = (None, None)
+
+  def work(self, queue: Queue) -> bool:
+    """Trains all that a queue hands out; False where it stopped before.
+
+    Raises:
+      UserError: the storage has gone away, or a workdir cannot be written.
+    """
+    while True:
+      head = queue.head()
+      if head is not None:
+        self._turn(queue, head)
+      elif not queue.left():
+        return True
+      else:
+        # Held by other workers, who may yet die.
+        time.sleep(WAIT_SECONDS)
+      if self._manner.leaves():
+        return not queue.left()
+
+  def _turn(self, queue: Queue, head: Run) -> None:
+    # Nothing is unsaved before the first block, which may be minutes away.
+    self._manner.notice.starting = True
+    try:
+      bench = self._bench_of(head)
+    except UserError as error:
+      try:
+        task.load_dataset(head.config)
+      except UserError:  # gone by now: no trial is to blame
+        queue.release(head)
+        raise
+      print(f'{head.name} cannot be trained: {error}', flush=True)
+      queue.end(head, Ending('failed', reason=str(error)))
+      return
+    limit = TURN * bench.size if head.shape else math.inf
+    with Seats(queue, bench, self._manner) as seats:
+      seats.fill([head, *queue.more(head.shape, bench.size - 1)])
+      while seats.taken and seats.epoch():
+        wanted = min(seats.free, limit - seats.given)
+        seats.fill(queue.more(head.shape, int(wanted)))
+
+  def _bench_of(self, run: Run) -> 'Bench':
+    """Where runs of a shape train: the one at hand, or another.
+
+    Raises:
+      UserError: the data is not there or does not fit.
+    """
+    if self._bench is None or self._bench.shape != run.shape:
+      self._bench = None  # its members' memory, before the next is measured
+      self._bench = self._new_bench(run)
+    return self._bench
+
+  def _new_bench(self, run: Run) -> 'Bench':
+    config = run.config
+    blueprint = task.blueprint(config)
+    partition = task.partition_of(config, blueprint.dataset)
+    # What decides which examples there are, and how they look.
+    key = tuple(config_lib.flatten(config.data))
+    if self._images[0] != key:
+      self._images = (None, None)  # not both at once
+      images = side_by_side.resident_set(config, blueprint.dataset, [partition])
+      self._images = (key, images)
+    shared = side_by_side.Shared(
+      config, blueprint, *self._images[1], how=self._manner.how
+    )
+    bench = Bench(run.shape, shared, partition)
+    bench.size = _places(shared, bench.example(), self._manner.size)
+    return bench
+
+
+def _places(
+  shared: side_by_side.Shared, member: population.Member, size: int
+) -> int:
+  """How many such members train together: `size`, or what fits into memory.
+
+  Raises:
+    UserError: not even one does.
+  """
+  devices = jax.local_devices()
+  how = mapping.choose(shared.how, devices[0].platform)
+  if how == 'vmap':
+    return len(side_by_side.waves(shared, [member], size)[0])
+  # In turn a further member adds its state alone, which needs no compilation
+  # to be told.
+  state = _bytes(member.state)
+  need = memory.Need(_bytes(shared.images), member=state, working=state)
+  limit = memory.limit_bytes(devices[0])
+  return len(memory.waves(size, limit, need, how, devices=len(devices))[0])
+
+
+def _bytes(tree: Any) -> int:
+  return sum(
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+class Bench:
+  """Data, model and places of one shape; compiled when they are first used.
+
+  Attributes:
+    shape: its text.
+    shared: data and model.
+    size: how many places there are.
+    together: the population, None before its first members.
+  """
+
+  def __init__(
+    self,
+    shape: str,
+    shared: side_by_side.Shared,
+    partition: protocol.Partition,
+  ) -> None:
+    """Makes one of one place."""
+    self.shape = shape
+    self.shared = shared
+    self.size = 1
+    self.together: population.Population | None = None
+    self._partition = partition
+
+  def example(self) -> population.Member:
+    """A run of this shape, its state shapes and dtypes alone."""
+    config, dataset = self.shared.config, self.shared.blueprint.dataset
+    return population.Member(
+      task.abstract_state(config, len(dataset.class_names)),
+      task.plan_of(config, dataset, self._partition.train),
+      self._partition.train,
+      self._partition.validation,
+    )
+
+  def member(self, run: Run) -> population.Member:
+    """A run of this shape, as its workdir has it."""
+    return side_by_side.member(
+      self.shared, run.config, run.workdir, self._partition, run.number
+    )
+
+
+class Seats:
+  """The runs of one turn in the places of a bench; a context.
+
+  Attributes:
+    given: runs that were seated so far.
+  """
+
+  def __init__(self, queue: Queue, bench: Bench, manner: Manner) -> None:
+    """Makes empty seats."""
+    config = bench.shared.config
+    self._queue = queue
+    self._bench = bench
+    self._manner = manner
+    self._metric = config.train.select
+    self._desk = side_by_side.Desk(bench.size, config.train.epochs)
+    self._runs: list[Run | None] = [None] * bench.size
+    self._pace = preemption.Pace(config.train.block_steps)
+    self._amid_epoch = False
+    self._earlier = 0.0
+    self.given = 0
+
+  def __enter__(self) -> 'Seats':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Saves what can be gone on with, and lets everything go."""
+    try:
+      if self._bench.together is not None and not self._amid_epoch:
+        self._desk.save_all(self._bench.together)
+    finally:
+      self._desk.close()
+      for run in filter(None, self._runs):
+        self._queue.release(run)
+      self._runs = []
+
+  @property
+  def taken(self) -> int:
+    """Places with a run."""
+    return len(self._runs) - self.free
+
+  @property
+  def free(self) -> int:
+    """Places without one."""
+    return self._runs.count(None)
+
+  def fill(self, runs: Sequence[Run]) -> None:
+    """Gives places to runs; ends those that had only not been told."""
+    empty = [m for m, run in enumerate(self._runs) if run is None]
+    places = dict(zip(empty, runs, strict=False))
+    for m, run in places.items():
+      self._runs[m] = run  # from here on ours to release
+    self.given += len(runs)
+    members = {m: self._bench.member(run) for m, run in places.items()}
+    self._earlier = side_by_side.seconds_before(list(members.values()))
+    if self._bench.together is None:
+      self._begin(list(members.values()))
+    else:
+      for m, member in members.items():
+        self._bench.together.replace(m, member)
+    for m, run in places.items():
+      self._desk.seat(m, run.workdir, members[m])
+    for m in places:
+      if not self._together.training[m]:
+        self._end(m, self._ending(m))
+
+  def _begin(self, members: list[population.Member]) -> None:
+    """Makes the population, of as many places as there are members."""
+    self._bench.together = side_by_side.population_of(
+      self._bench.shared, members
+    )
+    self._bench.size = len(members)
+    self._runs = self._runs[: len(members)]
+    self._desk = side_by_side.Desk(
+      len(members), self._bench.shared.config.train.epochs
+    )
+    if self._together.training.any():
+      first = self._runs[0]
+      assert first is not None
+      self._queue.compiled(first)
+
+  @property
+  def _together(self) -> population.Population:
+    assert self._bench.together is not None
+    return self._bench.together
+
+  def epoch(self) -> bool:
+    """Trains an epoch and judges; False where it is time to leave."""
+    self._amid_epoch = True
+    results = side_by_side.train_epoch(
+      self._together,
+      self._desk,
+      self._pace,
+      self._manner.notice,
+      self._earlier,
+    )
+    if results is None:
+      return False
+    self._amid_epoch = False
+    self._earlier = 0.0
+    self._judge(results)
+    self._manner.watch()
+    return not self._manner.leaves()
+
+  def _judge(self, results: Sequence[dict[str, Any] | None]) -> None:
+    """Reports all that validated, then ends those that are over."""
+    reported = []
+    for m, (run, result) in enumerate(zip(self._runs, results, strict=True)):
+      if run is None or result is None:
+        continue
+      value = result.get('validation', {}).get(self._metric, math.nan)
+      if math.isfinite(value):
+        self._queue.report(run, result['epoch'], value)
+        reported.append(m)
+    for m, (run, result) in enumerate(zip(self._runs, results, strict=True)):
+      if run is None or result is None:
+        continue
+      if not self._together.training[m]:
+        self._end(m, self._ending(m))
+      elif m in reported and self._queue.unpromising(run):
+        self._together.stop(m)
+        self._end(m, Ending('pruned'))
+
+  def _ending(self, m: int) -> Ending:
+    """Of a run that trains no more."""
+    if self._together.diverged[m]:
+      return Ending('failed', reason='the loss is not finite')
+    best = float(self._together.member_state(m).progress.best_metric)
+    if not math.isfinite(best):
+      return Ending('failed', reason='no validation gave a finite value')
+    # A loss enters with its sign turned.
+    return Ending('complete', -best if self._metric == 'loss' else best)
+
+  def _end(self, m: int, ending: Ending) -> None:
+    """Leaves a whole workdir behind before anyone is told."""
+    run = self._runs[m]
+    assert run is not None
+    self._desk.leave(m, self._together)
+    self._queue.end(run, ending)
+    self._runs[m] = None
+    value = (
+      '' if ending.value is None else f' {self._metric} {ending.value:.4f}'
+    )
+    reason = f' ({ending.reason})' if ending.reason else ''
+    self._desk.line(
+      f'{run.name}: {ending.state}{value} after epoch '
+      f'{int(np.asarray(self._together.epoch)[m])}{reason}'
+    )

@@ -1,0 +1,138 @@
+#!/usr/bin/env python
+"""The README's tables of speed, written from the records beside it.
+
+  python launch/tables.py speed | recurrent | population
+
+prints one, to be pasted; a test compares the README with what this prints.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+
+RECORDS = pathlib.Path(__file__).parents[1] / 'docs' / 'records'
+
+MODELS = (
+  'residual_bilstm',
+  'residual_lstm',
+  'residual_gru',
+  'cnn_lstm_model2',
+  'cnn_lstm_model3',
+  'cnn_model1',
+  'basic_cnn',
+  'improved_cnn',
+  'densenet121_gru',
+  'vgg16_gru',
+  'xception_gru',
+)
+BATCHES = (256, 64, 32, 4)
+PEERS = {
+  'torch': 'PyTorch',
+  'keras_tensorflow': 'Keras, TensorFlow',
+  'keras_jax': 'Keras, JAX',
+  'flax': 'plain Flax NNX',
+}
+
+
+def speed() -> list[str]:
+  """Images a second of a train step, of each model and batch recorded."""
+  rows = []
+  for model in MODELS:
+    for batch in BATCHES:
+      path = RECORDS / 'models' / f'{model}_{batch}.json'
+      if not path.exists():
+        continue
+      record = json.loads(path.read_text())
+      height, width, channels = record['settings']['input_shape']
+      colour = {1: 'grey', 3: 'RGB'}[channels]
+      size = f'{height} × {width} {colour}'
+      taken = '' if size == '48 × 48 grey' else f', {size}'
+      contenders = record['train_step']['contenders']
+      own = contenders['fer_jax']['images_per_second']['median']
+      rows.append(
+        [
+          f'`{model}`{taken}',
+          f'{batch}',
+          f'{own:,.0f}',
+          *(_rate(contenders.get(peer)) for peer in PEERS),
+        ]
+      )
+  return _table(['model', 'batch', 'fer_jax', *PEERS.values()], rows)
+
+
+def _rate(contender: dict | None) -> str:
+  if contender is None:
+    return ''
+  rate = contender['images_per_second']['median']
+  ratio = contender['speedup_of_reference']['median']
+  return f'{rate:,.0f} ({ratio:.2f} ×)'
+
+
+def recurrent() -> list[str]:
+  """Milliseconds of recurrent layers alone."""
+  record = json.loads((RECORDS / 'benchmark_recurrent.json').read_text())
+  peers = {'flax': 'Flax `nnx.RNN`', 'keras': 'Keras, JAX', 'torch': 'PyTorch'}
+  rows = []
+  for case in record['recurrent']['cases']:
+    size, contenders = case['size'], case['contenders']
+    rows.append(
+      [
+        case['cell'].upper(),
+        f'{size["batch"]}, {size["steps"]}, {size["inputs"]} → {size["units"]}',
+        f'{_milliseconds(contenders["fer_jax"]):.1f}',
+        *(
+          f'{_milliseconds(contenders[peer]):.1f} '
+          f'({contenders[peer]["speedup_of_reference"]["median"]:.2f} ×)'
+          for peer in peers
+        ),
+      ]
+    )
+  header = ['layer', 'batch, steps, inputs → units', 'fer_jax']
+  return _table([*header, *peers.values()], rows)
+
+
+def population() -> list[str]:
+  """Milliseconds of a step of every member, side by side and in a row."""
+  rows = []
+  for model in MODELS:
+    for batch in BATCHES:
+      path = RECORDS / 'populations' / f'{model}_{batch}.json'
+      if not path.exists():
+        continue
+      result = json.loads(path.read_text())['population']
+      contenders, share = result['contenders'], result['share_of_in_a_row']
+      rows.append(
+        [
+          f'`{model}`',
+          f'{batch}',
+          f'{result["members"]}',
+          f'{_milliseconds(contenders["population"]):,.0f}',
+          f'{_milliseconds(contenders["fer_jax in a row"]):,.0f}',
+          f'{share["median"]:.2f} ({share["min"]:.2f}–{share["max"]:.2f})',
+          f'{_milliseconds(contenders["torch in a row"]):,.0f}',
+        ]
+      )
+  header = ['model', 'batch', 'members', 'population', 'in a row']
+  return _table([*header, 'time of in a row', 'PyTorch, in a row'], rows)
+
+
+def _milliseconds(contender: dict) -> float:
+  return 1e3 * contender['seconds_per_step']['median']
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+  """Lines of Markdown."""
+  cells = [header, ['---'] * len(header), *rows]
+  return [
+    ''.join(f'| {cell} ' if cell else '| ' for cell in row) + '|'
+    for row in cells
+  ]
+
+
+TABLES = {'speed': speed, 'recurrent': recurrent, 'population': population}
+
+if __name__ == '__main__':
+  if len(sys.argv) != 2 or sys.argv[1] not in TABLES:
+    sys.exit(f'usage: python launch/tables.py {" | ".join(TABLES)}')
+  print('\n'.join(TABLES[sys.argv[1]]()))

@@ -1,0 +1,133 @@
+"""A sweep in many lives, each ended by SIGKILL at a moment of its own.
+
+    python kills.py DATA_DIR WORKDIR
+
+Each life is a fork of this process, which has everything imported and has not
+used JAX. Appends to WORKDIR.log, as JSON lines, every epoch that was recorded
+and every trial that was told. Prints how each life ended.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import warnings
+
+import small_sweeps
+
+from fer_jax.training import checkpoint, records, side_by_side
+from fer_jax.tuning import log_uniform, queue, study, summary, sweep, uniform
+
+DOMAINS = {
+  'optim.learning_rate': log_uniform(1e-3, 1e-1),
+  'model.dropout': uniform(0.0, 0.5),
+}
+SETTINGS = {
+  'trials': 4,
+  'population': 2,
+  'prune': 'median',
+  'seeds': 1,
+  'top': 1,
+}
+
+# Whose n-th call, and whether before or after it.
+MOMENTS = (
+  (study.Study, 'parameters', 1, 'before'),  # asked for, no parameters
+  (study.Study, 'parameters', 2, 'after'),  # not claimed
+  (queue.Trials, '_claimed', 2, 'after'),  # no first step
+  (side_by_side.Desk, 'write', 1, 'before'),
+  (checkpoint, '_digests', 1, 'before'),  # a checkpoint without manifest
+  (side_by_side.Desk, 'write', 1, 'after'),
+  (study.Study, 'report', 2, 'after'),
+  (study.Study, 'tell', 1, 'before'),
+  (study.Study, 'tell', 1, 'after'),
+  (study.Study, 'tell', 2, 'before'),
+  (queue.Repeats, 'end', 1, 'before'),
+  (summary, 'write', 1, 'before'),
+  None,
+)
+
+
+def _armed(owner, name, count, when):
+  """Kills this process at the n-th call of a function."""
+  original = getattr(owner, name)
+  calls = 0
+
+  def wrapped(*arguments, **options):
+    nonlocal calls
+    calls += 1
+    if calls == count and when == 'before':
+      os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*arguments, **options)
+    if calls == count:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+  setattr(owner, name, wrapped)
+
+
+def _logged(owner, name, log, entry):
+  """Writes an entry of a function's arguments after each call."""
+  original = getattr(owner, name)
+
+  def wrapped(*arguments, **options):
+    result = original(*arguments, **options)
+    with log.open('a') as f:
+      f.write(json.dumps(entry(*arguments, **options)) + '\n')
+    return result
+
+  setattr(owner, name, wrapped)
+
+
+def log_to(log):
+  """Notes every epoch that is recorded and every trial that is told."""
+  _logged(
+    records.Recorder,
+    'write',
+    log,
+    lambda recorder, record: [
+      'epoch',
+      '/'.join(pathlib.Path(recorder._file.name).parts[-3:-1]),
+      record['epoch'],
+    ],
+  )
+  _logged(
+    queue.Trials,
+    'end',
+    log,
+    lambda _, run, ending: ['told', f'trials/{run.number:04d}', ending.state],
+  )
+
+
+def _live(config, workdir, log, moment):
+  log_to(log)
+  if moment:
+    _armed(*moment)
+  finished, _ = sweep.run(
+    config, DOMAINS, workdir, small_sweeps.settings(**SETTINGS)
+  )
+  assert finished
+
+
+def main(data_dir, workdir):
+  config = small_sweeps.config(data_dir)
+  config.train.epochs = 3
+  log = pathlib.Path(f'{workdir}.log')
+  for moment in MOMENTS:
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+      try:
+        _live(config, workdir, log, moment)
+      except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+      os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print('life', status, moment and f'{moment[1]} {moment[2]} {moment[3]}')
+
+
+if __name__ == '__main__':
+  warnings.simplefilter('error')  # JAX warns of a fork after its first use
+  main(*sys.argv[1:])

@@ -1,0 +1,372 @@
+"""Sweeps in this process: what is trained, compiled, pruned, and written."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import optuna
+import pytest
+import small_sweeps
+
+from fer_jax import config as config_lib
+from fer_jax.data import ledger
+from fer_jax.errors import UserError
+from fer_jax.training import loop, population, records, task
+from fer_jax.tuning import (
+  Space,
+  choice,
+  integer,
+  log_uniform,
+  queue,
+  summary,
+  sweep,
+  uniform,
+  worker,
+)
+
+
+@pytest.fixture
+def made(monkeypatch):
+  """The programs that populations make, in order."""
+  programs = []
+
+  class Recorded(population._Programs):
+    def __init__(self, **options):
+      super().__init__(**options)
+      programs.append(self)
+
+  monkeypatch.setattr(population, '_Programs', Recorded)
+  return programs
+
+
+def _of(content, state):
+  return [t for t in content['trials'] if t['state'] == state]
+
+
+def test_trials_of_one_shape_compile_once(config, tmp_path, made, monkeypatch):
+  """Thirty-two over learning rate, dropout, weight decay and seed."""
+  config.optim.name = 'adamw'
+  config.train.epochs = 1
+  domains = {
+    'optim.learning_rate': log_uniform(1e-3, 1e-1),
+    'model.dropout': uniform(0.0, 0.5),
+    'optim.weight_decay': log_uniform(1e-5, 1e-2),
+    'seed': integer(0, 3),
+  }
+  makers, state_maker = [], task.state_maker
+  monkeypatch.setattr(
+    task, 'state_maker', lambda *a: makers.append(state_maker(*a)) or makers[-1]
+  )
+  dataset = task.load_dataset(config)
+  before = len(ledger.read(dataset, ledger.OPENED))
+  finished, content = sweep.run(
+    config, domains, tmp_path, small_sweeps.settings(population=8)
+  )
+  assert finished
+  assert len(_of(content, 'complete')) == 32
+  assert [maker._cache_size() for maker in makers] == [1]
+  (programs,) = made
+  (block,) = {programs.block(task.blueprint(config).settings)}
+  assert block._cache_size() == 1
+  assert programs.validation._cache_size() == 1
+  assert content['cost']['compilations'] == 1
+  assert content['cost']['shapes'] == 1
+  assert len({json.dumps(t['params']) for t in content['trials']}) == 32
+  assert len(ledger.read(dataset, ledger.OPENED)) == before
+
+  # As sweep.json and best.json tell it.
+  assert json.loads((tmp_path / summary.SUMMARY).read_text()) == content
+  values = [t['value'] for t in content['trials']]
+  best = content['best']
+  assert best == {
+    'trial': int(np.argmax(values)),
+    'value': max(values),
+    'config': 'best.json',
+  }
+  assert set(content['importance']) == set(domains)
+  assert sum(content['importance'].values()) == pytest.approx(1)
+  winner = config_lib.load_json(tmp_path / 'best.json')
+  assert (
+    winner.optim.learning_rate
+    == (content['trials'][best['trial']]['params']['optim.learning_rate'])
+  )
+
+  # Every trial is a normal workdir: one of them alone.
+  trial = content['trials'][5]
+  folder = tmp_path / trial['workdir']
+  loop.train(config_lib.load_json(folder / 'config.json'), tmp_path / 'alone')
+  (together,), (alone,) = map(
+    records.read_metrics, (folder, tmp_path / 'alone')
+  )
+  assert together['step'] == alone['step']
+  for part in ('train', 'validation'):
+    assert together[part] == pytest.approx(alone[part], rel=1e-3)
+  assert trial['values'] == {'1': trial['value']}
+
+  # Done: nothing is trained again, and a few more go on from there.
+  again, same = sweep.run(
+    config, domains, tmp_path, small_sweeps.settings(population=8)
+  )
+  assert again
+  assert same['trials'] == content['trials']
+  _, more = sweep.run(
+    config, domains, tmp_path, small_sweeps.settings(trials=33)
+  )
+  assert more['trials'][:32] == content['trials']
+  assert more['trials'][32]['state'] == 'complete'
+
+
+def test_places_of_pruned_trials_are_given_away(config, tmp_path, made):
+  config.train.epochs = 3
+  config.train.select = 'loss'
+  domains = {'optim.learning_rate': choice(1e-2, 1e-3, 1e-4, 1e-8)}
+  _, content = sweep.run(
+    config,
+    domains,
+    tmp_path,
+    small_sweeps.settings(
+      search='random', prune='halving', population=3, trials=9
+    ),
+  )
+  pruned, complete = _of(content, 'pruned'), _of(content, 'complete')
+  assert len(pruned) + len(complete) == 9
+  assert pruned
+  assert len(made) == 1
+  for trial in pruned:
+    assert trial['epoch'] < 3
+    assert trial['value'] == trial['values'][str(trial['epoch'])]
+  for trial in complete:
+    assert trial['epoch'] == 3
+    assert trial['value'] == min(trial['values'].values())
+  assert content['best']['value'] == min(t['value'] for t in complete)
+  # A pruned one has no more than it trained, and train goes on with it.
+  folder = tmp_path / pruned[0]['workdir']
+  outcome = loop.train(config_lib.load_json(folder / 'config.json'), folder)
+  assert outcome.epoch == 3
+  assert [r['epoch'] for r in records.read_metrics(folder)] == [1, 2, 3]
+
+
+def test_shapes_turns_and_divergence(config, tmp_path, made):
+  """Two shapes; a rate that diverges is told as pruned."""
+  config.train.epochs = 1
+  domains = {
+    'model.units': choice(2, 3),
+    'optim.learning_rate': choice(1e-2, 1e30),
+  }
+  finished, content = sweep.run(
+    config,
+    domains,
+    tmp_path,
+    small_sweeps.settings(search='random', seed=1, population=2, trials=10),
+  )
+  assert finished
+  failed = _of(content, 'failed')
+  assert failed
+  for trial in failed:
+    assert trial['params']['optim.learning_rate'] == 1e30
+    assert trial['value'] is None
+  assert len(failed) + len(_of(content, 'complete')) == 10
+  shapes = [t['shape'] for t in content['trials']]
+  assert set(shapes) == {'model.units=2', 'model.units=3'}
+  # A turn is of one shape and of twice the population.
+  assert [len(set(shapes[n : n + 4])) for n in (0, 4, 8)] == [1, 1, 1]
+  assert content['cost']['compilations'] == len(made) <= 3
+  study = optuna.load_study(
+    study_name=content['study'], storage=content['storage']
+  )
+  assert {study.trials[t['number']].state.name for t in failed} == {'PRUNED'}
+
+
+def test_a_grid_is_run_in_whole_and_its_finalists_under_other_seeds(
+  config, tmp_path
+):
+  config.train.epochs = 1
+  domains = {
+    'model.dropout': choice(0.1, 0.4),
+    'seed': choice(0, 4),
+    'model.units': choice(2, 3),
+  }
+  settings = small_sweeps.settings(search='grid', population=3, seeds=2, top=2)
+  finished, content = sweep.run(config, domains, tmp_path, settings)
+  assert finished
+  drawn = [t['params'] for t in content['trials']]
+  assert drawn == Space(domains, config).grid()
+  assert len(content['finalists']) == 2
+  for finalist in content['finalists']:
+    assert [run['seed'] for run in finalist['runs']] == [5, 6]
+    values = [run['value'] for run in finalist['runs']]
+    assert finalist['mean'] == pytest.approx(np.mean(values))
+    assert finalist['sd'] == pytest.approx(np.std(values, ddof=1))
+    run = finalist['runs'][1]
+    written = config_lib.load_json(tmp_path / run['workdir'] / 'config.json')
+    assert written.seed == 6
+    assert written.model.units == finalist['params']['model.units']
+  assert content['best']['value'] == max(
+    f['mean'] for f in content['finalists']
+  )
+  assert 'under 2 other seeds' in summary.text(content)
+
+
+def test_a_sweep_that_is_left_goes_on_to_the_same_end(
+  config, domains, tmp_path
+):
+  settings = functools.partial(
+    small_sweeps.settings, population=2, trials=4, seeds=1, top=1
+  )
+  _, whole = sweep.run(config, domains, tmp_path / 'whole', settings())
+  parts = tmp_path / 'parts'
+  lives = 0
+  finished = False
+  while not finished:
+    finished, content = sweep.run(
+      config, domains, parts, settings(max_seconds=1e-6)
+    )
+    assert finished or content['best'] is None
+    lives += 1
+  assert lives > 2
+  for one, other in zip(whole['trials'], content['trials'], strict=True):
+    for key in ('params', 'values', 'value', 'state', 'epoch'):
+      assert one[key] == other[key]
+  assert whole['best'] == content['best']
+
+
+def test_the_end_of_one_that_was_only_not_told_is_told(
+  config, domains, tmp_path, monkeypatch
+):
+  """As if it had been killed between its last checkpoint and that."""
+
+  class Killed(BaseException):
+    pass
+
+  def die(*_):
+    raise Killed
+
+  settings = small_sweeps.settings(trials=1)
+  with monkeypatch.context() as patch:
+    patch.setattr(queue.Trials, 'end', die)
+    with pytest.raises(Killed):
+      sweep.run(config, domains, tmp_path, settings)
+  before = records.read_metrics(tmp_path / 'trials/0000')
+  assert [r['epoch'] for r in before] == [1, 2]
+  finished, content = sweep.run(config, domains, tmp_path, settings)
+  assert finished
+  assert records.read_metrics(tmp_path / 'trials/0000') == before
+  assert content['trials'][0]['value'] == max(
+    r['validation']['accuracy'] for r in before
+  )
+
+
+def test_mistakes(config, domains, tmp_path, monkeypatch):
+  config.train.epochs = 1
+  settings = functools.partial(small_sweeps.settings, trials=1)
+  home = tmp_path / 'one'
+  sweep.run(config, domains, home, settings())
+
+  wider = {**domains, 'model.dropout': uniform(0.0, 0.6)}
+  with pytest.raises(
+    UserError, match=r'of another sweep: model\.dropout is kin'
+  ):
+    sweep.run(config, wider, home, settings())
+  other = config.copy_and_resolve_references()
+  other.optim.l2 = 0.1
+  with pytest.raises(UserError, match=r'optim\.l2 is 0\.0 there and 0\.1 here'):
+    sweep.run(other, domains, home, settings())
+  with pytest.raises(UserError, match='--search is tpe there and random here'):
+    sweep.run(config, domains, home, settings(search='random'))
+  url = f'sqlite:///{home / "study.db"}'
+  with pytest.raises(
+    UserError, match=r"study 'one' in sqlite.* another workdir"
+  ):
+    sweep.run(
+      config, domains, tmp_path / 'two', settings(storage=url, study='one')
+    )
+  empty = f'sqlite:///{tmp_path / "empty.db"}'
+  with pytest.raises(UserError, match=r'one holds trials of study .* has none'):
+    sweep.run(config, domains, home, settings(storage=empty))
+  for storage, says in (
+    ('nowhere', 'is no URL of a database'),
+    ('sqlite:////nowhere/at/all.db', 'cannot reach .*unable to open'),
+    ('mysql://u:secret@h/d', r'mysql://u:\*\*\*@h/d needs a driver'),
+    ('postgresql://u:secret@127.0.0.1:1/d', r'u:\*\*\*@.*refused'),
+  ):
+    with pytest.raises(UserError, match=says) as raised:
+      sweep.run(config, domains, tmp_path / 'three', settings(storage=storage))
+    assert '\n' not in str(raised.value)
+  config.data.name = 'fer2013'
+  config.data.options = {}
+  with pytest.raises(UserError, match='fer2013'):
+    sweep.run(config, domains, tmp_path / 'four', settings())
+
+
+def test_a_shape_that_never_fits_fails_alone(config, tmp_path, monkeypatch):
+  config.train.epochs = 1
+  fits = worker._places
+
+  def places(shared, member, size):
+    if shared.config.model.units > 2:
+      raise UserError('one run needs 9 MiB of memory')
+    return fits(shared, member, size)
+
+  monkeypatch.setattr(worker, '_places', places)
+  domains = {'model.units': choice(2, 3)}
+  settings = small_sweeps.settings(search='grid')
+  finished, content = sweep.run(config, domains, tmp_path, settings)
+  assert finished
+  assert [t['state'] for t in content['trials']] == ['complete', 'failed']
+  with pytest.raises(UserError, match=r'none of the 1 trials .* needs 9 MiB'):
+    sweep.run(config, {'model.units': choice(3)}, tmp_path / 'b', settings)
+
+
+def test_data_that_is_gone_is_no_fault_of_a_trial(
+  config, domains, tmp_path, monkeypatch
+):
+  config.train.epochs = 1
+  settings = small_sweeps.settings(trials=2)
+  load, loads = task.load_dataset, []
+
+  def vanish(config):
+    loads.append(config)
+    if len(loads) > 1:
+      raise UserError('the data is gone')
+    return load(config)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(task, 'load_dataset', vanish)
+    with pytest.raises(UserError, match='the data is gone'):
+      sweep.run(config, domains, tmp_path, settings)
+  _, content = sweep.run(config, domains, tmp_path, settings)
+  assert [t['state'] for t in content['trials']] == ['complete'] * 2
+
+
+def test_populations_have_as_many_members_as_memory_holds(
+  config, domains, tmp_path, monkeypatch, made
+):
+  config.train.epochs = 1
+  sizes = []
+  original = population.Population.__init__
+
+  def init(self, images, members, **options):
+    sizes.append(len(members))
+    original(self, images, members, **options)
+
+  monkeypatch.setattr(population.Population, '__init__', init)
+  monkeypatch.setattr(
+    worker.memory, 'waves', lambda count, *_, **__: [range(3), range(3, count)]
+  )
+  _, content = sweep.run(
+    config, domains, tmp_path, small_sweeps.settings(population=5, trials=5)
+  )
+  assert sizes == [3]
+  assert len(_of(content, 'complete')) == 5
+
+
+def test_as_many_members_as_are_worth_it(monkeypatch):
+  assert worker.population_size(0, 64) == 1
+  assert worker.population_size(7, 64) == 7
+  assert worker.members_on_cores(0, 32, 2) == 2
+  assert worker.members_on_cores(0, 8, 64) == 1
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert worker.population_size(0, 64) == 8
+  assert worker.population_size(0, 1000) == 16
+  assert worker.population_size(0, 4) == 1
