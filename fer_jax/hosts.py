@@ -45,7 +45,12 @@ def launch(environ: Mapping[str, str]) -> dict[str, Any] | None:
     }
   # In a batch script, outside of srun, there is one process whatever is asked.
   if 'SLURM_STEP_NODELIST' in environ and 'SLURM_PROCID' in environ:
-    return {} if _number(environ, 'SLURM_NTASKS', 1) > 1 else None
+    if _number(environ, 'SLURM_NTASKS', 1) == 1:
+      return None
+    # Bound by Slurm to one GPU, a task sees it as its first; JAX would take
+    # the one of its own number on the machine.
+    seen = environ.get('CUDA_VISIBLE_DEVICES', '')
+    return {'local_device_ids': [0]} if seen and ',' not in seen else {}
   if 'OMPI_MCA_orte_hnp_uri' in environ:
     return {} if _number(environ, 'OMPI_COMM_WORLD_SIZE', 1) > 1 else None
   if 'JAX_COORDINATOR_ADDRESS' in environ:
@@ -129,7 +134,9 @@ def on_first(function: Callable[[], T]) -> T:
   if first():
     try:
       result = function()
+      json.dumps(result)
     except Exception as error:
+      result = None
       failure = error
   answer = _told({'failed': failure is not None, 'result': result})
   if failure is not None:

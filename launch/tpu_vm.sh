@@ -143,8 +143,10 @@ tar -xzf fer_jax_checkout.tar.gz -C $folder && cd $folder
     token=".hosts_$$_$RANDOM"
     on 0 "mkdir -p $quoted && touch $quoted/$token"
     on all "[ -e $quoted/$token ] || { echo \"\$(hostname) does not see $token \
-in $quoted: it is not on a shared disk\" >&2; exit 1; }" ||
+in $quoted: it is not on a shared disk\" >&2; exit 1; }" || {
+      on 0 "rm $quoted/$token"
       fail "$workdir is not shared by all hosts; nothing was started"
+    }
     on 0 "rm $quoted/$token"
     assignments=''
     for pair in ${environment[@]+"${environment[@]}"}; do

@@ -70,24 +70,22 @@ def main(argv: list[str]) -> int:
       how=values.mapping,
       notice=notice,
     )
-  if notice.asked and not outcome.finished:
-    print(
-      'left when asked to, to be resumed by the same command; '
-      f'{len(outcome.places)} runs in {values.workdir}'
+    if not outcome.finished or notice.asked:
+      why = (
+        'left when asked to' if notice.asked else 'stopped at the time limit'
+      )
+      print(
+        f'{why}, to be resumed by the same command; {len(outcome.places)} runs '
+        f'in {values.workdir}'
+      )
+      return notice.status if notice.asked else 0
+    notice.starting = True  # scoring can be left at any moment
+    workdir = pathlib.Path(values.workdir)
+    metrics = scoring.score(
+      workdir, [(p.fold, p.seed, p.workdir) for p in outcome.places]
     )
-    return notice.status
-  if not outcome.finished:
-    print(
-      'stopped at the time limit, to be resumed by the same command; '
-      f'{len(outcome.places)} runs in {values.workdir}'
-    )
-    return 0
-  workdir = pathlib.Path(values.workdir)
-  metrics = scoring.score(
-    workdir, [(p.fold, p.seed, p.workdir) for p in outcome.places]
-  )
-  path = report.write_report([workdir])
-  print(scoring.text(metrics))
-  print(f'\nreport: {path}')
-  files.write_result(values.json, metrics)
+    path = report.write_report([workdir])
+    print(scoring.text(metrics))
+    print(f'\nreport: {path}')
+    files.write_result(values.json, metrics)
   return 0

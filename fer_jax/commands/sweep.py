@@ -173,8 +173,11 @@ def _work(domains) -> int:
 def _after(statuses: list[int]) -> int:
   """Says the result of several workers; returns the exit status of all."""
   from fer_jax import files
+  from fer_jax.training import preemption
   from fer_jax.tuning import summary
 
+  if not statuses:
+    return preemption.REQUEUE_STATUS  # asked to leave before any began
   for number, status in enumerate(statuses):
     if status < 0:
       print(

@@ -78,8 +78,10 @@ def main(argv: list[str]) -> int:
       'configs/quickstart.py'
     )
   if values.dry_run:
+    from fer_jax import hosts
     from fer_jax.training import rehearsal
 
+    hosts.start()
     found = rehearsal.rehearse(values.config)
     print(rehearsal.text(found, values.config.train.batch_size))
     return 0

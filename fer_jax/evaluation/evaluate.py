@@ -223,6 +223,18 @@ def require_same_data(
     )
 
 
+def _opened(dataset: Dataset, name: str, **options) -> Any:
+  """The test split, unless one of the hosts cannot note that it is opened."""
+  opened, failure = None, None
+  try:
+    opened = protocol.open_test(dataset, name, **options)
+  except UserError as error:
+    failure = error
+  if hosts.any_host(failure is not None):
+    raise failure or UserError('another process of this run failed, says why')
+  return opened
+
+
 def _open_split(
   workdir: pathlib.Path,
   facts: dict[str, Any],
@@ -242,7 +254,7 @@ def _open_split(
       'have changed sides'
     )
   if split == 'test':
-    opened = protocol.open_test(dataset, name, run=str(workdir), **options)
+    opened = _opened(dataset, name, run=str(workdir), **options)
     index, ids = opened.index, opened.ids
     # The whole split is scored anyway.
     slices = {

@@ -388,15 +388,16 @@ class Writer:
     """Removes what is not kept.
 
     Later steps than the newest are a damaged future that a resumed run gave
-    up; they would otherwise pass for the latest. A checkpoint amid an epoch is
+    up; they would otherwise pass for the latest. What was never sealed is no
+    checkpoint. One amid an epoch is
     kept while it is the newest, and takes no other's place.
     """
     workdir = self._root.parent
-    partial = {s.step for s in checkpoints(workdir) if s.partial}
-    there = steps(workdir)
-    whole = [step for step in there if step <= newest and step not in partial]
+    whole = [
+      s.step for s in checkpoints(workdir) if not s.partial and s.step <= newest
+    ]
     kept = {newest, *whole[-LATEST_KEPT:]}
-    for step in there:
+    for step in steps(workdir):
       if step in kept or (step == best_step and step <= newest):
         continue
       _remove(self._root / str(step))

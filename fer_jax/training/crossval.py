@@ -111,7 +111,7 @@ def train(
       for place in places
     ]
     waves = side_by_side.waves(shared, members, len(members))
-    finished = True
+    finished, lost = True, []
     for number, wave in enumerate(waves):
       left = max_seconds - (time.monotonic() - begun) if max_seconds else 0.0
       if notice.agreed():
@@ -122,12 +122,19 @@ def train(
           finished = False
           break
         left = 1e-9  # one epoch all the same
-      finished &= _train_wave(
+      done, diverged = _train_wave(
         [places[m] for m in wave],
         [members[m] for m in wave],
         shared,
         notice,
         max_seconds=left,
+      )
+      finished &= done
+      lost += [str(place.workdir) for place in diverged]
+    if lost and finished:
+      raise UserError(
+        f'the loss is not finite in {", ".join(lost)}; the other folds are '
+        'trained; a smaller optim.learning_rate or optim.clip_norm may help'
       )
   return Outcome(tuple(places), finished, time.monotonic() - begun, len(waves))
 
@@ -149,12 +156,10 @@ def _places(config, dataset, workdir: pathlib.Path, seeds: int) -> list[Place]:
   return places
 
 
-def _train_wave(places, members, shared, notice, *, max_seconds: float) -> bool:
-  """Trains a population to its end; False where it was left before.
-
-  Raises:
-    UserError: a fold's loss was not finite.
-  """
+def _train_wave(
+  places, members, shared, notice, *, max_seconds: float
+) -> tuple[bool, list[Place]]:
+  """(whether it was trained to its end, folds whose loss was not finite)."""
   begun = time.monotonic()
   together = side_by_side.population_of(shared, members)
   desk = side_by_side.Desk(len(places), shared.config.train.epochs)
@@ -165,7 +170,7 @@ def _train_wave(places, members, shared, notice, *, max_seconds: float) -> bool:
     earlier = side_by_side.seconds_before(members)
     while together.training.any() and not notice.agreed():
       if not side_by_side.train_epoch(together, desk, pace, notice, earlier):
-        return False
+        return False, []
       earlier = 0.0
       if max_seconds and time.monotonic() - begun > max_seconds:
         break
@@ -175,10 +180,4 @@ def _train_wave(places, members, shared, notice, *, max_seconds: float) -> bool:
   lost = [
     place for place, bad in zip(places, together.diverged, strict=True) if bad
   ]
-  if lost:
-    names = ', '.join(str(place.workdir) for place in lost)
-    raise UserError(
-      f'the loss is not finite in {names}; the other folds are trained; a '
-      'smaller optim.learning_rate or optim.clip_norm may help'
-    )
-  return not together.training.any()
+  return not together.training.any(), lost

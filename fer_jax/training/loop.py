@@ -99,16 +99,21 @@ def train(
   until = begun + max_seconds if max_seconds else math.inf
   with (
     claimed(workdir, config),
-    contextlib.closing(Profile(workdir, profile_steps)) as profile,
+    contextlib.closing(
+      # Of several hosts' traces in one folder none could be told apart.
+      Profile(workdir, profile_steps if hosts.first() else 0)
+    ) as profile,
   ):
     prepared = task.prepare(config)
+    again = False
     while True:
       try:
-        return _train(config, workdir, prepared, notice, profile, until)
+        return _train(config, workdir, prepared, notice, profile, until, again)
       except rollback.DivergenceError as diverged:
         if config.train.on_divergence == 'stop':
           raise
         print(rollback.note(workdir, diverged))
+        again = True
 
 
 def _train(
@@ -118,8 +123,9 @@ def _train(
   notice: preemption.Notice,
   profile: Profile,
   until: float,
+  again: bool,
 ) -> Outcome:
-  """Trains from the newest checkpoint on.
+  """Trains from the newest checkpoint on; `again` in this process.
 
   Raises:
     rollback.DivergenceError: the loss is not finite.
@@ -159,10 +165,13 @@ def _train(
       recorder,
       writer,
       workdir,
-      closing(Heartbeat(workdir, step=step, epoch=epoch + 1)),
+      closing(
+        Heartbeat(workdir, step=step, epoch=min(epoch + 1, config.train.epochs))
+      ),
       notice,
       profile,
       len(rollbacks),
+      first_step_seen=again,
     )
     asked, late = notice.agreed(), False
     while epoch < config.train.epochs and bool(state.progress.active):
@@ -201,6 +210,8 @@ class Run:
     notice,
     profile,
     rollbacks,
+    *,
+    first_step_seen,
   ):
     self._config = config
     self._task = prepared
@@ -212,7 +223,7 @@ class Run:
     self._notice = notice
     self._profile = profile
     self._rollbacks = rollbacks
-    self._first_step_seen = False
+    self._first_step_seen = first_step_seen
     self._pace = preemption.Pace(config.train.block_steps)
     self._freezing = freezing.NOTHING_FROZEN
     # A step's loss is of the parameters before it: an epoch's last update is
@@ -353,7 +364,7 @@ class Run:
     """Stops before anything of a diverged epoch is written."""
     if finite:
       return
-    self._writer.wait()
+    hosts.on_first(self._writer.wait)
     sealed = checkpoint.checkpoints(self._workdir)
     kept = f'{sealed[-1].path} is kept' if sealed else 'no checkpoint was made'
     raise rollback.DivergenceError(

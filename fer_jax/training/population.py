@@ -46,6 +46,7 @@ class Member(NamedTuple):
     validation_rows: int (m,), those of its validation list; may be empty.
     number: what the caller calls it by, such as its fold or trial.
     partial: of the epoch that `state` is amid.
+    epoch: epochs completed.
   """
 
   state: TrainState
@@ -54,6 +55,7 @@ class Member(NamedTuple):
   validation_rows: np.ndarray
   number: int = 0
   partial: checkpoint.Partial | None = None
+  epoch: int = 0
 
 
 class _Own(NamedTuple):
@@ -187,7 +189,7 @@ class Population:
     new one begins its first epoch with the next block. `finish_epoch` is due
     afterwards.
     """
-    while np.any(self.training & (self._taken < self.steps_per_epoch)):
+    while self.amid.any():
       self._take_block()
       yield
 
@@ -298,6 +300,11 @@ class Population:
     """One member's state, as a single run has it, on the first device."""
     state = self._programs.member(self._own.state, m)
     return jax.device_put(state, jax.local_devices()[0])
+
+  @property
+  def amid(self) -> np.ndarray:
+    """bool (M,), who trains and has steps of its epoch left."""
+    return self.training & (self._taken < self.steps_per_epoch)
 
   @property
   def taken(self) -> np.ndarray:

@@ -157,7 +157,7 @@ def _watch(reader: int, notice: Notice, grace: float) -> None:
       notice.asked = True
       deadline = time.monotonic() + grace
       if notice.starting:
-        _leave(notice, f'{signal.Signals(number).name}: nothing trained yet')
+        _leave(notice, f'{signal.Signals(number).name}: nothing to save')
       _say(
         f'{signal.Signals(number).name}: finishing the block under way, then '
         f'saving and leaving with status {notice.status}'
@@ -169,10 +169,12 @@ def _watch(reader: int, notice: Notice, grace: float) -> None:
 def _leave(notice: Notice, why: str) -> None:
   """Ends the process: any moment is as good as any other to a workdir."""
   _say(f'{why}, left; the last good checkpoint is gone on from')
-  sys.stdout.flush()
+  with contextlib.suppress(OSError, ValueError):
+    sys.stdout.flush()
   os._exit(notice.status)
 
 
 def _say(text: str) -> None:
   text = ' '.join(text.split())
-  print(f'fer_jax: {text}', file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+    print(f'fer_jax: {text}', file=sys.stderr, flush=True)

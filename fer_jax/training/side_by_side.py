@@ -126,7 +126,9 @@ def member(
     target = task.abstract_state(config, class_count)
     state = checkpoint.restore(sealed, target)
     origin = {}
-  workdir_lib.write_run_json(workdir, config, facts, state, origin)
+  epoch = sealed.epoch if sealed else 0
+  if epoch < config.train.epochs and bool(state.progress.active):
+    workdir_lib.write_run_json(workdir, config, facts, state, origin)
   return population.Member(
     state=jax.device_get(state),
     plan=plan,
@@ -134,6 +136,7 @@ def member(
     validation_rows=shared.rows[partition.validation],
     number=number,
     partial=sealed.partial if sealed else None,
+    epoch=epoch,
   )
 
 
@@ -226,7 +229,9 @@ class Desk:
     """Writes of a run from here on; cuts back what its checkpoint lacks."""
     self._seats[m] = _Seat(
       checkpoint.Writer(workdir),
-      records.Recorder(workdir, resumed_step=int(member.state.step)),
+      records.Recorder(
+        workdir, resumed_step=int(member.state.step), epochs=member.epoch
+      ),
       len(member.train_rows),
     )
 
@@ -292,8 +297,14 @@ class Desk:
         self._save(together, m, seat, together.member_state(m))
 
   def save_amid(self, together: population.Population, seconds: float) -> None:
-    """Saves all runs amid their epoch, of which so many seconds are over."""
+    """Saves all runs amid their epoch, of which so many seconds are over.
+
+    One whose epoch is over before the others' has not been judged: it keeps its
+    checkpoint of before, and trains the epoch again.
+    """
     for m, seat in enumerate(self._seats):
+      if together.training[m] and not together.amid[m]:
+        continue
       partial = together.partial(m, seconds) if together.training[m] else None
       if seat is None or (seat.saved and not partial):
         continue
@@ -363,7 +374,8 @@ def train_epoch(
     notice.starting = False
     pace.done(int(together.taken.max()))
     together.block_steps = pace.steps
-    if notice.agreed():
+    # With nothing left to take the epoch is judged first.
+    if together.amid.any() and notice.agreed():
       desk.save_amid(together, time.monotonic() - begun)
       return None
   results = together.finish_epoch()

@@ -22,24 +22,30 @@ _DEVICES = 'import jax; print(jax.default_backend(), jax.local_device_count())'
 def run(command: Sequence[str], count: int) -> list[int]:
   """Runs so many processes and waits for all of them.
 
-  SIGTERM and SIGINT are passed on, and each leaves in good order.
+  SIGTERM and SIGINT are passed on, and each leaves in good order; before they
+  are started they are not.
 
   Args:
     command: of each.
     count: how many.
 
   Returns:
-    Their exit statuses; negative is the number of a signal.
+    Exit statuses of those that were started; negative is the number of a
+    signal.
 
   Raises:
     UserError: the devices of this machine belong to one process.
   """
   workers: list[subprocess.Popen] = []
-  with _passing_on(workers):
+  with _passing_on(workers) as asked:
     for environment in environments(*devices(), count):
+      if asked:
+        break
       workers.append(
         subprocess.Popen(command, env={**os.environ, **environment})
       )
+    for worker in workers if asked else ():
+      worker.terminate()  # that was not there yet to be told
     # Not `wait`: a signal's handler must run meanwhile.
     while any(worker.poll() is None for worker in workers):
       time.sleep(0.2)
@@ -110,10 +116,14 @@ def _share_of_cores(count: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _passing_on(workers: Sequence[subprocess.Popen]) -> Iterator[None]:
-  """Passes on to workers what asks this process to leave."""
+def _passing_on(
+  workers: Sequence[subprocess.Popen],
+) -> Iterator[list[int]]:
+  """Passes on to workers what asks this process to leave; notes it as well."""
+  asked: list[int] = []
 
   def pass_on(number, frame):
+    asked.append(number)
     for worker in workers:
       if worker.poll() is None:
         worker.send_signal(signal.SIGTERM)
@@ -121,7 +131,7 @@ def _passing_on(workers: Sequence[subprocess.Popen]) -> Iterator[None]:
   heard = (signal.SIGTERM, signal.SIGINT)
   earlier = {number: signal.signal(number, pass_on) for number in heard}
   try:
-    yield
+    yield asked
   finally:
     for number, handler in earlier.items():
       signal.signal(number, handler)

@@ -176,6 +176,9 @@ class Trials:
         continue
       if not _is_free(self._trial_folder(trial.number)):
         continue
+      # Told since the list was read, and only then let go.
+      if not self._study.is_running(trial._trial_id):
+        continue
       params = self._study.parameters(trial._trial_id)
       if shape in (None, self._space.shape_text(params)):
         yield self._claimed(trial.number, trial._trial_id, params)
@@ -216,8 +219,10 @@ class Trials:
 
   def _goes_on(self, trials: Sequence[FrozenTrial], shape: str) -> bool:
     """Whether the next trial can have a shape: a grid has an order."""
-    grid = self._study.grid
-    return not grid or self._space.shape_text(grid[len(trials)]) == shape
+    grid, at = self._study.grid, len(trials)
+    return (
+      not grid or at >= len(grid) or self._space.shape_text(grid[at]) == shape
+    )
 
   def _kept_shape(self) -> dict[str, Any] | None:
     """The shape that the next turn keeps; None to draw one."""
@@ -321,8 +326,8 @@ class Repeats:
         if (
           shape not in (None, repeat.shape)
           or repeat.workdir in self._held
-          or _has_ended(repeat.workdir)
           or not _is_free(repeat.workdir)
+          or _has_ended(repeat.workdir)  # asked last: it ends, then is free
         ):
           continue
         claim = contextlib.ExitStack()

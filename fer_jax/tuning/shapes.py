@@ -62,5 +62,8 @@ def promises(tried: Sequence[Tried]) -> dict[str, float]:
     its = [t for t in tried if t.shape == shape]
     good = sum(t.score is not None and t.score >= bar for t in its)
     seconds = sum(t.seconds for t in its) / len(its)
-    found[shape] = (good + 1) / (len(its) + 1 / QUARTER) / max(seconds, 1e-9)
+    if not seconds:  # it never trained, since it does not fit
+      found[shape] = 0.0
+      continue
+    found[shape] = (good + 1) / (len(its) + 1 / QUARTER) / seconds
   return found

@@ -50,7 +50,10 @@ class Storage:
   @property
   def shown(self) -> str:
     """The URL without its password."""
-    return sqlalchemy.make_url(self.url).render_as_string(hide_password=True)
+    url = sqlalchemy.make_url(self.url)
+    if 'password' in url.query:
+      url = url.update_query_dict({'password': '***'})
+    return url.render_as_string(hide_password=True)
 
 
 def parse_url(url: str) -> str:
@@ -65,9 +68,10 @@ def parse_url(url: str) -> str:
       url = 'postgresql+psycopg://' + url.removeprefix(prefix)
   try:
     sqlalchemy.make_url(url)
-  except sqlalchemy.exc.ArgumentError:
+  except (sqlalchemy.exc.ArgumentError, ValueError):  # the port is no number
+    shown = re.sub('://.*@', '://***@', url)
     raise UserError(
-      f'--storage={url} is no URL of a database; expected as '
+      f'--storage={shown} is no URL of a database; expected as '
       'sqlite:////absolute/path.db or postgresql://user:password@host/name'
     ) from None
   return url
@@ -112,6 +116,12 @@ class Study:
     )
 
   @property
+  def fits(self) -> bool:
+    """Whether the storage's study searches in this one's direction."""
+    larger = self._study.direction == optuna.study.StudyDirection.MAXIMIZE
+    return larger == self.larger_is_better
+
+  @property
   def name(self) -> str:
     """Of the study."""
     return self._study.study_name
@@ -143,7 +153,8 @@ class Study:
 
     def make():
       for trial in self._study.get_trials(deepcopy=False):
-        if trial._trial_id not in before:
+        made = trial.state == TrialState.RUNNING  # not by hand, to be asked for
+        if made and trial._trial_id not in before:
           return trial._trial_id  # made, though the answer did not arrive
       return self._study.ask()._trial_id
 
@@ -184,6 +195,12 @@ class Study:
     """Whether the pruner would stop a trial after its last report."""
     return self._patiently(
       lambda: optuna.trial.Trial(self._study, trial_id).should_prune()
+    )
+
+  def is_running(self, trial_id: int) -> bool:
+    """Whether a trial has not ended, asked anew."""
+    return self._patiently(
+      lambda: self._of(trial_id).state == TrialState.RUNNING
     )
 
   def note_of_trial(self, trial_id: int, **values: Any) -> None:

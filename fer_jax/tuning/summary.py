@@ -93,7 +93,9 @@ def _trial(
   else:
     seconds = queue.device_seconds(workdir / folder)
     epoch = queue.epochs_done(workdir / folder)
-  state = 'failed' if 'failure' in notes else _STATES[trial.state]
+  # Noted before it was told: where it is complete, it was gone on with since.
+  failed = 'failure' in notes and trial.state == TrialState.PRUNED
+  state = 'failed' if failed else _STATES[trial.state]
   finite = trial.value is not None and math.isfinite(trial.value)
   return {
     'number': trial.number,

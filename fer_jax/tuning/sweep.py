@@ -93,9 +93,9 @@ def run(
   workdir = pathlib.Path(workdir)
   with files.writing(f'to --workdir {workdir}'):
     workdir.mkdir(parents=True, exist_ok=True)
-  study = _study(config, space, workdir, settings)
   # Before any trial is blamed for it.
   task.partition_of(config, task.load_dataset(config))
+  study = _study(config, space, workdir, settings)
   with queue.asking(workdir):
     _require_same_sweep(
       study, config, space, workdir, settings.searching.search
@@ -134,8 +134,9 @@ def run(
   finished = worker.work(queue.Trials(study, space, workdir, count))
   if finished:
     repeats = _repeats(study, space, workdir, settings)
-    if repeats and not notice.asked:
-      finished = worker.work(queue.Repeats(repeats, workdir))
+    if repeats:
+      again = queue.Repeats(repeats, workdir)
+      finished = not again.left() if notice.asked else worker.work(again)
   content = write(ended=finished)
   if finished and content['best'] is None:
     reasons = [t.user_attrs.get('failure') for t in study.trials()]
@@ -181,6 +182,11 @@ def _require_same_sweep(
   kept = files.read_json(path) if path.exists() else {}
   name = f'study {study.name!r} in {study.storage.shown}'
   if 'id' not in notes:
+    if not study.fits:
+      raise UserError(
+        f'{name} was made to search the other way than train.select='
+        f'{config.train.select}; choose another --study'
+      )
     if study.trials() and 'config' not in notes:
       raise UserError(f'{name} was not made by `sweep`; choose another --study')
     if any((workdir / queue.TRIALS).glob('*')):

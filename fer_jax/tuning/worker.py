@@ -374,8 +374,10 @@ class Seats:
       if not self._together.training[m]:
         self._end(m, self._ending(m))
       elif m in reported and self._queue.unpromising(run):
-        self._together.stop(m)
+        # Saved as one that trains on: killed before it is told, it is no
+        # complete one.
         self._end(m, Ending('pruned'))
+        self._together.stop(m)
 
   def _ending(self, m: int) -> Ending:
     """Of a run that trains no more."""

@@ -137,6 +137,13 @@ def test_an_unsealed_checkpoint_is_written_anew(tmp_path):
   assert checkpoint.latest_intact(tmp_path).step == 20
 
 
+def test_what_was_never_sealed_takes_no_good_ones_place(tmp_path):
+  _write(tmp_path, [(10, 10), (13, 10)])
+  (checkpoint.directory(tmp_path) / '13' / checkpoint.MANIFEST).unlink()
+  _write(tmp_path, [(20, 20)])
+  assert checkpoint.steps(tmp_path) == [10, 20]
+
+
 def test_no_checkpoint_is_one_clear_line(tmp_path):
   assert checkpoint.latest_intact(tmp_path) is None
   with pytest.raises(UserError, match='holds no intact checkpoint'):

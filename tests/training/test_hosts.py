@@ -153,6 +153,11 @@ TPU = {'TPU_ML_PLATFORM': 'JAX'}
     ({}, None),
     ({**STEP, 'SLURM_NTASKS': '4'}, {}),
     ({**STEP, 'SLURM_NTASKS': '1'}, None),
+    (
+      {**STEP, 'SLURM_NTASKS': '4', 'CUDA_VISIBLE_DEVICES': '3'},
+      {'local_device_ids': [0]},
+    ),
+    ({**STEP, 'SLURM_NTASKS': '4', 'CUDA_VISIBLE_DEVICES': '0,1'}, {}),
     # A batch script that asked for tasks, and was not started by srun.
     ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, None),
     ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, {}),

@@ -101,6 +101,9 @@ def _count(workdir, log) -> dict:
       trained += 1
       after += name in told
   states = [t['state'] for t in content['trials']]
+  for trial in content['trials']:
+    whole = trial['epoch'] == trial['epochs']
+    assert whole or trial['state'] != 'complete', trial
   ended = sum(states.count(s) for s in ('complete', 'pruned', 'failed'))
   return {
     'trials': len(states),

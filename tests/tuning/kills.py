@@ -24,9 +24,9 @@ DOMAINS = {
   'model.dropout': uniform(0.0, 0.5),
 }
 SETTINGS = {
-  'trials': 4,
+  'trials': 6,
   'population': 2,
-  'prune': 'median',
+  'prune': 'halving',
   'seeds': 1,
   'top': 1,
 }

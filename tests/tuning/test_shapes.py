@@ -33,6 +33,12 @@ def test_a_shape_promises_good_trials_a_second():
   assert shapes.choose(tried, free_turns=2, kept_turns=1) == 'fast'
 
 
+def test_a_shape_that_does_not_fit_promises_nothing():
+  tried = [Tried('large', None, 0.0), Tried('small', 0.4, 2.0)]
+  assert shapes.promises(tried)['large'] == 0
+  assert shapes.choose(tried, free_turns=2, kept_turns=1) == 'small'
+
+
 def test_a_shape_is_not_favoured_for_having_been_tried_most():
   """The best of many is higher than that of few, whatever the shape."""
   tried = [
