@@ -7,6 +7,7 @@ looks is not the score of one look: here is how many there were.
 """
 
 import datetime
+import fcntl
 import json
 import os
 import pathlib
@@ -122,6 +123,8 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _append(handle: int, line: bytes) -> None:
+  # Another's line under way would look like one that was cut off.
+  fcntl.flock(handle, fcntl.LOCK_EX)
   # What an interrupted write left must not swallow this line.
   size = os.fstat(handle).st_size
   if size and os.pread(handle, 1, size - 1) != b'\n':

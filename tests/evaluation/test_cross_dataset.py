@@ -100,7 +100,7 @@ def test_all_of_another_set_is_scored_and_recorded(copied):
   said = summary.text(metrics)
   assert f'contempt is left out ({32 - len(rows)})' in said
   assert f'look {metrics["looks"]} at these examples of synthetic' in said
-  shown = report.render([runs.read(copied)])
+  shown = report.render([runs.read(copied)]).html
   assert 'On other data sets' in shown
   assert 'synthetic_faces, all' in shown
   assert wording.percent(metrics['accuracy']) in shown
