@@ -190,10 +190,13 @@ def check_arguments(arguments: list[str]) -> pathlib.Path:
   if WORKERS.value > 1 and VERB.value != 'sweep':
     raise UserError(
       f'--workers={WORKERS.value} is for --verb=sweep; a {VERB.value} is one '
-      'job (--nodes=N gives it several)'
+      'job'
     )
-  if WORKERS.value > 1 and NODES.value > 1:
-    raise UserError('of --workers and --nodes one alone may be more than 1')
+  if NODES.value > 1 and VERB.value != 'train':
+    raise UserError(
+      f'--nodes={NODES.value} is for --verb=train; a {VERB.value} uses one '
+      'machine'
+    )
   for name, instead in NOT_HERE.items():
     if value_of(arguments, name) is not None:
       raise UserError(f'--{name} after the --: leave it out; {instead}')
