@@ -326,6 +326,11 @@ def _write_records(
       failure.append(error)
       raise
 
+  class Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self):
+      """Does nothing: TFDS would ask its servers for a set of this name, where
+      it may, and leave an empty folder among the temporary ones."""
+
   # TFDS' own AdhocBuilder would do, but it imports TensorFlow.
   class Records(  # pyright: ignore[reportGeneralTypeIssues]
     tfds.core.GeneratorBasedBuilder,
@@ -334,7 +339,7 @@ def _write_records(
     VERSION = tfds.core.Version(version)
 
     def _info(self):
-      return tfds.core.DatasetInfo(
+      return Info(
         builder=self,
         description=name,
         features=tfds.features.FeaturesDict(spec),

@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
@@ -86,6 +87,16 @@ def test_images_come_back_in_order(register, tmp_path):
     built.read([300])
   with pytest.raises(IndexError):
     built.read([-1])
+
+
+def test_nothing_is_left_among_temporary_files(register, tmp_path, monkeypatch):
+  place = tmp_path / 'temporary'
+  place.mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', str(place))
+  register(_grey)
+  datasets.build('tiny', data_dir=tmp_path)
+  datasets.load('tiny', data_dir=tmp_path)
+  assert not list(place.iterdir())
 
 
 def test_ragged_clips_with_every_column(register, tmp_path):
