@@ -113,6 +113,7 @@ def _live(config, workdir, log, moment):
 def main(data_dir, workdir):
   config = small_sweeps.config(data_dir)
   config.train.epochs = 3
+  config.train.select = 'loss'  # no two of which are equal, so some are pruned
   log = pathlib.Path(f'{workdir}.log')
   for moment in MOMENTS:
     sys.stdout.flush()
