@@ -9,7 +9,7 @@ prints one, to be pasted; a test compares the README with what this prints.
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 RECORDS = pathlib.Path(__file__).parents[1] / 'docs' / 'records'
 
@@ -38,26 +38,21 @@ PEERS = {
 def speed() -> list[str]:
   """Images a second of a train step, of each model and batch recorded."""
   rows = []
-  for model in MODELS:
-    for batch in BATCHES:
-      path = RECORDS / 'models' / f'{model}_{batch}.json'
-      if not path.exists():
-        continue
-      record = json.loads(path.read_text())
-      height, width, channels = record['settings']['input_shape']
-      colour = {1: 'grey', 3: 'RGB'}[channels]
-      size = f'{height} × {width} {colour}'
-      taken = '' if size == '48 × 48 grey' else f', {size}'
-      contenders = record['train_step']['contenders']
-      own = contenders['fer_jax']['images_per_second']['median']
-      rows.append(
-        [
-          f'`{model}`{taken}',
-          f'{batch}',
-          f'{own:,.0f}',
-          *(_rate(contenders.get(peer)) for peer in PEERS),
-        ]
-      )
+  for model, batch, record in _records('models'):
+    height, width, channels = record['settings']['input_shape']
+    colour = {1: 'grey', 3: 'RGB'}[channels]
+    size = f'{height} × {width} {colour}'
+    taken = '' if size == '48 × 48 grey' else f', {size}'
+    contenders = record['train_step']['contenders']
+    own = contenders['fer_jax']['images_per_second']['median']
+    rows.append(
+      [
+        f'`{model}`{taken}',
+        f'{batch}',
+        f'{own:,.0f}',
+        *(_rate(contenders.get(peer)) for peer in PEERS),
+      ]
+    )
   return _table(['model', 'batch', 'fer_jax', *PEERS.values()], rows)
 
 
@@ -95,26 +90,31 @@ def recurrent() -> list[str]:
 def population() -> list[str]:
   """Milliseconds of a step of every member, side by side and in a row."""
   rows = []
-  for model in MODELS:
-    for batch in BATCHES:
-      path = RECORDS / 'populations' / f'{model}_{batch}.json'
-      if not path.exists():
-        continue
-      result = json.loads(path.read_text())['population']
-      contenders, share = result['contenders'], result['share_of_in_a_row']
-      rows.append(
-        [
-          f'`{model}`',
-          f'{batch}',
-          f'{result["members"]}',
-          f'{_milliseconds(contenders["population"]):,.0f}',
-          f'{_milliseconds(contenders["fer_jax in a row"]):,.0f}',
-          f'{share["median"]:.2f} ({share["min"]:.2f}–{share["max"]:.2f})',
-          f'{_milliseconds(contenders["torch in a row"]):,.0f}',
-        ]
-      )
+  for model, batch, record in _records('populations'):
+    result = record['population']
+    contenders, share = result['contenders'], result['share_of_in_a_row']
+    rows.append(
+      [
+        f'`{model}`',
+        f'{batch}',
+        f'{result["members"]}',
+        f'{_milliseconds(contenders["population"]):,.0f}',
+        f'{_milliseconds(contenders["fer_jax in a row"]):,.0f}',
+        f'{share["median"]:.2f} ({share["min"]:.2f}–{share["max"]:.2f})',
+        f'{_milliseconds(contenders["torch in a row"]):,.0f}',
+      ]
+    )
   header = ['model', 'batch', 'members', 'population', 'in a row']
   return _table([*header, 'time of in a row', 'PyTorch, in a row'], rows)
+
+
+def _records(folder: str) -> Iterator[tuple[str, int, dict]]:
+  """(model, batch size, content) of each record of a folder."""
+  for model in MODELS:
+    for batch in BATCHES:
+      path = RECORDS / folder / f'{model}_{batch}.json'
+      if path.exists():
+        yield model, batch, json.loads(path.read_text())
 
 
 def _milliseconds(contender: dict) -> float:
