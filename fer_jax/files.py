@@ -167,7 +167,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         entry.filename.removesuffix('.npy'): _array(archive.read(entry))
         for entry in entries
       }
-  except FileNotFoundError as error:
+  except (FileNotFoundError, PermissionError) as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
   # RuntimeError: encrypted; NotImplementedError, which is one: of a
   # compression that is not known. The last three: a header that is no literal.

@@ -179,7 +179,7 @@ def overlap(
   Returns:
     (figures, pairs to show): rows of each, 'first' and 'second', with a copy
     in the other, pixel by pixel as grey images of `size`; and with a near
-    twin, where near twins are copies in both, else None.
+    twin, mirrored or not, where near twins are copies in both, else None.
   """
   here = twins.grey_images(dataset, np.arange(len(dataset)), size)
   there = twins.grey_images(other, np.arange(len(other)), size)
@@ -206,7 +206,7 @@ def overlap(
   ).reshape(-1, 2)
   shown = [_pairs(IN_BOTH, rows, np.ones(len(rows)))]
   if all(map(twins.near_twins_are_copies, (dataset, other))):
-    pairs, correlation = twins.correlated_pairs(here, there)
+    pairs, correlation = twins.pairs_between(here, there, size)
     for column, (side, numbers) in enumerate(
       (('first', ours), ('second', theirs))
     ):

@@ -2,7 +2,8 @@
 
 Legend: B batch, T frames, H rows, W columns, C channels, K classes. What
 happens to one example is written for one example, (T, H, W, C), and mapped
-over the batch.
+over the batch. Frames that only pad a clip to T are masked: they change no
+other pixel and no target, so what becomes of a clip does not depend on T.
 
 Geometry (flip, rotation, zoom, shift, crop and resize back) is composed into
 one affine map per example and sampled once, bilinearly. Outside the image the
@@ -37,7 +38,8 @@ _LOG_ROOT_ASPECT = 0.5 * math.log(1.0 / 0.3)
 # Loop steps that a batch is cut in on CPU (2, 4 and 8 take the same time).
 _CHUNKS = 4
 
-# Of the Beta distribution; its mean is right to 1e-6, its variance to 1e-3.
+# Of the Beta distribution, denser towards its ends; its mean is right to 1e-6,
+# its variance to 1e-3 up to the largest alpha.
 _QUANTILES = 1025
 
 # Strengths beyond 1 may not turn the image inside out.
@@ -55,13 +57,15 @@ class Augmentation:
     shift: Largest shift as a share of each side.
     zoom: Largest relative change of size, either way.
     brightness: Largest value added to all pixels, on the [0, 1] scale.
-    contrast: Largest relative change of the distance to the image's mean.
+    contrast: Largest relative change of the distance to the image's mean, or
+      to that of all frames of a clip.
     saturation: Largest relative change of the distance to grey; RGB only.
     hue: Largest turn of the hue circle, 1 a whole turn; RGB only.
     erasing: Probability that a rectangle is replaced by the image's mean.
     mixup: alpha of the Beta distribution of the shares (arXiv 1710.09412).
     cutmix: alpha of the Beta distribution of the areas (arXiv 1905.04899).
-      With both, each example tosses a coin.
+      With both, each example tosses a coin. Clips are mixed in the frames that
+      both have, and the target in as large a share of the frames.
   """
 
   rotation: float = 30.0
@@ -152,6 +156,7 @@ def augment(
   settings: Augmentation,
   strength: float | jax.Array = 1.0,
   axis: str | None = None,
+  frame_mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Changes a batch at random.
 
@@ -166,6 +171,8 @@ def augment(
       shares, and up to 1 probabilities; 0 gives the input back exactly.
     axis: name of a mapped axis (of `jax.shard_map`) along which the batch is
       divided, padding last; None where this is all of it.
+    frame_mask: bool (B, T), false on frames that pad a clip; None where every
+      frame is one.
 
   Returns:
     (images, targets) of the same shapes and dtypes.
@@ -174,6 +181,7 @@ def augment(
   images, targets = jnp.asarray(images), jnp.asarray(targets)
   clips = images[:, None] if still else images
   strength = jnp.asarray(strength, images.dtype)
+  real = None if frame_mask is None else frame_mask.astype(images.dtype)
   example = jnp.arange(clips.shape[0])
   if axis is not None:
     example += jax.lax.axis_index(axis) * clips.shape[0]
@@ -186,18 +194,19 @@ def augment(
   if settings.moves:
     clips = stage(_move, draws, clips)
   if settings.recolours:
-    clips = stage(_recolour, draws, clips)
+    clips = stage(_recolour, draws, clips, real)
   if settings.hue and clips.shape[-1] == 3:
     clips = stage(_turn_hue, draws, clips)
   if settings.erasing:
     clips = stage(_erase, draws, clips)
   if settings.mixup or settings.cutmix:
+    own = clips, targets, real
     if axis is None:
       partner = partners(weight)
-      others = clips[partner], targets[partner]
+      others = jax.tree.map(lambda x: x[partner], own)
     else:
-      others = _of_partners(weight, (clips, targets), axis)
-    clips, targets = stage(_mix, draws, clips, targets, *others)
+      others = _of_partners(weight, own, axis)
+    clips, targets = stage(_mix, draws, own, others)
   return (clips[:, 0] if still else clips), targets
 
 
@@ -335,16 +344,21 @@ def _amount(
 def _recolour(
   draw: dict[str, jax.Array],
   clip: jax.Array,
+  real: jax.Array | None,
   settings: Augmentation,
   strength: jax.Array,
 ) -> jax.Array:
-  """Brightness, contrast and saturation."""
+  """Brightness, contrast and saturation; `real` (T,), 0 on padding."""
   if settings.brightness:
     clip = clip + _amount(draw, 'brightness', settings, strength)
   # x * f + m * (1 - f) rather than m + (x - m) * f: exact where f is 1.
   if settings.contrast:
     factor = 1.0 + _amount(draw, 'contrast', settings, strength)
-    clip = clip * factor + jnp.mean(clip) * (1.0 - factor)
+    mean = jnp.mean(clip)
+    if real is not None:
+      frames = jnp.mean(clip, axis=(1, 2, 3))
+      mean = jnp.sum(frames * real) / jnp.maximum(jnp.sum(real), 1.0)
+    clip = clip * factor + mean * (1.0 - factor)
   if settings.saturation and clip.shape[-1] == 3:
     factor = 1.0 + _amount(draw, 'saturation', settings, strength)
     red, green, blue = (clip[..., n : n + 1] for n in range(3))
@@ -434,23 +448,33 @@ def _erase(
 
 def _mix(
   draw: dict[str, jax.Array],
-  clip: jax.Array,
-  target: jax.Array,
-  other_clip: jax.Array,
-  other_target: jax.Array,
+  own: tuple[jax.Array, jax.Array, jax.Array | None],
+  other: tuple[jax.Array, jax.Array, jax.Array | None],
   settings: Augmentation,
   strength: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Mixup or cutmix of one example with its partner, image and target."""
+  """Mixup or cutmix of one example with its partner, image and target.
+
+  Args:
+    draw: of the example.
+    own: clip (T, H, W, C), target (K,), and (T,), 0 on frames that pad.
+    other: the partner's.
+    settings: static.
+    strength: scalar.
+
+  Returns:
+    (clip, target).
+  """
+  (clip, target, real), (other_clip, other_target, other_real) = own, other
   cut = jnp.asarray(not settings.mixup)
   if settings.mixup and settings.cutmix:
     cut = draw['mix_kind'] < 0.5
   most = jnp.minimum(strength, 1.0)
-  share = jnp.zeros((), clip.dtype)
+  share, mixed = jnp.zeros((), clip.dtype), clip
   if settings.mixup:
     share = _beta(draw['mix_share'], settings.mixup)
     share = jnp.where(cut, 0.0, share * most)
-    clip = clip * (1.0 - share) + other_clip * share
+    mixed = clip * (1.0 - share) + other_clip * share
   if settings.cutmix:
     area = _beta(draw['mix_share'], settings.cutmix)
     side = jnp.sqrt(jnp.where(cut, area * most, 0.0))
@@ -461,10 +485,14 @@ def _mix(
       (height * side, width * side),
       (height, width),
     )
-    clip = jnp.where(box[None, :, :, None], other_clip, clip)
+    mixed = jnp.where(box[None, :, :, None], other_clip, mixed)
     # The target's share is that of the pixels which were really replaced.
     share = share + jnp.mean(box, dtype=clip.dtype)
-  return clip, target * (1.0 - share) + other_target * share
+  if real is not None and other_real is not None:
+    both = real * other_real
+    mixed = jnp.where(both[:, None, None, None] > 0, mixed, clip)
+    share = share * jnp.sum(both) / jnp.maximum(jnp.sum(real), 1.0)
+  return mixed, target * (1.0 - share) + other_target * share
 
 
 def _beta(draw: jax.Array, alpha: float) -> jax.Array:
@@ -472,7 +500,7 @@ def _beta(draw: jax.Array, alpha: float) -> jax.Array:
 
   `jax.random.beta` rejects and repeats, and takes seconds to compile.
   """
-  place = np.linspace(0.0, 1.0, _QUANTILES)
+  place = (1.0 - np.cos(np.linspace(0.0, np.pi, _QUANTILES))) / 2.0
   quantiles = special.betaincinv(alpha, alpha, place)
   return jnp.interp(
     draw, jnp.asarray(place, draw.dtype), jnp.asarray(quantiles, draw.dtype)
@@ -492,9 +520,7 @@ def partners(weight: jax.Array) -> jax.Array:
   return jnp.where(real, order[following], own).astype(jnp.int32)
 
 
-def _of_partners(
-  weight: jax.Array, batched: tuple[jax.Array, ...], axis: str
-) -> tuple[jax.Array, ...]:
+def _of_partners(weight: jax.Array, batched: Any, axis: str) -> Any:
   """Arrays (B, ...) of the partners in a batch that is divided along an axis.
 
   Padding is last in the whole batch, so a partner that is not on this device is
@@ -506,6 +532,7 @@ def _of_partners(
   partner = jax.lax.dynamic_slice_in_dim(whole, here * size, size)
   device = partner // size
   place = jnp.where(device == here, partner % size, size + device)
-  return tuple(
-    jnp.concatenate([x, jax.lax.all_gather(x[0], axis)])[place] for x in batched
+  return jax.tree.map(
+    lambda x: jnp.concatenate([x, jax.lax.all_gather(x[0], axis)])[place],
+    batched,
   )

@@ -15,7 +15,8 @@ protocol's name can.
 
 Whether people are kept apart can be told only where a set says who is in its
 images, or gathers photographs from the web, where people hardly recur. Of other
-sets `leaks` is None: it cannot be told.
+sets `leaks` is None: it cannot be told. Published splits are looked at in the
+same way: where the set names people or recordings, its own table decides.
 
 Test rows come from `open_test` and, for audits, from `open_all`. Both write to
 the ledger before they hand them out.
@@ -65,6 +66,7 @@ class Settings:
     inner_folds: of nested cross-validation: what is not test is divided into
       as many parts, and one of them selects; 0 for a share instead.
     inner_fold: which of them.
+    train_share: of the training list, class by class, that trains.
     balance: of `sampling.BALANCES`, done to the training list alone.
     twins: of `TWIN_RULES`.
   """
@@ -77,6 +79,7 @@ class Settings:
   validation_share: float = 0.1
   inner_folds: int = 0
   inner_fold: int = 0
+  train_share: float = 1.0
   balance: str = 'none'
   twins: str = 'keep'
 
@@ -190,7 +193,7 @@ class _Protocol:
 _SELECTS = frozenset({'validation_share', 'inner_folds', 'inner_fold'})
 _FOLDS = _SELECTS | {'folds', 'fold'}
 _HOLDS_OUT = _SELECTS | {'test_share'}
-_ALL_TAKE = frozenset({'name', 'seed', 'balance', 'twins'})
+_ALL_TAKE = frozenset({'name', 'seed', 'train_share', 'balance', 'twins'})
 
 
 def names() -> tuple[str, ...]:
@@ -295,6 +298,13 @@ def open_all(
   return partition, lists
 
 
+def of_public_test(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+  """bool (n,): rows of PublicTest, on which one protocol of the challenge's
+  sets selects and which another one reports."""
+  splits = dataset.table['official_split'][rows]
+  return (splits == 'validation') & (dataset.name in CHALLENGE)
+
+
 def divides_into_folds(name: str) -> bool:
   """Whether a protocol, one of `names()`, takes a number of folds."""
   return 'folds' in _PROTOCOLS[name].uses
@@ -309,9 +319,16 @@ def fold_count(dataset: Dataset, name: str, **options: Any) -> int:
     **options: as for `resolve`, its seed among them.
 
   Raises:
-    UserError: as `resolve`, or the protocol has no folds.
+    UserError: as `resolve`, or the protocol has no folds, or none whose tests
+      are apart.
   """
   settings = configure(name, **options)
+  if _PROTOCOLS[name].reports_training:
+    raise UserError(
+      f'protocol {name} reports what it trained on, so an example is in the '
+      'test of several folds and none can be scored out of fold; train and '
+      'evaluate one fold'
+    )
   if divides_into_folds(name):
     return settings.folds
   if 'fold' in _PROTOCOLS[name].uses:
@@ -357,6 +374,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: _whole(v) and v >= 0,
     'a whole number of at least 0',
   ),
+  'train_share': (lambda v: 0 < v <= 1, 'a share above 0, at most 1'),
   'balance': (
     lambda v: v in sampling.BALANCES,
     f'one of {", ".join(sampling.BALANCES)}',
@@ -416,6 +434,7 @@ def _lists(dataset: Dataset, settings: Settings) -> Lists:
   known = _PROTOCOLS[settings.name]
   lists = known.make(dataset, settings)
   lists = _without_twins(dataset, lists, settings.twins)
+  lists = _shortened(dataset, lists, settings)
   label = dataset.table['label']
   # Under a protocol that leaks, a list may be empty for want of groups.
   for side, rows in (('training', lists.train), ('test', lists.test)):
@@ -446,6 +465,24 @@ def _lists(dataset: Dataset, settings: Settings) -> Lists:
   if known.reports_training:
     lists = dataclasses.replace(lists, test=np.unique(lists.train))
   return lists
+
+
+def _shortened(dataset: Dataset, lists: Lists, settings: Settings) -> Lists:
+  share = settings.train_share
+  if share == 1:
+    return lists
+  kept = folds.stratified_share(
+    dataset.table['id'][lists.train],
+    dataset.table['label'][lists.train],
+    np.arange(len(lists.train)),
+    share=share,
+    seed=settings.seed,
+  )
+  return dataclasses.replace(
+    lists,
+    train=lists.train[kept],
+    reason=f'{lists.reason} {100 * share:.4g} % of the training list trains.',
+  )
 
 
 def _without_twins(dataset: Dataset, lists: Lists, rule: str) -> Lists:
@@ -525,6 +562,29 @@ def _require_subjects(dataset: Dataset) -> None:
       'keep people apart; kfold_twins and holdout keep copies of a photograph '
       'on one side'
     )
+
+
+def _verdict_on_published(
+  dataset: Dataset, seen: np.ndarray, test: np.ndarray
+) -> tuple[bool | None, str]:
+  """As `_Unit.verdict`, of lists that somebody else made."""
+  for column, what in (('subject', 'people'), ('sequence', 'recordings')):
+    if column in dataset.table:
+      values = dataset.table[column]
+      shared = np.isin(values[test], values[seen]).sum()
+      if shared:
+        return True, (
+          f' {shared:,} of {len(test):,} test examples are of {what} that '
+          'train or select.'
+        )
+  if 'subject' in dataset.table:
+    return False, ' Nobody in the test trains or selects.'
+  if twins.near_twins_are_copies(dataset):
+    return False, ''
+  return None, (
+    ' The data set does not say who is in its images, so whether people recur '
+    'cannot be told.'
+  )
 
 
 def _verdict_on_related(dataset: Dataset) -> tuple[bool | None, str]:
@@ -653,7 +713,15 @@ def _leave_one_subject_out(dataset: Dataset, settings: Settings) -> Lists:
   # Whoever shares a picture with the subject can be on neither side.
   touched = np.isin(group, group[tests])
   train, validation = _carve(dataset, rows[~touched], _SUBJECTS, settings)
-  reason = f'Subject {left_out} is reported and nothing of it trains.'
+  linked = int((touched & ~tests).sum())
+  beside = (
+    f' ({linked:,} examples of others, who share a photograph or recording '
+    'with it, are on neither side)'
+    if linked
+    else ''
+  )
+  said = _SUBJECTS.verdict(dataset)[1]
+  reason = f'Subject {left_out}{beside} is reported. {said}'
   return Lists(train, validation, rows[tests], False, reason)
 
 
@@ -727,18 +795,23 @@ def _official(dataset: Dataset, settings: Settings) -> Lists:
       )
     train, validation = rows['train'], rows['validation']
     reason = 'The published splits: trains, selects and reports on three lists.'
+    selects = 'PublicTest'
   else:
     train, validation = _carve(dataset, rows['train'], _RELATED, settings)
-    reason = (
-      'The published splits; the set has none to select on, so a stratified '
-      'part of train does.'
+    selects = 'a stratified part of it' if len(validation) else 'nothing'
+    reason = 'The published splits; the set has none to select on, ' + (
+      'so a stratified part of train does.'
+      if len(validation)
+      else 'and nothing does.'
     )
   if dataset.name in CHALLENGE:
     reason = (
-      'Trains on Training, selects on PublicTest, reports PrivateTest. '
+      f'Trains on Training, selects on {selects}, reports PrivateTest. '
       + _repeats(dataset, '8.0 % of PrivateTest is')
     )
-  return Lists(train, validation, test, False, reason)
+  seen = np.concatenate([train, validation])
+  leaks, said = _verdict_on_published(dataset, seen, test)
+  return Lists(train, validation, test, leaks, reason + said)
 
 
 def _fer2013_dev(dataset: Dataset, settings: Settings) -> Lists:

@@ -29,6 +29,16 @@ def resident_bytes(
   return count * (pixels + frames + 4 * num_classes + 4)
 
 
+def longest_clip(dataset: Dataset) -> int:
+  """Frames of the longest clip of a whole set, 0 for stills.
+
+  All lists of a set are padded to it: what dropout draws between recurrent
+  layers depends on the number of steps, padding included.
+  """
+  counts = dataset.table.get('frame_count')
+  return 0 if counts is None else int(counts.max())
+
+
 def soft_targets(dataset: Dataset, index: np.ndarray) -> np.ndarray:
   """Label distributions float32 (N, K): one-hot, or shares of the votes."""
   num_classes = len(dataset.class_names)
@@ -62,7 +72,7 @@ def load_resident(
 
   Returns:
     'image' uint8 (N, H, W, C), or (N, T, H, W, C) with 'frame_mask' bool
-    (N, T) for clips, T the longest of them; 'label' int32 (N,); 'target'
+    (N, T) for clips, T as `longest_clip`; 'label' int32 (N,); 'target'
     float32 (N, K).
 
   Raises:
@@ -71,8 +81,7 @@ def load_resident(
   index = np.asarray(index, np.int64)
   if not index.size:
     raise UserError(f'no rows of {dataset.name} to load')
-  clips = 'frame_count' in dataset.table
-  frames = int(dataset.table['frame_count'][index].max()) if clips else 0
+  frames = longest_clip(dataset)
   num_classes = len(dataset.class_names)
   needed = resident_bytes(
     len(index),

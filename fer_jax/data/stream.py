@@ -122,10 +122,6 @@ class Stream:
     position = np.arange(padded)
     if self._key is not None:
       position = np.asarray(self._order(self._key, epoch, count, padded))
-    table = self._dataset.table
-    frames = 0
-    if 'frame_count' in table:
-      frames = int(table['frame_count'][self._index].max())
     batches = _Batches(
       dataset=self._dataset,
       rows=self._index[np.minimum(position, count - 1)],
@@ -136,7 +132,7 @@ class Stream:
       parts=self._parts,
       image_size=self._image_size,
       channels=self._channels,
-      frames=frames,
+      frames=resident.longest_clip(self._dataset),
     )
     read = grain.MapDataset.source(batches).to_iter_dataset(self._read_options)
     if self._workers:

@@ -11,10 +11,9 @@ two people who look straight at the camera are like each other's mirror image.
 
 import dataclasses
 import hashlib
-import os
+import io
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 
@@ -161,7 +160,12 @@ def find(dataset: Dataset, *, threshold: float = THRESHOLD) -> Twins:
   pixels = grey_images(dataset, first_rows, size)
   pairs, correlation = near_pairs(pixels, threshold)
   mirrored, turned = _mirrored_pairs(
-    pixels, size, max(threshold, MIRRORED_THRESHOLD), pairs
+    pixels,
+    pixels,
+    size,
+    pairs,
+    threshold=max(threshold, MIRRORED_THRESHOLD),
+    below=True,
   )
   twins = Twins(image, pairs, correlation, mirrored, turned)
   print(
@@ -257,6 +261,29 @@ def correlated_pairs(
   return pairs[kept].astype(np.int32), correlation[kept].astype(np.float32)
 
 
+def pairs_between(
+  pixels: np.ndarray, others: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Near twins of one lot of images in another, mirrored ones too.
+
+  They mean something where `near_twins_are_copies` of both sets.
+
+  Args:
+    pixels: (U, H * W) grey values.
+    others: (V, H * W) grey values.
+    size: (H, W).
+
+  Returns:
+    As `correlated_pairs`.
+  """
+  near, correlation = correlated_pairs(pixels, others)
+  mirrored, turned = _mirrored_pairs(pixels, others, size, near)
+  return (
+    np.concatenate([near, mirrored]),
+    np.concatenate([correlation, turned]),
+  )
+
+
 def grey_images(
   dataset: Dataset, rows: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
@@ -312,13 +339,16 @@ def _exact_correlation(
 
 def _mirrored_pairs(
   pixels: np.ndarray,
+  others: np.ndarray,
   size: tuple[int, int],
-  threshold: float,
   near: np.ndarray,
+  *,
+  threshold: float = MIRRORED_THRESHOLD,
+  below: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Pairs, as of `near_pairs`, near once turned and not among the `near`."""
-  turned = pixels.reshape(-1, *size)[:, :, ::-1].reshape(len(pixels), -1)
-  pairs, correlation = correlated_pairs(pixels, turned, threshold, below=True)
+  """As `correlated_pairs`, near once turned and not among the `near`."""
+  turned = others.reshape(-1, *size)[:, :, ::-1].reshape(len(others), -1)
+  pairs, correlation = correlated_pairs(pixels, turned, threshold, below=below)
   plain = {tuple(pair) for pair in near.tolist()}
   kept = np.array([tuple(pair) not in plain for pair in pairs.tolist()], bool)
   return pairs[kept], correlation[kept]
@@ -366,26 +396,20 @@ def _read_cache(dataset: Dataset, threshold: float) -> Twins | None:
       return None
     fields = dataclasses.fields(Twins)
     return Twins(**{field.name: kept[field.name] for field in fields})
-  except (UserError, KeyError):
-    print(f'{path} is damaged; comparing the images anew', file=sys.stderr)
+  except (UserError, KeyError) as error:
+    wrong = f'{path} is damaged' if isinstance(error, KeyError) else error
+    print(f'{wrong}; comparing the images anew', file=sys.stderr)
     return None
 
 
 def _write_cache(dataset: Dataset, threshold: float, twins: Twins) -> None:
   path = cache_path(dataset, threshold)
   try:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix='.twins-')
-    try:
-      with os.fdopen(handle, 'wb') as f:
-        np.savez_compressed(
-          f,
-          key=_cache_key(dataset, threshold),
-          **vars(twins),
-        )
-      os.replace(temporary, path)
-    except BaseException:
-      pathlib.Path(temporary).unlink(missing_ok=True)
-      raise
+    buffer = io.BytesIO()
+    np.savez_compressed(
+      buffer, key=_cache_key(dataset, threshold), **vars(twins)
+    )
+    files.write_bytes(path, buffer.getvalue())
   except OSError as error:
     print(f'twins not kept in {path}: {error.strerror}', file=sys.stderr)
 

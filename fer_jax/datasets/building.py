@@ -43,6 +43,13 @@ def _key(checksum: str, options: dict[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _root(
+  parent: pathlib.Path, module: Any, checksum: str, options: dict[str, Any]
+) -> pathlib.Path:
+  """Folder of the build of a source with some options."""
+  return parent / f'{module.VERSION}-{_key(checksum, _plain(options))}'
+
+
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
   """Options as they look after a round trip through JSON."""
   return json.loads(json.dumps(options))
@@ -156,6 +163,11 @@ def build(
   if not module.NEEDS_SOURCE and source is not None:
     raise UserError(f'{name} makes itself; it takes no source')
   parent = pathlib.Path(data_dir).expanduser() / name
+  if not module.NEEDS_SOURCE:
+    root = _root(parent, module, '', resolved)
+    # Without the lock, which takes the right to write.
+    if (root / 'dataset.json').exists():
+      return open_build(root)
   try:
     parent.mkdir(parents=True, exist_ok=True)
     with _locked(parent), contextlib.ExitStack() as stack:
@@ -185,8 +197,7 @@ def _build_locked(
     shutil.rmtree(stale)
   module = builder_module(name)
   checksum = source.checksum() if source is not None else ''
-  key = _key(checksum, _plain(options))
-  root = parent / f'{module.VERSION}-{key}'
+  root = _root(parent, module, checksum, options)
   if (root / 'dataset.json').exists():
     dataset = open_build(root)
     skipped = dataset.metadata['skipped_rows']
@@ -199,7 +210,7 @@ def _build_locked(
   if root.exists():
     raise UserError(f'{root} is not a build of this program; move it away')
   _check_free_space(parent, source.size if source is not None else 0)
-  work = parent / f'.building-{key}'
+  work = parent / f'.building-{root.name.rpartition("-")[2]}'
   work.mkdir()
   try:
     _fill(work, name, source, checksum, options, skip_bad_rows)
@@ -248,8 +259,9 @@ def load(
   Args:
     name: data set.
     data_dir: folder of all builds.
-    checksum: first characters of the source's SHA-256; needed only where
-      builds of several sources stand side by side.
+    checksum: first characters of the source's SHA-256, or of the content's of
+      a set that makes itself; needed only where builds of several sources
+      stand side by side.
     **options: of the builder, as the build was given them.
 
   Raises:
@@ -258,7 +270,13 @@ def load(
   module = builder_module(name)
   resolved = resolve_options(name, options)
   if not module.NEEDS_SOURCE:
-    return build(name, data_dir=data_dir, **options)
+    made = build(name, data_dir=data_dir, **options)
+    if not made.checksum.startswith(checksum or ''):
+      raise UserError(
+        f'{name} makes itself; with these options its checksum is '
+        f'{made.checksum[:12]}, not {checksum}'
+      )
+    return made
   everything = builds(name, data_dir=data_dir)
   found = [
     (root, metadata)

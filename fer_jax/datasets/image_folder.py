@@ -6,9 +6,10 @@ Accepted, as a folder, zip, tar or compressed tar, with any folders around it:
                            validation, test or testing, in any case
   <class>/<file>           official split `none`
 
-Pictures are of any size. The classes are the folders' names in alphabetical
-order, or those of the option `classes`, in its order; it has to name them all.
-The option `channels` says whether grey pictures (1) or RGB (3) are stored.
+Pictures are of any size, and turned upright where their camera noted how it was
+held. The classes are the folders' names in alphabetical order, or those of the
+option `classes`, in its order; it has to name them all. The option `channels`
+says whether grey pictures (1) or RGB (3) are stored.
 
 The option `subjects` names a csv in the source with the columns file and
 subject, so that no person need be on two sides of a split: file is the path
@@ -22,13 +23,14 @@ should train on and be tested on.
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from fer_jax.datasets import layout, sources
 from fer_jax.errors import UserError
 
-VERSION = '1.0.0'
+VERSION = '1.1.0'
 DESCRIPTION = 'Your own pictures, as <split>/<class>/<file> or <class>/<file>'
 LICENCE = 'as whoever made the pictures gives them to you'
 OPTIONS: dict[str, Any] = {
@@ -93,8 +95,8 @@ def class_names_in(
   """Names of the classes: the option's, or the folders'.
 
   Raises:
-    UserError: the source is no such layout, or has other classes than the
-      option.
+    UserError: the source is no such layout, has other classes than the
+      option, or two that differ in capitals alone.
   """
   found = sorted({picture.class_name for picture in _pictures(source)})
   if len(found) < 2:
@@ -102,6 +104,12 @@ def class_names_in(
       f'{source.path}: pictures of one class alone, {found[0]}; at least two '
       'class folders are expected'
     )
+  for one, other in itertools.combinations(found, 2):
+    if one.casefold() == other.casefold():
+      raise UserError(
+        f'{source.path}: class folders {one!r} and {other!r} differ in '
+        'capitals alone; one name for a class is expected'
+      )
   wanted = options['classes']
   if not wanted:
     return tuple(found)
@@ -138,7 +146,7 @@ def examples(
   for picture in pictures:
     try:
       image = layout.read_picture(
-        source, picture.name, channels=options['channels']
+        source, picture.name, channels=options['channels'], upright=True
       )
     except ValueError as error:
       intake.reject(source.label(picture.name), str(error))

@@ -174,6 +174,7 @@ def read_picture(
   size: tuple[int, int] | None = None,
   channels: int | None = None,
   to_grey: Callable[[np.ndarray], np.ndarray] = pictures.to_grey,
+  upright: bool = False,
 ) -> np.ndarray | bytes:
   """A picture as an example holds it: its own bytes where they can be kept.
 
@@ -185,12 +186,14 @@ def read_picture(
       converted. None keeps the picture's own.
     to_grey: makes RGB (H, W, 3) grey (H, W, 1), by its luma unless told
       otherwise; raises ValueError where it should not be.
+    upright: turns it as its camera noted, and gives an array then.
 
   Raises:
     ValueError: not a picture, or one of another size.
   """
   encoded = picture_bytes(source, name)
-  image, form = pictures.decode_with_format(encoded)
+  decode = pictures.decode_upright if upright else pictures.decode_with_format
+  image, form = decode(encoded)
   height, width, found = image.shape
   if size is not None and (height, width) != size:
     raise ValueError(

@@ -1,5 +1,6 @@
 """Picture files: decoding, encoding and what is refused."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -13,6 +14,18 @@ MAX_PIXELS = 1 << 25
 # Formats that are stored as they came; others are stored anew, as PNG.
 STORED_FORMATS = ('PNG', 'JPEG')
 _FORMATS = (*STORED_FORMATS, 'BMP', 'TIFF', 'WEBP', 'PPM')
+# What stands a picture upright, by the orientation that its camera noted (Exif
+# 2.32, tag 274).
+_ORIENTATION = 274
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -51,12 +64,32 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def decode(encoded: bytes) -> np.ndarray:
-  """uint8 (H, W, C) of a picture file; C is 1 for grey, else 3.
+  """uint8 (H, W, C) of a picture file as stored; C is 1 for grey, else 3.
 
   Raises:
     ValueError: not a picture, damaged, of absurd size, or animated.
   """
   return decode_with_format(encoded)[0]
+
+
+def decode_upright(encoded: bytes) -> tuple[np.ndarray, str]:
+  """As `decode_with_format`, turned as the camera says it was held.
+
+  The format is '' where that turned it.
+  """
+  array, form = decode_with_format(encoded)
+  with warnings.catch_warnings(), contextlib.suppress(Exception):
+    # Metadata may be damaged in any way, and turn nothing then.
+    warnings.simplefilter('ignore')
+    file = Image.open(io.BytesIO(encoded), formats=(form,))
+    if _ORIENTATION in file.getexif():
+      file.load()  # which turns a TIFF itself, and forgets that
+    turn = _TURNS.get(file.getexif().get(_ORIENTATION, 1))
+    if turn is not None:
+      grey = array.shape[-1] == 1
+      image = Image.fromarray(array[..., 0] if grey else array)
+      array, form = np.asarray(image.transpose(turn)), ''
+  return (array[..., None] if array.ndim == 2 else array), form
 
 
 def decode_with_format(encoded: bytes) -> tuple[np.ndarray, str]:

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from fer_jax import datasets
-from fer_jax.data import audit, protocol, twins
+from fer_jax.data import audit, protocol
 
 
 def _images(count, seed=0):
@@ -188,15 +187,3 @@ def test_the_honest_protocol_of_a_set(
   data = memory_set(_images(10), official_split=splits, name=name, **columns)
   options = {'folds': 4} if subject else {}
   assert audit.honest_counterpart(data) == (expected, options)
-
-
-def test_real_rows(fer2013_csv, tmp_path):
-  """real_data: what FER2013 repeats, known beforehand."""
-  data = datasets.build('fer2013', source=fer2013_csv, data_dir=tmp_path)
-  figures, _ = audit.of_dataset(data)
-  assert figures['constant_images'] <= 12
-  _, lists = protocol.open_all(data, run='audit', name='fer2013_dev')
-  seen = audit.of_protocol(data, lists)[0]['share_of_test_seen']
-  assert round(seen['exact_copy'] * 3589) == 280
-  assert seen['twin'] == pytest.approx(0.136, abs=5e-4)
-  assert twins.near_twins_are_copies(data)

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from fer_jax.data import augment as augment_lib
 from fer_jax.data.augment import Augmentation
+from fer_jax.training import step
 
 KEY = jax.random.key(5)
 NOTHING = Augmentation(
@@ -389,6 +390,62 @@ def test_frames_of_a_clip_share_one_draw():
     np.testing.assert_array_equal(result[:, t], result[:, 0])
   alone, _ = _apply(still, settings)
   np.testing.assert_allclose(result[:, 0], alone, atol=1e-6)
+
+
+def _of_lengths(lengths, frames, padding):
+  """Clips of whole grey levels, each another, padded with `padding`."""
+  mask = np.arange(frames) < np.asarray(lengths)[:, None]
+  levels = 0.2 + 0.05 * np.arange(len(lengths), dtype=np.float32)
+  clips = np.where(mask, levels[:, None], np.float32(padding))
+  shape = (len(lengths), frames, 8, 8, 1)
+  return np.broadcast_to(clips[..., None, None, None], shape), mask
+
+
+def test_frames_that_pad_a_clip_change_nothing_else():
+  # Half of the clips are mixed, half of them cut, as each one draws.
+  settings = _only(contrast=0.9, mixup=1.0, cutmix=1.0)
+  lengths = (5, 2, 4, 3, 1, 5)
+
+  def prepared(frames, padding):
+    clips, mask = _of_lengths(lengths, frames, padding)
+    batch = {
+      'image': np.round(255 * clips).astype(np.uint8),
+      'target': np.eye(6, dtype=np.float32),
+      'weight': np.ones(6, np.float32),
+      'frame_mask': mask,
+    }
+    prepare = functools.partial(
+      step.prepare, augmentation=settings, key=KEY, pixels='unit'
+    )
+    result, mixed = jax.jit(prepare)(batch)
+    return np.asarray(result), np.asarray(mixed), mask
+
+  result, mixed, mask = prepared(5, 0.0)
+  longer, alike, _ = prepared(8, 1.0)
+  np.testing.assert_allclose(alike, mixed, atol=1e-6)
+  np.testing.assert_allclose(longer[:, :5][mask], result[mask], atol=1e-6)
+  # A grey level is its own mean, so only the partner changes it: in the frames
+  # that both have, in as much of the target as of the clip.
+  own, _ = _of_lengths(lengths, 5, 0.0)
+  own = np.round(255 * own) / 255
+  for n in range(6):
+    other = (n + 1) % 6
+    both = min(lengths[n], lengths[other])
+    np.testing.assert_allclose(
+      result[n, both : lengths[n]], own[n, both : lengths[n]], atol=1e-6
+    )
+    change = result[n, : lengths[n]].mean() - own[n, 0, 0, 0, 0]
+    share = change / (own[other, 0, 0, 0, 0] - own[n, 0, 0, 0, 0])
+    assert mixed[n, other] == pytest.approx(share, abs=1e-4)
+    assert mixed[n].sum() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize('alpha', [0.1, 1.0, 8.0, 100.0])
+def test_the_table_of_quantiles_has_the_betas_mean_and_variance(alpha):
+  draws = (np.arange(1 << 16, dtype=np.float32) + 0.5) / (1 << 16)
+  shares = np.asarray(augment_lib._beta(jnp.asarray(draws), alpha), float)
+  assert shares.mean() == pytest.approx(0.5, abs=1e-5)
+  assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=1e-3)
 
 
 def test_members_have_keys_and_strengths_of_their_own():

@@ -6,7 +6,6 @@ import hashlib
 import numpy as np
 import pytest
 
-from fer_jax import datasets
 from fer_jax.data import ledger, protocol, twins
 from fer_jax.errors import UserError
 
@@ -69,8 +68,36 @@ def test_official_takes_the_published_splits(whole_set):
   np.testing.assert_array_equal(got.validation, np.arange(40, 50))
   assert got.train.dtype == np.int64
   assert list(got.validation_ids) == [f'set/{n:05d}' for n in range(40, 50)]
-  assert got.leaks is False
   assert got.reason
+
+
+def test_published_splits_are_looked_at_where_people_are_known(whole_set):
+  got = protocol.resolve(whole_set, 'official')
+  assert got.leaks is None
+  assert 'cannot be told' in got.reason
+  people = np.array([f'P{n // 2:02d}' for n in range(60)])
+  whole_set.table['subject'] = people
+  got = protocol.resolve(whole_set, 'official')
+  assert got.leaks is False
+  assert got.reason.endswith('Nobody in the test trains or selects.')
+  # Two of the test's ten are of a person that selects.
+  people[50:52] = people[45]
+  got = protocol.resolve(whole_set, 'official')
+  assert got.leaks is True
+  assert '2 of 10 test examples are of people that train or' in got.reason
+  del whole_set.table['subject']
+  whole_set.table['sequence'] = people
+  assert protocol.resolve(whole_set, 'official').leaks is True
+
+
+def test_the_challenge_without_public_test_selects_on_training(memory_set):
+  data = memory_set(
+    _images(60), official_split=['train'] * 50 + ['test'] * 10, name='fer2013'
+  )
+  got = protocol.resolve(data, 'official')
+  assert 'selects on a stratified part of it, reports PrivateTest' in got.reason
+  got = protocol.resolve(data, 'official', validation_share=0.0)
+  assert 'selects on nothing, reports' in got.reason
 
 
 def test_partition_has_nothing_of_the_test_split(whole_set):
@@ -174,21 +201,6 @@ def test_opening_is_in_the_ledger_before_ids_are_given(whole_set):
   assert list(opened.slices) == ['all']
 
 
-def test_real_rows(fer2013_csv, tmp_path):
-  """real_data: 280 exact twins and 13.6 % near ones, known beforehand."""
-  data = datasets.build('fer2013', source=fer2013_csv, data_dir=tmp_path)
-  split = data.table['official_split']
-  training = np.flatnonzero(split == 'train')
-  public = np.flatnonzero(split == 'validation')
-  found = twins.find(data)
-  assert found.exact_among(public, training).sum() == 280
-  share = found.near_among(public, training).mean()
-  assert share == pytest.approx(0.136, abs=5e-4)
-  got = protocol.resolve(data, 'fer2013_dev')
-  assert not found.any_among(got.validation, got.train).any()
-  assert len(got.validation) == 2872
-
-
 # Compositions: one set of 40 people, some photographs twice.
 
 
@@ -280,6 +292,17 @@ def test_leaving_one_person_out(people):
   assert (
     'P07' not in people.table['subject'][np.concatenate([train, validation])]
   )
+  reason = protocol.resolve(people, 'leave_one_subject_out', fold=7).reason
+  assert reason == (
+    'Subject P07 is reported. Every person is on one side, in training or in '
+    'test.'
+  )
+  # One of P08's photographs shows P07 as well.
+  people.table['sequence'] = np.arange(240).astype(str)
+  people.table['sequence'][[7, 8]] = 'both'
+  reason = protocol.resolve(people, 'leave_one_subject_out', fold=7).reason
+  linked = np.sum(people.table['subject'] == 'P08')
+  assert f'{linked} examples of others, who share' in reason
   with pytest.raises(UserError, match='40 subjects, 0 to 39'):
     protocol.resolve(people, 'leave_one_subject_out', fold=40)
 
@@ -360,9 +383,36 @@ def test_balance_is_of_the_training_list_alone(people):
   )
 
 
+def test_a_share_of_the_training_list_trains(people):
+  people.table['label'] = np.minimum(np.arange(240) % 6, 2)
+  plain = _rows_of(people, 'kfold_subjects', folds=4)
+  half = _rows_of(people, 'kfold_subjects', folds=4, train_share=0.5)
+  tenth = _rows_of(people, 'kfold_subjects', folds=4, train_share=0.1)
+  label = people.table['label']
+  np.testing.assert_array_equal(
+    np.bincount(label[half[0]]), np.round(0.5 * np.bincount(label[plain[0]]))
+  )
+  assert set(tenth[0]) < set(half[0]) < set(plain[0])
+  for lists in (half, tenth):
+    np.testing.assert_array_equal(lists[1], plain[1])
+    np.testing.assert_array_equal(lists[2], plain[2])
+  partition = protocol.resolve(people, 'kfold_subjects', train_share=0.1)
+  assert '10 % of the training list trains' in partition.reason
+  balanced = _rows_of(
+    people, 'kfold_subjects', folds=4, train_share=0.5, balance='oversample'
+  )
+  assert set(balanced[0]) == set(half[0])
+  with pytest.raises(UserError, match='train_share is 0; allowed is a share'):
+    protocol.resolve(people, 'kfold_subjects', train_share=0)
+  with pytest.raises(UserError, match='no training example of class'):
+    protocol.resolve(people, 'kfold_subjects', train_share=0.01)
+
+
 def test_reporting_what_trained(people):
   train, _, test = _rows_of(people, 'evaluate_on_train', folds=5, fold=2)
   np.testing.assert_array_equal(np.sort(train), test)
+  with pytest.raises(UserError, match='in the test of several folds'):
+    protocol.fold_count(people, 'evaluate_on_train', folds=5)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +470,6 @@ def test_official_carves_a_validation_where_none_is_published(memory_set):
   # A tenth of 27, 27 and 26, each to the nearest whole row.
   counts = np.bincount(data.table['label'][got.validation])
   np.testing.assert_array_equal(counts, [3, 3, 3])
-  assert got.leaks is False
   # A fixed list: the same on every machine, as its digest says.
   assert got.digest.startswith('b0ec550a70573ab9')
   both = np.sort(np.concatenate([got.train, got.validation]))

@@ -44,11 +44,13 @@ def test_clips_are_padded_and_masked(memory_set):
   held = resident.load_resident(
     data, np.array([0, 2]), image_size=(6, 6), channels=1
   )
-  # As long as the longest of these rows, not of the whole set.
-  assert held['image'].shape == (2, 3, 6, 6, 1)
-  np.testing.assert_array_equal(held['frame_mask'], [[1, 1, 0], [1, 1, 1]])
+  # As long as the longest of the whole set, not of these rows.
+  assert held['image'].shape == (2, 5, 6, 6, 1)
+  np.testing.assert_array_equal(
+    held['frame_mask'], [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
+  )
   np.testing.assert_array_equal(held['image'][0, :2], clips[0])
-  assert not held['image'][0, 2].any()
+  assert not held['image'][0, 2:].any()
 
 
 def test_votes_become_shares(memory_set):

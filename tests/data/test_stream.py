@@ -30,7 +30,7 @@ def _assert_same(got, expected):
 @pytest.mark.parametrize('clips', [False, True])
 def test_batches_are_those_of_the_resident_set(memory_set, clips):
   if clips:
-    count = [1, 3, 2, 3, 1, 2, 2, 3, 1, 2, 3]
+    count = [1, 3, 2, 3, 1, 2, 5, 3, 1, 2, 3]  # row 6 is not in it
     data = memory_set([_images(t) for t in count], frame_count=count)
   else:
     data = memory_set(_images(11))

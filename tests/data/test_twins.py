@@ -169,6 +169,15 @@ def test_mirrored_twins_are_found_and_people_who_look_ahead_are_not(memory_set):
   np.testing.assert_array_equal(again.mirrored, found.mirrored)
 
 
+def test_others_may_read_what_is_kept(memory_set):
+  data = memory_set(_to_uint8(_smooth(6))[..., None])
+  twins.find(data)
+  path = twins.cache_path(data, twins.THRESHOLD)
+  new = path.with_name('new')
+  new.touch()
+  assert path.stat().st_mode == new.stat().st_mode
+
+
 def test_exact_twins_are_kept_beside_the_build(memory_set, monkeypatch):
   image = np.full((8, 8, 1), 7, np.uint8)
   data = memory_set([image, image + 1, image], name='synthetic_faces')

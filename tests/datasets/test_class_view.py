@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from small_config import small_config
 
 from fer_jax import config as config_lib
 from fer_jax import datasets
@@ -230,19 +231,9 @@ def test_streamed_and_resident_batches_are_of_its_rows(build):
 
 
 def _config(root, classes):
-  config = config_lib.get_base(model='residual_gru')
-  config.data.data_dir = str(root)
-  config.data.options.images = 160
+  config = small_config(root)
   config.data.classes = classes
-  config.data.image_size = 16
-  config.model.stem_filters = (4,)
-  config.model.filters = (4,)
-  config.model.blocks = (1,)
-  config.model.units = 4
-  config.model.head = (4,)
-  config.augment.enabled = False
   config.train.batch_size = 16
-  config.train.epochs = 2
   return config
 
 

@@ -99,6 +99,22 @@ def test_nothing_is_left_among_temporary_files(register, tmp_path, monkeypatch):
   assert not list(place.iterdir())
 
 
+def test_a_set_that_makes_itself_is_found_without_the_right_to_write(
+  register, tmp_path, monkeypatch
+):
+  register(_grey)
+  built = datasets.build('tiny', data_dir=tmp_path)
+
+  def refuse(folder):
+    raise PermissionError(13, 'Permission denied', str(folder))
+
+  monkeypatch.setattr(building, '_locked', refuse)
+  found = datasets.load('tiny', data_dir=tmp_path, checksum=built.checksum[:8])
+  assert found.root == built.root
+  with pytest.raises(UserError, match=f'is {built.checksum[:12]}, not abc'):
+    datasets.load('tiny', data_dir=tmp_path, checksum='abc')
+
+
 def test_ragged_clips_with_every_column(register, tmp_path):
   def clips(source, options, intake):
     for row in range(5):

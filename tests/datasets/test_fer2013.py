@@ -377,19 +377,3 @@ def test_a_folder_of_something_else(tmp_path):
   (tmp_path / 'in' / 'readme.md').write_text('hello')
   with pytest.raises(UserError, match=r'neither fer2013.csv nor .* folders'):
     datasets.build('fer2013', data_dir=tmp_path / 'd', source=tmp_path / 'in')
-
-
-@pytest.mark.real_data
-def test_the_real_file(fer2013_csv, tmp_path):
-  dataset = datasets.build('fer2013', data_dir=tmp_path, source=fer2013_csv)
-  counts, official = dataset.counts(), dataset.official_counts()
-  for split, found in counts.items():
-    np.testing.assert_array_equal(found, official[split])
-  assert {'train', 'validation'} <= set(counts)
-  # The first row of the challenge's file begins 70 80 82 72.
-  assert dataset.read([0])[0].ravel()[:4].tolist() == [70, 80, 82, 72]
-  some = np.arange(0, len(dataset), 97)
-  for cached, stored in zip(
-    dataset.read(some), dataset.read_records(some), strict=True
-  ):
-    np.testing.assert_array_equal(cached, stored)

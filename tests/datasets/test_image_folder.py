@@ -1,8 +1,11 @@
 """Anyone's folders: splits, classes, subjects, and what has no place there."""
 
+import io
+
 import numpy as np
 import pytest
 import trees
+from PIL import Image
 
 from fer_jax import datasets
 from fer_jax.errors import UserError
@@ -70,6 +73,40 @@ def test_classes_in_an_order_of_ones_own(tmp_path):
   dataset = _build(tmp_path, _files(PLACES), classes='sad,angry,happy')
   assert dataset.class_names == ('sad', 'angry', 'happy')
   assert dataset.table['label'].tolist() == [1, 1, 2, 0]
+
+
+def test_class_folders_that_differ_in_capitals_alone_are_refused(tmp_path):
+  files = _files(('Angry/1.png', 'angry/2.png', 'sad/1.png'))
+  with pytest.raises(UserError, match="'Angry' and 'angry' differ in capitals"):
+    _build(tmp_path, files, 'zip')
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_photographs_are_turned_as_their_camera_noted(tmp_path, channels):
+  files = _files(PLACES)
+  kept = trees.picture(_image(0, channels))
+  files[PLACES[0]] = kept
+  for row, orientation in ((1, 6), (2, 3), (3, 99)):
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(trees.picture(_image(row, channels))))
+    image.save(buffer, 'PNG', exif=exif)
+    files[PLACES[row]] = buffer.getvalue()
+  dataset = _build(tmp_path, files, channels=channels)
+  # 6: held so that what is up lies to the right.
+  expected = [
+    _image(0, channels),
+    np.rot90(_image(1, channels), -1),
+    np.rot90(_image(2, channels), 2),
+    _image(3, channels),
+  ]
+  for image, wanted in zip(dataset.read(range(4)), expected, strict=True):
+    np.testing.assert_array_equal(image, wanted)
+  for image, wanted in zip(
+    dataset.read_records(range(4)), expected, strict=True
+  ):
+    np.testing.assert_array_equal(image, wanted)
 
 
 def test_grey_pictures(tmp_path):
