@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from fer_jax import config as config_lib
-from fer_jax import files
+from fer_jax import files, forms
 from fer_jax.claims.claim import READINGS, TWINS, Claim
 from fer_jax.data import audit, protocol
 from fer_jax.errors import UserError, nearest
 from fer_jax.evaluation import evaluate, scores
-from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.training import loop, records, task
 
 
@@ -42,7 +41,7 @@ def load(folder: pathlib.Path) -> dict[str, Claim]:
   The files are Python, and run.
 
   Raises:
-    UserError: no such folder, or a file without CLAIMS.
+    UserError: no such folder, a file that does not run, or one without CLAIMS.
   """
   if not folder.is_dir():
     raise UserError(f'{folder}: no such folder of claims (--configs)')
@@ -52,10 +51,21 @@ def load(folder: pathlib.Path) -> dict[str, Claim]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+      spec.loader.exec_module(module)
+    except UserError:
+      raise
+    except Exception as error:  # whatever a user's Python file may raise
+      raise UserError(f'{path}: {type(error).__name__}: {error}') from error
     if not isinstance(getattr(module, 'CLAIMS', None), dict):
       raise UserError(f'{path} has no CLAIMS')
-    claims |= {f'{path.stem}_{name}': c for name, c in module.CLAIMS.items()}
+    for name, claim in module.CLAIMS.items():
+      if not isinstance(claim, Claim):
+        raise UserError(
+          f'{path}: CLAIMS[{name!r}] is of {type(claim).__name__}, expected a '
+          'fer_jax.claims.Claim'
+        )
+      claims[f'{path.stem}_{name}'] = claim
   if not claims:
     raise UserError(f'{folder} holds no claims')
   return claims
@@ -102,11 +112,11 @@ def run(
 
   Returns:
     The row of the table: what is claimed and counted, and under 'paper' and
-    'honest' what `_twin` gives; 'absent' says why where it could not be run.
+    'honest' what `_twin` gives; 'absent' says why where one could not be run.
+    Nothing is trained where the data does not do for both.
   """
   row: dict[str, Any] = {
     'claim': name,
-    'paper': claim.paper,
     'system': claim.system,
     'claimed': claim.claimed,
     'reading': claim.reading,
@@ -117,16 +127,20 @@ def run(
       for twin in TWINS
     },
   }
-  for twin in TWINS:
-    config = claim.config(twin)
-    config.data.data_dir = data_dir
-    try:
+  twin, configs = TWINS[0], {}
+  try:
+    for twin in TWINS:
+      config = claim.config(twin)
+      config.data.data_dir = data_dir
       dataset = task.load_dataset(config)
       fit(config, dataset)
+      task.partition_of(config, dataset)
+      configs[twin] = config, dataset
+    for twin, (config, dataset) in configs.items():
       row[twin] = _twin(claim, config, dataset, workdir, limits, members)
-    except UserError as error:
-      # The other claims are run all the same.
-      return row | {'absent': f'{twin}: {error}'}
+  except UserError as error:
+    # The other claims are run all the same.
+    return row | {'absent': f'{twin}: {error}'}
   return row
 
 
@@ -175,8 +189,8 @@ def _twin(
     members.append(made[str(folder)])
   logits = np.concatenate([m['logits'] for m in members])
   labels = np.concatenate([m['labels'] for m in members])
-  ids = np.concatenate([m['ids'] for m in members])
-  together = scores.all_scores(logits, labels, dataset.class_names, ids=ids)
+  units = np.concatenate([m['units'] for m in members])
+  together = scores.all_scores(logits, labels, dataset.class_names, units=units)
   epochs = min(m['epoch'] for m in members)
   return {
     'protocol': members[0]['protocol'],
@@ -189,7 +203,7 @@ def _twin(
     'accuracy': together['accuracy'],
     'interval': together['intervals']['accuracy'],
     'macro_f1': together['macro']['f1'],
-    'without_twins': _mean(members, 'without_twins'),
+    'without_twins': _pooled([m['without_twins'] for m in members]),
     'n': together['n'],
     'audit': members[0]['audit'],
     'seconds': sum(m['seconds'] for m in members),
@@ -199,20 +213,18 @@ def _twin(
 
 def _member(config, dataset, folder, limits) -> dict[str, Any]:
   outcome = loop.train(config, folder, max_seconds=limits.max_seconds)
-  metrics = evaluate.evaluate_once(folder, 'test')
-  evaluation = workdir_lib.read_evaluation(folder, 'test')
-  assert evaluation is not None
+  evaluation = evaluate.evaluate_once(folder, 'test')
+  metrics = evaluation.metrics
   epochs = records.read_metrics(folder)
-  slices = metrics['slices']
   return {
     'protocol': metrics['protocol'],
     'epoch': outcome.epoch,
     'finished': outcome.finished,
-    'ids': evaluation.ids,
+    'units': evaluation.resampled,
     'logits': evaluation.logits,
     'labels': evaluation.labels,
     'train_accuracy': epochs[-1]['train']['accuracy'],
-    'without_twins': slices.get('without_twins', {}).get('accuracy'),
+    'without_twins': metrics['slices'].get('without_twins'),
     'audit': _audited(folder, config, dataset, metrics['protocol']['digest']),
     'seconds': sum(epoch['seconds'] for epoch in epochs),
     'workdir': folder.name,
@@ -233,6 +245,9 @@ def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:
   path = folder / 'audit.json'
   if path.exists():
     kept = files.read_json(path)
+    wrong = forms.misfit(kept, _AUDIT)
+    if wrong:
+      raise UserError(f'{path}: {wrong}; delete it, to be made again')
     if kept['digest'] == digest:
       return kept['figures']
   _, lists = protocol.open_all(
@@ -246,6 +261,19 @@ def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:
   return figures
 
 
+# What the table shows of an audit.
+_SHARE = forms.optional(forms.number)
+_AUDIT = {
+  'digest': forms.text,
+  'figures': {
+    'share_of_test_seen': dict.fromkeys(
+      ('itself', 'exact_copy', 'twin', 'subject'), _SHARE
+    ),
+    'nearest_neighbour': {'accuracy': forms.number},
+  },
+}
+
+
 def _figure(reading: str, accuracy: float, members, dataset) -> float:
   """The figure as the paper counts it."""
   if reading == 'train_accuracy':
@@ -253,6 +281,13 @@ def _figure(reading: str, accuracy: float, members, dataset) -> float:
   if reading == 'one_against_rest':
     return 1 - 2 * (1 - accuracy) / len(dataset.class_names)
   return accuracy
+
+
+def _pooled(parts: Sequence[dict[str, Any] | None]) -> float | None:
+  """Accuracy over the examples of all folds' slices, as it is without them."""
+  known = [part for part in parts if part and part['n']]
+  n = sum(part['n'] for part in known)
+  return sum(part['n'] * part['accuracy'] for part in known) / n if n else None
 
 
 def _mean(members, key: str) -> float | None:

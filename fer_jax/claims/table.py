@@ -42,18 +42,29 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     if 'absent' in row:
       lines.append(
         f'{row["claim"]}: {wording.percent(row["claimed"], digits=2)} claimed, '
-        f'not run: {row["absent"]}'
+        f'{_half(row)}not run: {row["absent"]}'
       )
   return '\n'.join(lines)
+
+
+def _half(row: dict[str, Any]) -> str:
+  """What the paper's own protocol gave where its twin then failed."""
+  if 'paper' not in row:
+    return ''
+  figure = wording.percent(row['paper']['figure'])
+  return f'{figure} under its protocol, as the paper counts it; '
 
 
 _LEGEND = (
   "its protocol  as the paper counts it, under the paper's own protocol",
   'honest        accuracy under the honest protocol, bootstrap interval',
-  'no twins      the same without test images that have a twin in training',
+  'no twins      the same without test images that have a twin in training or '
+  'validation',
   '1-NN          one nearest neighbour on raw pixels: its protocol / honest',
-  'copy seen     share of the test with a copy or near twin in training',
-  'person seen   share of the test whose person trains, where it is known',
+  'copy seen     share of the test with a copy or near twin in training or '
+  'validation',
+  'person seen   share of the test whose person trains or selects, where it is '
+  'known',
   'epochs        run of those the paper gives: its protocol, honest; * marks a '
   'claim that was not run in full and counts as unfinished',
 )
@@ -61,14 +72,12 @@ _LEGEND = (
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
   paper, honest = row['paper'], row['honest']
-  low, high = honest['interval']
   both = (paper, honest)
   return (
     row['claim'],
     wording.percent(row['claimed'], digits=2),
     wording.percent(paper['figure']),
-    f'{wording.percent(honest["accuracy"])} '
-    f'({100 * low:.1f} to {100 * high:.1f})',
+    f'{wording.percent(honest["accuracy"])} ({_bounds(honest["interval"])})',
     wording.percent(honest['without_twins']),
     ' / '.join(
       wording.percent(twin['audit']['nearest_neighbour']['accuracy'])
@@ -82,6 +91,13 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     ', '.join(f'{twin["epochs"]}/{twin["of_epochs"]}' for twin in both)
     + ('' if finished(row) else ' *'),
   )
+
+
+def _bounds(interval: Sequence[float] | None) -> str:
+  if interval is None:
+    return 'of one person'
+  low, high = interval
+  return f'{100 * low:.1f} to {100 * high:.1f}'
 
 
 def finished(row: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from fer_jax import datasets
-from fer_jax.commands.data import assignments
+from fer_jax.commands.data import assignments, builder_options
 from fer_jax.errors import UserError, nearest
 
 SUMMARY = 'Copies in a data set, and what of the test a protocol trains on.'
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     values.dataset,
     data_dir=data_dir,
     checksum=values.checksum,
-    **assignments('option', values.option),
+    **builder_options(values.dataset, 'option', values.option),
   )
   if values.classes:
     dataset = dataset.with_classes(values.classes)
@@ -119,7 +119,9 @@ def main(argv: list[str]) -> int:
       values.against,
       data_dir=data_dir,
       checksum=values.against_checksum,
-      **assignments('against_option', values.against_option),
+      **builder_options(
+        values.against, 'against_option', values.against_option
+      ),
     )
     audit.require_comparable(dataset, other)
     result['overlap'], shared = audit.overlap(dataset, other)

@@ -72,4 +72,7 @@ def main(argv: list[str]) -> int:
     record = {'claims': rows, 'environment': provenance.environment()}
     files.write_result(values.json, record)
   print(f'\n{table.text(rows)}')
+  absent = [row['claim'] for row in rows if 'absent' in row]
+  if len(absent) == len(rows):
+    raise UserError(f'none could be run of {", ".join(absent)}; see above')
   return 0

@@ -84,7 +84,8 @@ def _act(action: str) -> int:
       names = ', '.join(datasets.names())
       raise UserError(f'--dataset is missing; there are {names}')
     act = {'build': _build, 'describe': _describe, 'export': _export}[action]
-    result = act(data_dir.expanduser(), assignments('option', values.option))
+    options = builder_options(values.dataset, 'option', values.option)
+    result = act(data_dir.expanduser(), options)
   files.write_result(values.json, result)
   return 0
 
@@ -101,6 +102,20 @@ def assignments(flag: str, given: list[str]) -> dict[str, str]:
     if not equals or not name:
       raise UserError(f'--{flag}={text}: NAME=VALUE is expected')
     options[name] = value
+  return options
+
+
+def builder_options(
+  dataset: str, flag: str, given: list[str]
+) -> dict[str, str]:
+  """As `assignments`, of a flag that sets options of a data set's builder.
+
+  Raises:
+    UserError: as `assignments`, or the builder does not take one: none has the
+      name of an argument of `datasets.load` or `datasets.build`.
+  """
+  options = assignments(flag, given)
+  datasets.resolve_options(dataset, options)
   return options
 
 

@@ -70,10 +70,10 @@ def main(argv: list[str]) -> int:
   from fer_jax import hosts
   from fer_jax.evaluation import summary
 
-  hosts.start()
-  metrics = _evaluate(values)
-  print(summary.text(metrics))
-  hosts.on_first(lambda: files.write_result(values.json, metrics))
+  with hosts.joined():
+    metrics = _evaluate(values)
+    print(summary.text(metrics))
+    hosts.on_first(lambda: files.write_result(values.json, metrics))
   return 0
 
 
@@ -91,7 +91,7 @@ def _evaluate(values: flags.FlagValues) -> dict[str, Any]:
     values.dataset,
     split=values.split or cross_dataset.ALL,
     class_map=cross_dataset.parse_class_map(values.class_map),
-    options=data.assignments('option', values.option),
+    options=data.builder_options(values.dataset, 'option', values.option),
     data_dir=values.data_dir or '',
     checksum=values.checksum or '',
     augmentations=values.tta,

@@ -62,12 +62,14 @@ def render(
 
 def _verdict(result: dict[str, Any]) -> Html:
   first = result['protocols'][0]
-  bad = first['figures']['leak_found']
+  clean = first['protocol']['leaks'] is False and (
+    not first['figures']['leak_found']
+  )
   return page.tag(
     'div',
     page.tag('p', page.tag('strong', result['verdict'])),
     page.tag('p', first['protocol']['reason']),
-    class_=f'notice {"leaks" if bad else "clean"}',
+    class_=f'notice {"clean" if clean else "leaks"}',
   )
 
 
@@ -121,7 +123,7 @@ def shared_photographs(figures: dict[str, Any]) -> list[tuple[str, str]]:
   rows = []
   for side in (figures['first'], figures['second']):
     near = side['twins']
-    counted = '' if near is None else f', {near:,} with a near twin'
+    counted = '' if near is None else f', {near:,} with a near or mirrored twin'
     rows.append(
       (
         side['name'],

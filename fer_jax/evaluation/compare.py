@@ -30,13 +30,17 @@ SIGNIFICANCE = 0.05
 DEFINITIONS = {
   'interval': (
     f'95 % percentile interval of {scores.BOOTSTRAP_DRAWS:,} bootstrap '
-    'resamples of the ids (seeded), the same for all runs; it holds the noise '
-    'of sampling examples, not that of training seeds, and is not adjusted '
+    'resamples of the units (seeded), the same for all runs; it holds the '
+    'noise of sampling units, not that of training seeds, and is not adjusted '
     'for the number of pairs'
+  ),
+  'unit': (
+    'a person with all pictures where the data set says who is in them, else a '
+    'recording where it says that, else an example with its copies'
   ),
   'difference': "the first run's figure minus the second's",
   'mcnemar': (
-    "McNemar's exact test: of the ids that one run of the two alone has "
+    "McNemar's exact test: of the units of which one run of the two has more "
     'right, b are of the first and c of the second; p is the probability of '
     'a split at least as uneven in b + c tosses of a fair coin'
   ),
@@ -83,9 +87,10 @@ def compare(
 
   Returns:
     A JSON-able dict: `split`, `split_taken` (why that one), `n`,
-    `distinct_ids`, `ids_sha256`, `class_names`, `runs` (where each comes
-    from, and its figures), `pairs` and `ensemble` of `compare_predictions`,
-    `warnings` and `notes` (sentences), `bootstrap` and `definitions`.
+    `distinct_ids`, `units` (how many), `ids_sha256`, `class_names`, `runs`
+    (where each comes from, and its figures), `pairs` and `ensemble` of
+    `compare_predictions`, `warnings` and `notes` (sentences), `bootstrap` and
+    `definitions`.
 
   Raises:
     UserError: fewer than two workdirs or one given twice, a split that a run
@@ -101,8 +106,10 @@ def compare(
   first = evaluations[0]
   for run, evaluation in zip(members[1:], evaluations[1:], strict=True):
     _require_same_examples(members[0], first, run, evaluation)
+  # An evaluation made before units were kept has the others' of these ids.
+  units = next((e.units for e in evaluations if e.units is not None), first.ids)
   found = compare_predictions(
-    first.ids,
+    units,
     first.labels,
     {
       run.name: evaluation.logits
@@ -116,6 +123,7 @@ def compare(
     'split_taken': split_taken,
     'n': len(first.ids),
     'distinct_ids': len(np.unique(first.ids)),
+    'units': len(np.unique(units)),
     'ids_sha256': workdir_lib.digest_of_ids(first.ids),
     'class_names': list(first.metrics['class_names']),
     'runs': [
@@ -127,7 +135,7 @@ def compare(
     'pairs': found['pairs'],
     'ensemble': found['ensemble'],
     'warnings': _warnings(members, evaluations, split),
-    'notes': _notes(members, first.ids),
+    'notes': _notes(members, first.ids, units),
     'bootstrap': {
       'draws': n_boot,
       'seed': seed,
@@ -138,7 +146,7 @@ def compare(
 
 
 def compare_predictions(
-  ids: np.ndarray,
+  units: np.ndarray,
   labels: np.ndarray,
   logits: Mapping[str, np.ndarray],
   *,
@@ -147,12 +155,12 @@ def compare_predictions(
 ) -> dict[str, Any]:
   """Figures of several runs, of their pairs and of their ensemble.
 
-  An id that occurs several times, as in lists that were oversampled, counts
-  at every position in the figures of a run; the bootstrap and McNemar's test
-  take it with all its copies as one, which are no independent examples.
+  Every position counts in the figures of a run; the bootstrap and McNemar's
+  test take those of one unit together, which are not independent: the copies
+  of an example, the pictures of a person.
 
   Args:
-    ids: (n,) text.
+    units: (n,) text.
     labels: (n,) integers below K.
     logits: run's name -> (n, K), at least two.
     n_boot: bootstrap resamples.
@@ -166,27 +174,26 @@ def compare_predictions(
     `ensemble`: a run's figures, `best_member`, `accuracy_difference` and
     `macro_f1_difference` from it, `better` and `statement`.
   """
-  ids, labels = np.asarray(ids), np.asarray(labels)
+  units, labels = np.asarray(units), np.asarray(labels)
   names = list(logits)
   log_probs = [scores.log_softmax(values) for values in logits.values()]
   mean = scipy.special.logsumexp(log_probs, axis=0) - np.log(len(names))
   log_probs = np.stack([*log_probs, mean])
   predicted = log_probs.argmax(axis=-1)
   draws = scores.resampled_figures(
-    ids, labels, predicted, log_probs.shape[-1], n_boot=n_boot, seed=seed
+    units, labels, predicted, log_probs.shape[-1], n_boot=n_boot, seed=seed
   )
   figures = [_figures(values, labels) for values in log_probs]
   for system, of_system in enumerate(figures):
-    of_system['intervals'] = {
-      name: scores.percentile_interval(values[:, system])
-      for name, values in draws.items()
-    }
+    of_system['intervals'] = scores.intervals_of(
+      {name: values[:, system] for name, values in draws.items()}, units
+    )
 
   def difference(name: str, first: int, second: int) -> dict[str, Any]:
     drawn = draws[name][:, first] - draws[name][:, second]
     return {
       'difference': figures[first][name] - figures[second][name],
-      'interval': scores.percentile_interval(drawn),
+      'interval': scores.intervals_of({name: drawn}, units)[name],
     }
 
   right = predicted == labels
@@ -196,7 +203,7 @@ def compare_predictions(
       'second': names[second],
       'accuracy': difference('accuracy', first, second),
       'macro_f1': difference('macro_f1', first, second),
-      'mcnemar': mcnemar(ids, right[first], right[second]),
+      'mcnemar': mcnemar(units, right[first], right[second]),
       'agreement': float((predicted[first] == predicted[second]).mean()),
       'kappa': kappa(predicted[first], predicted[second]),
     }
@@ -214,7 +221,7 @@ def compare_predictions(
     'accuracy_difference': difference('accuracy', -1, best),
     'macro_f1_difference': difference('macro_f1', -1, best),
   }
-  low, high = ensemble['accuracy_difference']['interval']
+  low, high = ensemble['accuracy_difference']['interval'] or (0, 0)
   ensemble['better'] = 'ensemble' if low > 0 else 'member' if high < 0 else None
   ensemble['statement'] = _ensemble_statement(ensemble)
   return {'runs': figures[:-1], 'pairs': pairs, 'ensemble': ensemble}
@@ -227,21 +234,21 @@ def pairs_of(count: int) -> list[tuple[int, int]]:
 
 
 def mcnemar(
-  ids: np.ndarray, first_right: np.ndarray, second_right: np.ndarray
+  units: np.ndarray, first_right: np.ndarray, second_right: np.ndarray
 ) -> dict[str, Any]:
-  """McNemar's exact test of two runs' being right on distinct ids.
+  """McNemar's exact test of two runs' being right on distinct units.
 
   Args:
-    ids: (n,) text; a repeated one counts once, for the run that has more of
+    units: (n,) text; a repeated one counts once, for the run that has more of
       its positions right.
     first_right: bool (n,).
     second_right: bool (n,).
 
   Returns:
-    `b` ids that the first run alone has right, `c` that the second alone has,
-    and the two-sided `p`.
+    `b` units of which the first run has more right, `c` of which the second
+    has, and the two-sided `p`.
   """
-  unit = np.unique(ids, return_inverse=True)[1]
+  unit = np.unique(units, return_inverse=True)[1]
   lead = np.bincount(unit, first_right.astype(float) - second_right)
   b, c = int((lead > 0).sum()), int((lead < 0).sum())
   p = scipy.stats.binomtest(b, b + c).pvalue if b + c else 1.0
@@ -291,7 +298,7 @@ def _better_of(pair: dict[str, Any]) -> str | None:
   test, difference = pair['mcnemar'], pair['accuracy']['difference']
   if test['p_holm'] >= SIGNIFICANCE:
     return None
-  # Copies can turn the accuracy against the count of ids: then neither is.
+  # The accuracy can be against the count of units: then neither is.
   if test['b'] > test['c'] and difference > 0:
     return pair['first']
   if test['b'] < test['c'] and difference < 0:
@@ -311,16 +318,16 @@ def _statement(pair: dict[str, Any]) -> str:
 
 def _ensemble_statement(ensemble: dict[str, Any]) -> str:
   best, difference = ensemble['best_member'], ensemble['accuracy_difference']
-  low, high = (100 * bound for bound in difference['interval'])
+  points = f'{100 * difference["difference"]:+.2f} points'
+  if difference['interval']:
+    low, high = (100 * bound for bound in difference['interval'])
+    points += f' [{low:+.2f}, {high:+.2f}]'
   said = {
     'ensemble': f'the ensemble is better than its best member, {best}',
     'member': f'the ensemble is worse than its best member, {best}',
     None: f'no difference found between the ensemble and its best, {best}',
   }[ensemble['better']]
-  return (
-    f'{said}: {100 * difference["difference"]:+.2f} points [{low:+.2f}, '
-    f'{high:+.2f}]; that member was chosen on this very split'
-  )
+  return f'{said}: {points}; that member was chosen on this very split'
 
 
 def _read(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
@@ -462,6 +469,10 @@ def _warnings(
         for run, value in zip(members, values, strict=True)
       )
       said.append(f'the runs are of different {what}: {each}')
+  for run, evaluation in zip(members, evaluations, strict=True):
+    outdated = runs_lib.stale(run, split, evaluation.metrics)
+    if outdated:
+      said.append(f'{run.name}: {outdated}')
   selected = [run.name for run in members if _selects(run)]
   if split == 'validation' and selected:
     said.append(
@@ -471,11 +482,14 @@ def _warnings(
   return said
 
 
-def _notes(members: Sequence[Run], ids: np.ndarray) -> list[str]:
+def _notes(
+  members: Sequence[Run], ids: np.ndarray, units: np.ndarray
+) -> list[str]:
   """What helps to read the figures, a sentence each."""
   said = [
     f'{", ".join(run.name for run in group.runs)} are of one config but for '
-    'the seed: a difference between them is the noise of training'
+    'the seed, and of the same data: a difference between them is the noise of '
+    'training'
     for group in runs_lib.group(members)
     if len(group.runs) > 1
   ]
@@ -485,5 +499,10 @@ def _notes(members: Sequence[Run], ids: np.ndarray) -> list[str]:
       f'{len(ids)} positions hold {distinct} distinct ids: accuracy and F1 '
       'count positions, the intervals and tests take each id with its copies '
       'as one'
+    )
+  if len(np.unique(units)) < distinct:
+    said.append(
+      f'the examples are of {len(np.unique(units))} people or recordings: the '
+      'intervals and tests take the pictures of each as one'
     )
   return said

@@ -66,7 +66,7 @@ def _pairs(pairs: Sequence[dict[str, Any]]) -> list[str]:
     return _percent(found['difference'], found['interval'], sign='+')
 
   return [
-    'b and c: right in the first run alone, in the second alone; p: '
+    'b and c: units right in the first run alone, in the second alone; p: '
     'McNemar, exact',
     *_table(
       (
@@ -98,7 +98,11 @@ def _pairs(pairs: Sequence[dict[str, Any]]) -> list[str]:
   ]
 
 
-def _percent(value: float, interval: Sequence[float], *, sign: str = '') -> str:
+def _percent(
+  value: float, interval: Sequence[float] | None, *, sign: str = ''
+) -> str:
+  if interval is None:
+    return f'{100 * value:{sign}.2f}'
   low, high = interval
   return (
     f'{100 * value:{sign}.2f} [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]'

@@ -40,7 +40,8 @@ ALL = 'all'
 LEFT_OUT = '-'
 """What a class is mapped to whose examples are not scored."""
 
-# Rows without an official split are the test of one protocol or another.
+# Rows without an official split are the test of one protocol or another; so is
+# PublicTest, see `protocol.of_public_test`.
 _TEST_SPLITS = ('test', 'test_unsplit', 'none')
 # Images of two sets are compared for twins at this (height, width).
 _TWIN_SIZE = (48, 48)
@@ -149,17 +150,23 @@ def evaluate_on(
   ids = dataset.table['id'][index]
   digest = workdir_lib.digest_of_ids(ids)
   of_row = dataset.table['official_split'][index]
-  looked = bool(np.isin(of_row, _TEST_SPLITS).any())
+  looked = bool(
+    np.isin(of_row, _TEST_SPLITS).any()
+    or protocol.of_public_test(dataset, index).any()
+  )
   if looked:
-    ledger.record(
-      dataset,
-      run=str(workdir),
-      protocol=PROTOCOL,
-      split=split,
-      figures={},
-      digest=digest,
-      test_digest=workdir_lib.digest_of_ids(np.unique(ids)),
-      event=ledger.OPENED,
+    # By none of the hosts, unless the first can note it.
+    hosts.on_all(
+      lambda: ledger.record(
+        dataset,
+        run=str(workdir),
+        protocol=PROTOCOL,
+        split=split,
+        figures={},
+        digest=digest,
+        test_digest=workdir_lib.digest_of_ids(np.unique(ids)),
+        event=ledger.OPENED,
+      )
     )
   if isinstance(own, str):
     seen = _Seen(None, None, own)
@@ -180,6 +187,8 @@ def evaluate_on(
   )
   try:
     logits, labels = evaluate.predict_rows(predictor, dataset, index, views)
+  except UserError:  # a ValueError, of damaged data
+    raise
   except ValueError as error:
     raise UserError(
       f'model {config.model.name} of {workdir} does not take what {name} '
@@ -212,7 +221,8 @@ def evaluate_on(
     )
   metrics['seconds'] = time.monotonic() - begun
   part = f'on_{name}' if split == ALL else f'on_{name}_{split}'
-  evaluation = Evaluation(part, metrics, rows.ids, logits, labels, None)
+  units = evaluate.units_of(dataset, index)[1]
+  evaluation = Evaluation(part, metrics, rows.ids, logits, labels, None, units)
   hosts.on_first(lambda: workdir_lib.write_evaluation(workdir, evaluation))
   return metrics
 
@@ -349,9 +359,10 @@ def _seen(
     f'{exact.sum():,} of {len(rows):,} examples are ones that trained or '
     'selected it, as the model gets them or by their ids'
   )
-  if not twins.near_twins_are_copies(known):
+  alike = [s.name for s in (known, other) if not twins.near_twins_are_copies(s)]
+  if alike:
     unknown = (
-      f'photographs saved anew would not be found: in {known.name} strangers '
+      f'photographs saved anew would not be found: in {alike[0]} strangers '
       'look as near as copies'
     )
     return _Seen(exact, None, f'{said}; {unknown}')
@@ -385,14 +396,9 @@ def _has_near_twin(
   )
   there = twins.grey_images(*own, _TWIN_SIZE)
   here = twins.grey_images(*scored, _TWIN_SIZE)
-  turned = there.reshape(-1, *_TWIN_SIZE)[:, :, ::-1].reshape(len(there), -1)
+  pairs, _ = twins.pairs_between(here, there, _TWIN_SIZE)
   found = np.zeros(len(here), bool)
-  for others, threshold in (
-    (there, twins.THRESHOLD),
-    (turned, twins.MIRRORED_THRESHOLD),
-  ):
-    pairs, _ = twins.correlated_pairs(here, others, threshold)
-    found[pairs[:, 0]] = True
+  found[pairs[:, 0]] = True
   return found
 
 

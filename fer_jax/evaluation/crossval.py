@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax import files
+from fer_jax import files, forms
 from fer_jax.errors import UserError
 from fer_jax.evaluation import scores, wording
 from fer_jax.evaluation import workdir as workdir_lib
@@ -30,8 +30,7 @@ DEFINITIONS = {
   'over folds and seeds',
   'out_of_fold': 'all examples together, each by the member whose test fold it '
   'is in; with several seeds the mean over them',
-  'interval': 'bootstrap over examples of one seed; it does not hold the noise '
-  'of training seeds, which `seeds` shows',
+  'seeds': 'the out-of-fold figures of each seed; no interval holds its noise',
 }
 
 
@@ -104,8 +103,8 @@ def score(
 
 
 def _after_sentence(text: str) -> str:
-  """What follows the first sentence, which names one fold."""
-  return text.partition('. ')[2]
+  """What follows the first sentence, which says that one fold is reported."""
+  return text.partition(' is reported. ')[2]
 
 
 def read(workdir: pathlib.Path) -> tuple[dict[str, Any], list[Fold]]:
@@ -115,9 +114,60 @@ def read(workdir: pathlib.Path) -> tuple[dict[str, Any], list[Fold]]:
     UserError: a file is missing or damaged.
   """
   metrics = files.read_json(workdir / METRICS)
+  wrong = forms.misfit(metrics, _CONTENT)
+  if not wrong:
+    k = len(metrics['class_names'])
+    if [len(row) for row in metrics['out_of_fold']['confusion']] != [k] * k:
+      wrong = f'confusion is not {k} by {k} counts'
+  if wrong:
+    raise UserError(
+      f'{workdir / METRICS}: {wrong}; crossval on the same --workdir makes it'
+    )
   return metrics, read_folds(
     [(m['fold'], m['seed'], workdir / m['workdir']) for m in metrics['members']]
   )
+
+
+_SHARE = forms.optional(forms.number)
+_SPREAD = dict.fromkeys(SPREAD, _SHARE)
+# What the page and the terminal show.
+_CONTENT = {
+  'model': forms.text,
+  'dataset': {'name': forms.text},
+  'protocol': {
+    'name': forms.text,
+    'leaks': forms.flag,
+    'reason': forms.text,
+  },
+  'class_names': [forms.text],
+  'folds': [
+    _SPREAD
+    | {
+      'fold': forms.count,
+      'seed': forms.count,
+      'n': forms.count,
+      'epoch': forms.number,
+      'absent_classes': [forms.text],
+    }
+  ],
+  'mean': _SPREAD,
+  'deviation': _SPREAD,
+  'seeds': [
+    {'seed': forms.count, 'accuracy': forms.number, 'macro_f1': forms.number}
+  ],
+  'out_of_fold': {
+    'n': forms.count,
+    'accuracy': forms.number,
+    'intervals': {'accuracy': forms.optional(forms.pair)},
+    'confusion': [[forms.count]],
+    'accuracy_mean': forms.number,
+    'accuracy_deviation': _SHARE,
+  },
+  'members': [
+    {'fold': forms.count, 'seed': forms.count, 'workdir': forms.text}
+  ],
+  'definitions': {'*': forms.text},
+}
 
 
 def text(metrics: dict[str, Any]) -> str:
@@ -137,7 +187,6 @@ def text(metrics: dict[str, Any]) -> str:
       f'{wording.percent(record["macro_f1"]):>12}'
       f'{wording.decimal(record["auc_macro"]):>8}{record["epoch"]:>7}'
     )
-  low, high = together['intervals']['accuracy']
   lines += [
     '',
     *(
@@ -146,7 +195,8 @@ def text(metrics: dict[str, Any]) -> str:
       for key, name in (('accuracy', 'accuracy'), ('macro_f1', 'macro F1'))
     ),
     f'out of fold: {wording.percent(together["accuracy"])} of '
-    f'{together["n"]:,} examples (95 % {100 * low:.1f} to {100 * high:.1f})',
+    f'{together["n"]:,} examples '
+    f'(95 % {wording.interval(together, "accuracy")})',
   ]
   if len(metrics['seeds']) > 1:
     lines.append(
@@ -206,7 +256,11 @@ def figures(
   by_seed = {seed: out_of_fold(folds, seed) for seed in seeds}
   together = {
     seed: scores.all_scores(
-      arrays['logits'], arrays['label'], names, n_boot=n_boot if not n else 1
+      arrays['logits'],
+      arrays['label'],
+      names,
+      units=arrays.get('unit'),
+      n_boot=n_boot if not n else 1,
     )
     for n, (seed, arrays) in enumerate(by_seed.items())
   }
@@ -226,6 +280,9 @@ def figures(
     ],
     'out_of_fold': {
       **together[seeds[0]],
+      'unit': folds[0].evaluation.metrics['unit']
+      if 'unit' in by_seed[seeds[0]]
+      else 'example',
       'accuracy_mean': _mean(accuracies),
       'accuracy_deviation': _deviation(accuracies),
     },
@@ -238,7 +295,8 @@ def out_of_fold(folds: Sequence[Fold], seed: int) -> dict[str, np.ndarray]:
 
   Returns:
     'id' text (n,), 'logits' float32 (n, K), 'label' int32 (n,), 'fold' int32
-    (n,), in the order of the ids.
+    (n,), in the order of the ids; 'unit' text (n,) where people or recordings
+    are known.
   """
   those = [fold for fold in folds if fold.seed == seed]
   arrays = {
@@ -249,6 +307,10 @@ def out_of_fold(folds: Sequence[Fold], seed: int) -> dict[str, np.ndarray]:
       [np.full(len(f.evaluation.ids), f.fold, np.int32) for f in those]
     ),
   }
+  units = [f.evaluation.units for f in those]
+  known = [values for values in units if values is not None]
+  if len(known) == len(those):
+    arrays['unit'] = np.concatenate(known)
   order = np.argsort(arrays['id'], kind='stable')
   return {name: values[order] for name, values in arrays.items()}
 
@@ -260,7 +322,9 @@ def write(
   seeds = sorted({fold.seed for fold in folds})
   parts = [out_of_fold(folds, seed) for seed in seeds]
   arrays = {
-    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+    name: np.concatenate([part[name] for part in parts])
+    for name in parts[0]
+    if all(name in part for part in parts)
   }
   arrays['seed'] = np.repeat(seeds, [len(part['id']) for part in parts])
   workdir_lib.write_npz(workdir / PREDICTIONS, arrays)
@@ -311,7 +375,7 @@ class MeanRoc:
   deviation: np.ndarray
 
 
-def mean_roc(folds: Sequence[Fold], *, points: int = 101) -> MeanRoc:
+def mean_roc(folds: Sequence[Fold], *, points: int = 101) -> MeanRoc | None:
   """ROC of each fold, averaged over classes, and their mean with its spread.
 
   Every class is set against the rest in each fold, and the curves of the
@@ -320,6 +384,9 @@ def mean_roc(folds: Sequence[Fold], *, points: int = 101) -> MeanRoc:
   Args:
     folds: of `read_folds`.
     points: false-positive rates at which curves are read off.
+
+  Returns:
+    None where every fold has one class alone, which no curve tells apart.
   """
   grid = np.linspace(0, 1, points)
   curves = []
@@ -334,7 +401,9 @@ def mean_roc(folds: Sequence[Fold], *, points: int = 101) -> MeanRoc:
     ]
     if found:
       curves.append(np.mean(found, axis=0))
-  stacked = np.array(curves).reshape(-1, points)
+  if not curves:
+    return None
+  stacked = np.array(curves)
   several = len(stacked) > 1
   return MeanRoc(
     grid,

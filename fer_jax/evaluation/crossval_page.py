@@ -40,7 +40,6 @@ def sections(
 def _header(workdir: pathlib.Path, metrics: dict[str, Any]) -> Html:
   protocol, together = metrics['protocol'], metrics['out_of_fold']
   mean, deviation = metrics['mean'], metrics['deviation']
-  low, high = together['intervals']['accuracy']
   clean = protocol['leaks'] is False
   return page.tag(
     'header',
@@ -71,7 +70,7 @@ def _header(workdir: pathlib.Path, metrics: dict[str, Any]) -> Html:
         (
           'Accuracy out of fold',
           wording.percent(together['accuracy']),
-          f'95 % {100 * low:.1f} to {100 * high:.1f}, '
+          f'95 % {wording.interval(together, "accuracy")}, '
           f'{together["n"]:,} examples',
         ),
         (
@@ -141,7 +140,7 @@ def _plots(
 ) -> Html:
   names = metrics['class_names']
   counts = np.asarray(metrics['out_of_fold']['confusion'])
-  curves = plots.roc_of_folds(**vars(crossval.mean_roc(folds)))
+  curves = crossval.mean_roc(folds)
   return page.section(
     'Out of fold',
     page.tag(
@@ -159,9 +158,11 @@ def _plots(
       ),
       figures.plot(
         'roc_of_folds.png',
-        curves,
+        plots.roc_of_folds(**vars(curves)),
         'ROC curve of each fold, classes averaged, with mean and deviation.',
-      ),
+      )
+      if curves
+      else '',
       class_='plots',
     ),
   )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax import config as config_lib
-from fer_jax import files, hosts, provenance
+from fer_jax import files, forms, hosts, provenance
 from fer_jax.data import ledger, protocol, resident
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
@@ -62,8 +62,10 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates a run's best checkpoint and writes the split's three files.
 
-  A look at a test split is recorded in the data set's ledger before its
-  figures are written anywhere else.
+  With augmentations under a name of their own, see `workdir.part_of`.
+
+  A look at a test split, or at PublicTest, is recorded in the data set's
+  ledger before its figures are written anywhere else.
 
   Args:
     workdir: of `train`.
@@ -97,30 +99,74 @@ def evaluate(
     **figures(predictor, dataset, rows, logits, labels, n_boot=n_boot),
     **circumstances(predictor, dataset, rows, views),
   }
-  if split == 'test':
+  # Of PublicTest, too, which is reported under fer2013_dev.
+  if split == 'test' or protocol.of_public_test(dataset, rows.index).any():
     metrics['looks'] = hosts.on_first(
       lambda: record_look(workdir, dataset, metrics, rows.ids)
     )
   examples = _examples(predictor, dataset, rows, logits, labels)
   metrics['seconds'] = time.monotonic() - begun
-  evaluation = Evaluation(split, metrics, rows.ids, logits, labels, examples)
+  evaluation = Evaluation(
+    workdir_lib.part_of(split, views),
+    metrics,
+    rows.ids,
+    logits,
+    labels,
+    examples,
+    units_of(dataset, rows.index)[1],
+  )
   hosts.on_first(lambda: workdir_lib.write_evaluation(workdir, evaluation))
   return metrics
 
 
-def evaluate_once(workdir: str | pathlib.Path, split: str) -> dict[str, Any]:
+def evaluate_once(workdir: str | pathlib.Path, split: str) -> Evaluation:
   """As `evaluate` of the plain image, unless that was done before.
 
   What the workdir holds counts where it is of the checkpoint that would be
   evaluated: a test split is not opened again for nothing.
+
+  Raises:
+    UserError: as `evaluate`, or what the workdir holds is damaged.
   """
-  path = pathlib.Path(workdir) / f'metrics_{split}.json'
-  if path.exists():
-    metrics = files.read_json(path)
-    step = checkpoint.best_intact(pathlib.Path(workdir)).step
-    if metrics['checkpoint']['step'] == step and metrics['views'] == ['plain']:
-      return metrics
-  return evaluate(workdir, split)
+  workdir = pathlib.Path(workdir)
+  kept = workdir_lib.read_evaluation(workdir, split)
+  if kept is not None:
+    wrong = forms.misfit(kept.metrics, _ONCE)
+    if wrong:
+      raise UserError(f'{workdir}/metrics_{split}.json: {wrong}')
+    step = checkpoint.best_intact(workdir).step
+    made = (kept.metrics['checkpoint']['step'], kept.metrics['views'])
+    if made == (step, ['plain']):
+      return kept
+  evaluate(workdir, split)
+  kept = workdir_lib.read_evaluation(workdir, split)
+  assert kept is not None
+  return kept
+
+
+# What is relied on beside that which every reader does.
+_ONCE = {
+  'accuracy': forms.number,
+  'balanced_accuracy': forms.number,
+  'loss': forms.number,
+  'auc_macro': forms.optional(forms.number),
+  'macro': {'f1': forms.number},
+  'intervals': {'accuracy': forms.optional(forms.pair)},
+  'absent_classes': [forms.text],
+  'checkpoint': {'step': forms.count, 'epoch': forms.number},
+  'views': [forms.text],
+  'slices': {'*': forms.anything},
+  'model': forms.text,
+  'dataset': {'name': forms.text},
+  'protocol': {
+    'name': forms.text,
+    'leaks': forms.flag,
+    'reason': forms.text,
+    'options': {'*': forms.anything},
+    'digest': forms.text,
+  },
+  'environment': {'*': forms.anything},
+}
 
 
 def checked_views(augmentations: Sequence[str]) -> tuple[str, ...]:
@@ -177,16 +223,32 @@ def figures(
   attributes = {
     name: values[rows.index] for name, values in dataset.attributes.items()
   }
+  unit, units = units_of(dataset, rows.index)
   # An oversampled list holds an example several times.
-  of_ids: dict[str, Any] = {'ids': rows.ids, 'n_boot': n_boot}
+  units = rows.ids if units is None else units
+  drawn: dict[str, Any] = {'units': units, 'n_boot': n_boot}
   return {
-    **scores.all_scores(logits, labels, names, **of_ids),
-    'slices': scores.slice_scores(logits, labels, rows.slices, names, **of_ids),
-    'groups': groups.group_scores(logits, labels, attributes, names, **of_ids),
+    **scores.all_scores(logits, labels, names, **drawn),
+    'unit': unit,
+    'slices': scores.slice_scores(logits, labels, rows.slices, names, **drawn),
+    'groups': groups.group_scores(logits, labels, attributes, names, **drawn),
     'class_names': list(names),
     'definitions': scores.DEFINITIONS
     | (groups.DEFINITIONS if attributes else {}),
   }
+
+
+def units_of(
+  dataset: Dataset, index: np.ndarray
+) -> tuple[str, np.ndarray | None]:
+  """What is resampled of rows: (its name, (n,) text or None for the ids).
+
+  Pictures of one person, or frames of one recording, are not independent.
+  """
+  for column in ('subject', 'sequence'):
+    if column in dataset.table:
+      return column, dataset.table[column][index]
+  return 'example', None
 
 
 def circumstances(
@@ -215,24 +277,20 @@ def require_same_data(
   workdir: pathlib.Path, facts: dict[str, Any], dataset: Dataset
 ) -> None:
   """Raises UserError unless it is the data set that the run trained on."""
-  trained_on = facts.get('dataset', {}).get('checksum')
-  if trained_on != dataset.checksum:
+  trained_on = facts.get('dataset', {})
+  if trained_on.get('checksum') != dataset.checksum:
     raise UserError(
-      f'{workdir} was trained on {dataset.name} with checksum {trained_on}, '
-      f'but the one built here has {dataset.checksum}; build that source'
+      f'{workdir} was trained on {dataset.name} with checksum '
+      f'{trained_on.get("checksum")}, but the one built here has '
+      f'{dataset.checksum}; build that source'
     )
-
-
-def _opened(dataset: Dataset, name: str, **options) -> Any:
-  """The test split, unless one of the hosts cannot note that it is opened."""
-  opened, failure = None, None
-  try:
-    opened = protocol.open_test(dataset, name, **options)
-  except UserError as error:
-    failure = error
-  if hosts.any_host(failure is not None):
-    raise failure or UserError('another process of this run failed, says why')
-  return opened
+  # Raised whenever the same source would give other examples.
+  if trained_on.get('version', dataset.version) != dataset.version:
+    raise UserError(
+      f'{workdir} was trained on version {trained_on["version"]} of '
+      f'{dataset.name}, but the one built here is {dataset.version}, whose '
+      'examples differ; evaluate it with the fer_jax that trained it'
+    )
 
 
 def _open_split(
@@ -254,7 +312,10 @@ def _open_split(
       'have changed sides'
     )
   if split == 'test':
-    opened = _opened(dataset, name, run=str(workdir), **options)
+    # By none of the hosts, unless the first can note it.
+    opened = hosts.on_all(
+      lambda: protocol.open_test(dataset, name, run=str(workdir), **options)
+    )
     index, ids = opened.index, opened.ids
     # The whole split is scored anyway.
     slices = {
@@ -294,10 +355,11 @@ def record_look(
   metrics: dict[str, Any],
   ids: np.ndarray,
 ) -> int:
-  """Records the look; returns how many there have been at these examples.
+  """Records the look; returns how many there have been at just these examples.
 
   Looks at the same ids are looks at the same examples, whatever their order
-  and number, the protocol, and who trained.
+  and number, the protocol, and who trained. One at a part of them, or at more,
+  is in the ledger and is not counted.
   """
   name, digest = metrics['protocol']['name'], metrics['protocol']['digest']
   split = metrics['split']

@@ -13,7 +13,7 @@ import numpy as np
 from fer_jax.evaluation import scores
 
 LEAST_IN_GAP = 20
-"""Smaller groups are shown, but their accuracy is too noisy to make a gap."""
+"""Units; smaller groups are shown, but are too noisy to make a gap."""
 
 DEFINITIONS = {
   'group': (
@@ -22,9 +22,10 @@ DEFINITIONS = {
   ),
   'gap': (
     'accuracy of the best group less that of the worst, of those with at '
-    f'least {LEAST_IN_GAP} different examples; the interval resamples those of '
-    'the two groups, each at its size, and does not account for their '
-    'having been picked as the extremes: with many groups some gap is chance'
+    f'least {LEAST_IN_GAP} units (see interval: people, where it is known who '
+    'is in the pictures); the interval resamples those of the two groups, each '
+    'at its size, and does not account for their having been picked as the '
+    'extremes: with many groups some gap is chance'
   ),
 }
 """What each figure means, in words that a report can print."""
@@ -36,7 +37,7 @@ def group_scores(
   attributes: Mapping[str, np.ndarray],
   class_names: Sequence[str],
   *,
-  ids: np.ndarray | None = None,
+  units: np.ndarray | None = None,
   n_boot: int = scores.BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -47,7 +48,7 @@ def group_scores(
     labels: (n,) integers below K.
     attributes: name -> (n,) text.
     class_names: K names.
-    ids: as for `scores.all_scores`.
+    units: as for `scores.all_scores`.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
@@ -55,28 +56,34 @@ def group_scores(
     JSON-able: attribute -> {`groups`: value -> as `scores.slice_scores`,
     `gap`: as `accuracy_gap`}.
   """
-  ids = np.arange(len(labels)) if ids is None else np.asarray(ids)
+  units = np.arange(len(labels)) if units is None else np.asarray(units)
   right = scores.log_softmax(logits).argmax(axis=-1) == labels
   figures = {}
   for name, values in attributes.items():
     values = np.asarray(values)
     parts = {str(value): values == value for value in np.unique(values)}
     counts = {
-      value: _counts_by_id(ids[mask], right[mask])
+      value: _counts_by_unit(units[mask], right[mask])
       for value, mask in parts.items()
     }
     figures[name] = {
       'groups': scores.slice_scores(
-        logits, labels, parts, class_names, ids=ids, n_boot=n_boot, seed=seed
+        logits,
+        labels,
+        parts,
+        class_names,
+        units=units,
+        n_boot=n_boot,
+        seed=seed,
       ),
       'gap': accuracy_gap(counts, n_boot=n_boot, seed=seed),
     }
   return figures
 
 
-def _counts_by_id(ids: np.ndarray, right: np.ndarray) -> np.ndarray:
-  """(m, 2): how often each of m distinct ids occurs, and how often right."""
-  unit = np.unique(ids, return_inverse=True)[1]
+def _counts_by_unit(units: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """(m, 2): how often each of m distinct units occurs, and how often right."""
+  unit = np.unique(units, return_inverse=True)[1]
   return np.stack([np.bincount(unit), np.bincount(unit, right)], axis=1)
 
 
@@ -89,15 +96,15 @@ def accuracy_gap(
   """The largest difference in accuracy between two groups.
 
   Args:
-    counts: value -> (m, 2), how often each of m different examples occurs and
-      how often it is right.
+    counts: value -> (m, 2), how often each of m units occurs and how often it
+      is right.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
   Returns:
     {`best`, `worst`, `accuracy` (their difference), `interval` ([low, high],
     below 0 where resampling turns the order round)}, or None where fewer than
-    two groups have `LEAST_IN_GAP` examples.
+    two groups have `LEAST_IN_GAP` units.
   """
   accuracy = {
     name: float(of_group[:, 1].sum() / of_group[:, 0].sum())

@@ -1,7 +1,8 @@
 """One self-contained report.html of one or several runs, and its PNG files.
 
 Reads what training and evaluation wrote and nothing else: no data set, no
-checkpoint, no JAX.
+checkpoint; and no JAX, but where the configs of runs compared differ in their
+fields, to tell the defaults.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from fer_jax.evaluation.runs import Run
 
 FILE_NAME = 'report.html'
 FIGURES = 'figures'
+_COMPARED = 'compared'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,18 +115,28 @@ def render(members: Sequence[Run]) -> Report:
     content = [run_page.header(run), *run_page.sections(run, figures)]
   else:
     title = f'{len(members)} runs compared'
-    content = comparison_page.sections(members, figures.within('compared_'))
+    content = comparison_page.sections(members, figures.within(f'{_COMPARED}_'))
     details = [
       page.folded(
         run.name,
         run_page.header(run),
-        *run_page.sections(run, figures.within(f'{_file_stem(run.name)}_')),
+        *run_page.sections(run, figures.within(f'{stem}_')),
       )
-      for run in members
+      for run, stem in zip(members, _file_stems(members), strict=True)
     ]
     content.append(page.section('Each run in full', *details))
   return Report(page.document(title, *content), figures.files)
 
 
-def _file_stem(name: str) -> str:
-  return re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('._') or 'run'
+def _file_stems(members: Sequence[Run]) -> list[str]:
+  """What the runs' PNG files begin with, each another."""
+  stems = [_COMPARED]
+  for run in members:
+    name = re.sub(r'[^A-Za-z0-9._-]+', '_', run.name).strip('._') or 'run'
+    stem, number = name, 1
+    # Whether or not a file system tells capitals from small letters.
+    while stem.lower() in map(str.lower, stems):
+      number += 1
+      stem = f'{name}_{number}'
+    stems.append(stem)
+  return stems[1:]

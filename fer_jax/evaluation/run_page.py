@@ -1,5 +1,6 @@
 """The sections of a report on one run."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,11 +43,14 @@ def header(run: Run) -> Html:
         'div',
         page.tag('p', f'The {split} split has not been evaluated.'),
         page.command(
-          f'python -m fer_jax evaluate --workdir={run.path} --split={split}'
+          'python -m fer_jax evaluate '
+          f'{shlex.quote(f"--workdir={run.path}")} --split={split}'
         ),
       )
       for split in SPLITS
       if split not in run.evaluations
+      # Nothing selects where `data.validation_share` is 0.
+      and run.facts.get('protocol', {}).get(split) != 0
     ),
   )
 
@@ -107,8 +111,8 @@ def protocol_notice(run: Run) -> Html:
     described.append(
       (
         'Looks at the test split',
-        f'{test.metrics["looks"]} at these examples when the test figures '
-        'below were made',
+        f'{test.metrics["looks"]} at exactly these examples when the test '
+        'figures below were made',
       )
     )
   return page.tag(
@@ -257,6 +261,8 @@ def _evaluated(metrics: dict[str, Any]) -> str:
     f'{checkpoint.get("step", wording.MISSING)}; views: {views}; evaluated '
     f'{wording.moment(metrics.get("time"))}.'
   )
+  if metrics.get('unit', 'example') != 'example':
+    said += f' Intervals resample every {metrics["unit"]} as a whole.'
   absent = metrics.get('absent_classes')
   if absent:
     said += (
@@ -535,7 +541,7 @@ def _timing(run: Run) -> list[tuple[str, str]]:
     timing.append(('Images a second, median of epochs', f'{rate:,.0f}'))
   if 'seconds_to_first_step' in run.facts:
     first = run.facts['seconds_to_first_step']
-    timing.append(('Process start to first step', f'{first:.1f} s'))
+    timing.append(('Start to first step', f'{first:.1f} s'))
   timing += [
     (f'Evaluation, {split}', f'{evaluation.metrics["seconds"]:.1f} s')
     for split, evaluation in run.evaluations.items()

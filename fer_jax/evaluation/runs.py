@@ -1,7 +1,7 @@
 """Runs as a report reads them: a workdir's files, and which runs are alike.
 
-Runs whose configs differ in the seed alone are one group, whose spread is
-the noise of training.
+Runs of one build of the data and one partition whose configs differ in the seed
+alone are one group, whose spread is the noise of training.
 """
 
 import dataclasses
@@ -22,12 +22,14 @@ NOT_COMPARED = frozenset(
     'data.data_dir',
     'data.workers',
     'data.checksum',
+    'data.residence',
+    'data.resident_gib',
     'train.block_steps',
     'train.on_divergence',
   }
 )
 """Config fields in which runs of one group may differ: the seed, and those
-that change no result."""
+that change no result where the build is the same, see `group`."""
 
 # What is relied on where it is there.
 _MEMBERS = {'*': forms.anything}
@@ -166,18 +168,44 @@ def read(path: str | pathlib.Path, *, name: str | None = None) -> Run:
     notes.append('The last line of metrics.jsonl is cut off and left out.')
   evaluations = {}
   for split in workdir_lib.SPLITS:
-    evaluation = workdir_lib.read_evaluation(path, split)
+    evaluation = workdir_lib.latest_evaluation(path, split)
     if evaluation is not None:
       evaluations[split] = evaluation
-  return Run(
+  elsewhere, damaged = _elsewhere(path)
+  run = Run(
     path=path,
     name=name or path.resolve().name,
     config=config,
     facts=facts,
     history=history,
     evaluations=evaluations,
-    elsewhere=_elsewhere(path),
-    notes=tuple(notes),
+    elsewhere=elsewhere,
+    notes=(*notes, *damaged),
+  )
+  of_part = {e.split: e.metrics for e in run.evaluations.values()}
+  notes = [stale(run, *of) for of in (of_part | elsewhere).items()]
+  notes = [f'{note}.' for note in notes if note]
+  return dataclasses.replace(run, notes=(*run.notes, *notes))
+
+
+def stale(run: Run, part: str, metrics: dict[str, Any]) -> str | None:
+  """A clause where figures are not of the checkpoint that was chosen.
+
+  Args:
+    run: whose records say which that is.
+    part: what the figures are of.
+    metrics: those figures.
+  """
+  last = run.config.get('train', {}).get('select') == 'last'
+  chosen = run.history[-1] if last and run.history else best_validation(run)
+  step = (chosen or {}).get('step')
+  at = metrics.get('checkpoint', {})
+  if chosen is None or None in (step, at.get('step')) or step == at['step']:
+    return None
+  return (
+    f'the {part} figures are of epoch {at.get("epoch")}, step {at["step"]}, '
+    f'and training chooses epoch {chosen["epoch"]}, step {step}, by now: '
+    'evaluate again'
   )
 
 
@@ -189,19 +217,21 @@ def _read_form(path: pathlib.Path, form: forms.Form) -> dict[str, Any]:
   return value
 
 
-def _elsewhere(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """See `Run.elsewhere`.
-
-  Raises:
-    UserError: a file is missing, damaged, or not of the same evaluation.
-  """
-  found = {}
+def _elsewhere(
+  path: pathlib.Path,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+  """(see `Run.elsewhere`, a sentence on each that is damaged)."""
+  found, damaged = {}, []
   for file in sorted(path.glob('metrics_on_*.json')):
     part = file.stem.removeprefix('metrics_')
-    evaluation = workdir_lib.read_evaluation(path, part)
-    if evaluation is not None:
-      found[part] = evaluation.metrics
-  return found
+    try:
+      evaluation = workdir_lib.read_evaluation(path, part)
+      if evaluation is not None:
+        _require_figures(file, evaluation.metrics)
+        found[part] = evaluation.metrics
+    except UserError as error:
+      damaged.append(f'Left out: {error}.')
+  return found, damaged
 
 
 def require_figures(run: Run) -> None:
@@ -210,16 +240,20 @@ def require_figures(run: Run) -> None:
   Raises:
     UserError: a figure is missing, or the confusion is not of its classes.
   """
-  shown = {e.split: e.metrics for e in run.evaluations.values()}
-  for part, metrics in (shown | run.elsewhere).items():
-    path = run.path / f'metrics_{part}.json'
-    again = f'run evaluate on {run.path} again'
-    for name in _REPORTED:
-      if name not in metrics:
-        raise UserError(f'{path} holds no {name}; {again}')
-    k = len(metrics['class_names'])
-    if [len(row) for row in metrics['confusion']] != [k] * k:
-      raise UserError(f'{path}: confusion is not {k} by {k} counts; {again}')
+  for split, evaluation in run.evaluations.items():
+    where = f'the {split} evaluation of {run.path}'
+    _require_figures(where, evaluation.metrics)
+
+
+def _require_figures(where: object, metrics: dict[str, Any]) -> None:
+  for name in _REPORTED:
+    if name not in metrics:
+      raise UserError(f'{where} holds no {name}; evaluate again')
+  k = len(metrics['class_names'])
+  if [len(row) for row in metrics['confusion']] != [k] * k:
+    raise UserError(
+      f'{where}: confusion is not {k} by {k} counts; evaluate again'
+    )
 
 
 def read_all(paths: Sequence[str | pathlib.Path]) -> list[Run]:
@@ -280,11 +314,12 @@ def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-  """Groups runs that differ in nothing but `NOT_COMPARED`, in their order.
+  """Groups runs of the same data that differ in nothing but `NOT_COMPARED`.
 
-  A field that an earlier run's config.json lacks is at its default. A group is
-  labelled by the fields in which the groups differ, or by its model where there
-  is only one group.
+  In their order. The same data are one build under one partition. A field that
+  an earlier run's config.json lacks is at its default. A group is labelled by
+  the fields in which the groups differ, and by its data where only those do, or
+  by its model where there is only one group.
   """
   members: dict[str, list[Run]] = {}
   compared: dict[str, dict[str, Any]] = {}
@@ -294,7 +329,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
       for name, value in flatten(config).items()
       if name not in NOT_COMPARED
     }
-    key = json.dumps(leaves, sort_keys=True, default=str)
+    key = _key([leaves, _data(run)])
     members.setdefault(key, []).append(run)
     compared[key] = leaves
   names = sorted({name for leaves in compared.values() for name in leaves})
@@ -303,18 +338,34 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for name in names
     if len({json.dumps(leaves.get(name)) for leaves in compared.values()}) > 1
   ]
+  configs = [_key(leaves) for leaves in compared.values()]
   groups = []
   for key, alike in members.items():
     leaves = compared[key]
-    label = ', '.join(
+    said = [
       f'{name}={_plain(leaves[name])}' if name in leaves else f'no {name}'
       for name in differing
-    )
+    ]
+    if configs.count(_key(leaves)) > 1:
+      said += [f'{k} {str(v)[:12]}' for k, v in _data(alike[0]).items()]
+    label = ', '.join(said)
     # Many differing fields make no label: the runs' own names do.
     if not label or len(differing) > 4:
       label = _common_name(alike) if differing else _model_name(alike[0])
     groups.append(Group(label, tuple(alike)))
   return groups
+
+
+def _key(value: Any) -> str:
+  return json.dumps(value, sort_keys=True, default=str)
+
+
+def _data(run: Run) -> dict[str, Any]:
+  """Digests of what a run was trained on."""
+  return {
+    'build': run.facts.get('dataset', {}).get('checksum'),
+    'partition': run.facts.get('protocol', {}).get('digest'),
+  }
 
 
 def _completed(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ not defined on these examples (the AUC of a class that does not occur) is None,
 and `absent_classes` says why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ CONFIDENCE_LEVEL = 0.95
 
 DEFINITIONS = {
   'interval': (
-    f'95 % percentile interval of {BOOTSTRAP_DRAWS:,} bootstrap resamples of '
-    'the examples (seeded), one that occurs several times drawn with all its '
-    'copies; it holds the noise of sampling examples, not that of training '
-    'seeds'
+    f'95 % percentile interval of {BOOTSTRAP_DRAWS:,} bootstrap resamples '
+    '(seeded) of whole units: of people, each drawn with all its pictures, '
+    'where the data set says who is in them; else of recordings, where it says '
+    'that; else of examples, one that occurs several times drawn with all its '
+    'copies (`unit` says which). It holds the noise of sampling units, not '
+    'that of training seeds; of a single unit there is none'
   ),
   'macro': 'mean over the classes that occur among the true labels',
   'weighted': 'mean over classes weighted by how often each is true',
@@ -36,7 +38,7 @@ DEFINITIONS = {
 }
 """What each figure means, in words that a report can print."""
 
-# Resamples of ids at a time: memory stays flat on splits of any size.
+# Resamples at a time: memory stays flat on splits of any size.
 _DRAWS_AT_ONCE = 500
 
 
@@ -52,7 +54,7 @@ def all_scores(
   labels: np.ndarray,
   class_names: Sequence[str],
   *,
-  ids: np.ndarray | None = None,
+  units: np.ndarray | None = None,
   n_boot: int = BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, Any]:
@@ -62,7 +64,8 @@ def all_scores(
     logits: (n, K) finite.
     labels: (n,) integers below K.
     class_names: K names.
-    ids: (n,) text, where an example may occur several times.
+    units: (n,) text, equal for what is not independent: the pictures of a
+      person, the copies of an example; None where every row is independent.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
@@ -118,7 +121,7 @@ def all_scores(
       'f1': float(share @ f1),
     },
     'intervals': bootstrap_intervals(
-      labels, predicted, num_classes, ids=ids, n_boot=n_boot, seed=seed
+      labels, predicted, num_classes, units=units, n_boot=n_boot, seed=seed
     ),
     'auc_macro': float(np.mean(known_aucs)) if known_aucs else None,
     'per_class': [
@@ -151,7 +154,7 @@ def slice_scores(
   slices: dict[str, np.ndarray],
   class_names: Sequence[str],
   *,
-  ids: np.ndarray | None = None,
+  units: np.ndarray | None = None,
   n_boot: int = BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -162,7 +165,7 @@ def slice_scores(
     labels: (n,).
     slices: name -> (n,) bool.
     class_names: K names.
-    ids: as for `all_scores`.
+    units: as for `all_scores`.
     n_boot: bootstrap resamples.
     seed: of the bootstrap.
 
@@ -181,7 +184,7 @@ def slice_scores(
       logits[mask],
       labels[mask],
       class_names,
-      ids=None if ids is None else ids[mask],
+      units=None if units is None else units[mask],
       n_boot=n_boot,
       seed=seed,
     )
@@ -210,45 +213,64 @@ def bootstrap_intervals(
   predicted: np.ndarray,
   num_classes: int,
   *,
-  ids: np.ndarray | None = None,
+  units: np.ndarray | None = None,
   n_boot: int = BOOTSTRAP_DRAWS,
   seed: int = 0,
-) -> dict[str, list[float]]:
+) -> dict[str, list[float] | None]:
   """Percentile bootstrap intervals of what a confusion matrix determines.
 
   Args:
     labels: (n,).
     predicted: (n,) classes.
     num_classes: K.
-    ids: (n,) text; one that occurs several times is drawn with all its
-      positions, which are no independent examples.
+    units: (n,) text; one that occurs several times is drawn with all its
+      positions, which are not independent.
     n_boot: resamples.
     seed: of the draws.
 
   Returns:
-    [low, high] of `accuracy`, `balanced_accuracy` and `macro_f1`. A class that
-    a resample misses is left out of that resample's means.
+    [low, high] of `accuracy`, `balanced_accuracy` and `macro_f1`; None of
+    several positions that are one unit. A class that a resample misses is left
+    out of that resample's means.
   """
-  if ids is not None and len(np.unique(ids)) < len(ids):
+  if units is not None and len(np.unique(units)) < len(units):
     resampled = resampled_figures(
-      ids, labels, predicted[None], num_classes, n_boot=n_boot, seed=seed
+      units, labels, predicted[None], num_classes, n_boot=n_boot, seed=seed
     )
-  else:
-    # Resampling n examples with replacement and counting them is one
-    # multinomial draw of the confusion matrix, all resamples in one call.
-    confusion = confusion_counts(labels, predicted, num_classes)
-    n = len(labels)
-    draws = (
-      np.random.default_rng(seed)
-      .multinomial(n, confusion.ravel() / n, size=n_boot)
-      .reshape(n_boot, num_classes, num_classes)
-    )
-    resampled = figures_of_counts(
-      np.diagonal(draws, axis1=1, axis2=2), draws.sum(axis=2), draws.sum(axis=1)
-    )
+    resampled = {name: values[:, 0] for name, values in resampled.items()}
+    return intervals_of(resampled, units)
+  # Resampling n examples with replacement and counting them is a multinomial
+  # draw of the confusion matrix.
+  confusion = confusion_counts(labels, predicted, num_classes)
+  n, rng, parts = len(labels), np.random.default_rng(seed), []
+  for size in _chunks(n_boot):
+    draws = rng.multinomial(n, confusion.ravel() / n, size=size)
+    draws = draws.reshape(size, num_classes, num_classes)
+    hits = np.diagonal(draws, axis1=1, axis2=2)
+    parts.append(figures_of_counts(hits, draws.sum(axis=2), draws.sum(axis=1)))
+  return {
+    name: percentile_interval(np.concatenate([part[name] for part in parts]))
+    for name in parts[0]
+  }
+
+
+def intervals_of(
+  resampled: Mapping[str, np.ndarray], units: np.ndarray
+) -> dict[str, list[float] | None]:
+  """Intervals of figures' (n_boot,) draws; None of one unit, for it is drawn
+  every time."""
+  if len(units) > 1 and len(np.unique(units)) == 1:
+    return dict.fromkeys(resampled)
   return {
     name: percentile_interval(values) for name, values in resampled.items()
   }
+
+
+def _chunks(n_boot: int) -> list[int]:
+  return [
+    min(_DRAWS_AT_ONCE, n_boot - start)
+    for start in range(0, n_boot, _DRAWS_AT_ONCE)
+  ]
 
 
 def percentile_interval(values: np.ndarray) -> list[float]:
@@ -258,7 +280,7 @@ def percentile_interval(values: np.ndarray) -> list[float]:
 
 
 def resampled_figures(
-  ids: np.ndarray,
+  units: np.ndarray,
   labels: np.ndarray,
   predicted: np.ndarray,
   num_classes: int,
@@ -266,10 +288,10 @@ def resampled_figures(
   n_boot: int = BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, np.ndarray]:
-  """Figures of S systems on the same bootstrap resamples of distinct ids.
+  """Figures of S systems on the same bootstrap resamples of distinct units.
 
   Args:
-    ids: (n,) text; an id is drawn with all its positions.
+    units: (n,) text; a unit is drawn with all its positions.
     labels: (n,).
     predicted: (S, n) classes.
     num_classes: K.
@@ -280,25 +302,25 @@ def resampled_figures(
     `accuracy`, `balanced_accuracy` and `macro_f1`, each (n_boot, S).
   """
   systems = len(predicted)
-  unit = np.unique(ids, return_inverse=True)[1]
-  units = unit.max() + 1
+  unit = np.unique(units, return_inverse=True)[1]
+  m = unit.max() + 1
 
-  def by_id(classes: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
+  def by_unit(classes: np.ndarray, kept: np.ndarray | None = None):
     flat = np.bincount(
-      unit * num_classes + classes, kept, minlength=units * num_classes
+      unit * num_classes + classes, kept, minlength=m * num_classes
     )
-    return flat.reshape(units, num_classes).astype(np.float64)
+    return flat.reshape(m, num_classes).astype(np.float64)
 
   counts = np.stack(
     [
-      by_id(labels),
-      *(by_id(labels, classes == labels) for classes in predicted),
-      *(by_id(classes) for classes in predicted),
+      by_unit(labels),
+      *(by_unit(labels, classes == labels) for classes in predicted),
+      *(by_unit(classes) for classes in predicted),
     ],
     axis=1,
   )
   rng = np.random.default_rng(seed)
-  sums = resampled_sums(counts.reshape(units, -1), n_boot=n_boot, rng=rng)
+  sums = resampled_sums(counts.reshape(m, -1), n_boot=n_boot, rng=rng)
   sums = sums.reshape(n_boot, 1 + 2 * systems, num_classes)
   return figures_of_counts(
     hits=sums[:, 1 : 1 + systems],
@@ -319,11 +341,8 @@ def resampled_sums(
   m = len(counts)
   return np.concatenate(
     [
-      rng.multinomial(
-        m, frequency / m, size=min(_DRAWS_AT_ONCE, n_boot - start)
-      )
-      @ cells
-      for start in range(0, n_boot, _DRAWS_AT_ONCE)
+      rng.multinomial(m, frequency / m, size=size) @ cells
+      for size in _chunks(n_boot)
     ]
   )
 

@@ -25,6 +25,7 @@ def text(metrics: dict[str, Any]) -> str:
     f'{checkpoint["step"]}), views {"+".join(metrics["views"])}',
     *_choices(metrics),
     '',
+    f'[95 % of resampling each {metrics["unit"]} as a whole]',
     *_scores(metrics),
     '',
     *_classes(metrics),
@@ -40,7 +41,7 @@ def text(metrics: dict[str, Any]) -> str:
   if 'looks' in metrics:
     lines += [
       '',
-      f'look {metrics["looks"]} at these examples of '
+      f'look {metrics["looks"]} at exactly these examples of '
       f'{metrics["dataset"]["name"]}, recorded',
     ]
   return '\n'.join(lines)
@@ -148,8 +149,10 @@ def _groups(metrics: dict[str, Any]) -> list[str]:
 
 
 def _interval(figures: dict[str, Any], name: str) -> str:
-  low, high = figures['intervals'][name]
-  return f'[{100 * low:.2f}, {100 * high:.2f}]'
+  bounds = figures['intervals'][name]
+  if bounds is None:
+    return '[no interval of one unit]'
+  return f'[{100 * bounds[0]:.2f}, {100 * bounds[1]:.2f}]'
 
 
 def _cell(value: float | None, width: int, *, percent: bool = False) -> str:

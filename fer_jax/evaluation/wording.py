@@ -42,7 +42,10 @@ def interval(metrics: dict[str, Any], name: str) -> str:
 def gap(found: dict[str, Any] | None) -> str:
   """A gap of `groups.accuracy_gap` in a sentence."""
   if found is None:
-    return f'No gap: fewer than two groups have {groups.LEAST_IN_GAP} examples.'
+    return (
+      f'No gap: fewer than two groups have {groups.LEAST_IN_GAP} examples, or '
+      'people where they are known.'
+    )
   low, high = (100 * bound for bound in found['interval'])
   return (
     f'Largest gap: {100 * found["accuracy"]:.1f} points [{low:.1f}, '

@@ -1,25 +1,32 @@
 """What evaluation leaves in a run's folder, and how it is read back.
 
-    predictions_SPLIT.npz  id (n,), logits (n, K), label (n,)
+    predictions_SPLIT.npz  id (n,), logits (n, K), label (n,), and unit (n,)
+                           where people or recordings are resampled
     metrics_SPLIT.json     every figure, and where it comes from
     examples_SPLIT.npz     images for the report: see `Examples`
 
-Each file is written whole or not at all. Reading needs no JAX.
+With test-time augmentation SPLIT is `part_of` it, as test_flip, so that the
+plain evaluation stays. All three files are replaced together or not at all.
+Reading needs no JAX.
 """
 
 import dataclasses
 import hashlib
 import io
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fer_jax import files, forms
+from fer_jax.datasets.dataset import OFFICIAL_SPLITS
 from fer_jax.errors import UserError
 
 SPLITS = ('validation', 'test')
+VIEWS = (('plain',), ('plain', 'flip'), ('crops',), ('crops', 'flip'))
+"""What a model can be shown of an example; its answers are averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +75,15 @@ class Evaluation:
   """One split's files of one run.
 
   Attributes:
-    split: 'validation' or 'test', or 'on_NAME' of another data set.
+    split: of the files' names: 'validation' or 'test', either with the views
+      as `part_of` gives it, or 'on_NAME' of another data set.
     metrics: content of metrics_SPLIT.json.
     ids: (n,) text.
     logits: (n, K) float32.
     labels: (n,) int32.
     examples: None where examples_SPLIT.npz is missing.
+    units: (n,) text, equal for examples that are resampled together; None
+      where that is each example with its copies.
   """
 
   split: str
@@ -82,6 +92,12 @@ class Evaluation:
   logits: np.ndarray
   labels: np.ndarray
   examples: Examples | None
+  units: np.ndarray | None = None
+
+  @property
+  def resampled(self) -> np.ndarray:
+    """(n,) text: `units`, or the ids."""
+    return self.ids if self.units is None else self.units
 
 
 def digest_of_ids(ids: np.ndarray) -> str:
@@ -90,20 +106,32 @@ def digest_of_ids(ids: np.ndarray) -> str:
 
 
 def digest_of_predictions(
-  ids: np.ndarray, logits: np.ndarray, labels: np.ndarray
+  ids: np.ndarray,
+  logits: np.ndarray,
+  labels: np.ndarray,
+  units: np.ndarray | None = None,
 ) -> str:
   """SHA-256 that ties figures to the predictions they were computed from."""
   digest = hashlib.sha256(digest_of_ids(ids).encode())
   digest.update(np.ascontiguousarray(logits, '<f4').tobytes())
   digest.update(np.ascontiguousarray(labels, '<i4').tobytes())
+  if units is not None:
+    digest.update(digest_of_ids(units).encode())
   return digest.hexdigest()
 
 
-def write_evaluation(workdir: pathlib.Path, evaluation: Evaluation) -> None:
-  """Writes a split's three files, metrics_SPLIT.json last.
+def part_of(split: str, views: Sequence[str]) -> str:
+  """What the files of a split under some views, one of `VIEWS`, end in."""
+  return '_'.join([split, *(view for view in views if view != 'plain')])
 
-  The metrics hold a digest of the predictions, which the reader compares: a
-  set of files torn by an interruption is noticed.
+
+def write_evaluation(workdir: pathlib.Path, evaluation: Evaluation) -> None:
+  """Writes a split's three files.
+
+  The metrics hold a digest of the predictions. What belongs to them is written
+  before them, under a name with that digest, by which it is found where an
+  interruption came before it got its own: until the metrics are replaced, an
+  earlier evaluation stands whole.
   """
   split = evaluation.split
   arrays = {
@@ -111,16 +139,54 @@ def write_evaluation(workdir: pathlib.Path, evaluation: Evaluation) -> None:
     'logits': np.asarray(evaluation.logits, np.float32),
     'label': np.asarray(evaluation.labels, np.int32),
   }
-  write_npz(workdir / f'predictions_{split}.npz', arrays)
-  if evaluation.examples is not None:
-    write_npz(
-      workdir / f'examples_{split}.npz', _example_arrays(evaluation.examples)
-    )
+  if evaluation.units is not None:
+    arrays['unit'] = np.asarray(evaluation.units, str)
   metrics = evaluation.metrics | {
     'ids_sha256': digest_of_ids(arrays['id']),
     'predictions_sha256': digest_of_predictions(*arrays.values()),
   }
+  content = {workdir / f'predictions_{split}.npz': arrays}
+  if evaluation.examples is not None:
+    path = workdir / f'examples_{split}.npz'
+    content[path] = _example_arrays(evaluation.examples)
+  for path, named in content.items():
+    write_npz(_pending(path, metrics), named)
   files.write_json(workdir / f'metrics_{split}.json', metrics)
+  for path in content:
+    _pending(path, metrics).replace(path)
+    for other in path.parent.glob(f'.{path.name}.of_*'):
+      other.unlink()
+
+
+def _pending(path: pathlib.Path, metrics: dict[str, Any]) -> pathlib.Path:
+  """What a file of certain metrics is called until they are written."""
+  digest = re.sub('[^0-9a-f]', '', str(metrics.get('predictions_sha256')))[:12]
+  return path.with_name(f'.{path.name}.of_{digest}')
+
+
+def _whole(path: pathlib.Path, metrics: dict[str, Any]) -> pathlib.Path:
+  """Where the file of certain metrics is."""
+  pending = _pending(path, metrics)
+  return pending if pending.exists() else path
+
+
+def latest_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
+  """The evaluation of a split that was made last, under whatever views.
+
+  Args:
+    workdir: of the run.
+    split: of `SPLITS`, which it is called by as well.
+
+  Raises:
+    UserError: as `read_evaluation`.
+  """
+  found = [read_evaluation(workdir, part_of(split, views)) for views in VIEWS]
+  known = [evaluation for evaluation in found if evaluation is not None]
+  if not known:
+    return None
+  # Of equal times the last one.
+  latest = max(reversed(known), key=lambda e: e.metrics.get('time') or '')
+  return dataclasses.replace(latest, split=split)
 
 
 def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
@@ -133,19 +199,22 @@ def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
   if not path.exists():
     return None
   metrics = files.read_json(path)
-  again = f'run evaluate --workdir={workdir} --split={split} again'
+  again = f'run evaluate --workdir={workdir} {_flags(split)} again'
   wrong = forms.misfit(metrics, _METRICS)
   if wrong:
     raise UserError(f'{path}: {wrong}; {again}')
-  predictions_path = workdir / f'predictions_{split}.npz'
+  predictions_path = _whole(workdir / f'predictions_{split}.npz', metrics)
   arrays = _read_npz(predictions_path, _PREDICTIONS, again)
   ids, logits, labels = arrays['id'], arrays['logits'], arrays['label']
+  units = arrays.get('unit')
+  if units is not None:
+    _check_array(predictions_path, 'unit', units, 1, 'U', again)
   if digest_of_ids(ids) != metrics.get('ids_sha256'):
     raise UserError(
       f'{predictions_path} holds {len(ids)} ids that are not the '
       f'{metrics.get("n")} that {path.name} was computed from; {again}'
     )
-  found = digest_of_predictions(ids, logits, labels)
+  found = digest_of_predictions(ids, logits, labels, units)
   if found != metrics.get('predictions_sha256'):
     raise UserError(
       f'{predictions_path} holds other logits or labels than those that '
@@ -157,13 +226,28 @@ def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
       f'{predictions_path} holds logits of shape {logits.shape}, expected '
       f'({len(ids)}, {num_classes}); {again}'
     )
-  _check_predictions(predictions_path, logits, labels, again)
-  examples_path = workdir / f'examples_{split}.npz'
+  _check_predictions(predictions_path, logits, labels, units, again)
+  examples_path = _whole(workdir / f'examples_{split}.npz', metrics)
   examples = None
   if examples_path.exists():
     arrays = _read_npz(examples_path, {}, again)
     examples = _examples_of(examples_path, arrays, num_classes, again)
-  return Evaluation(split, metrics, ids, logits, labels, examples)
+  return Evaluation(split, metrics, ids, logits, labels, examples, units)
+
+
+def _flags(split: str) -> str:
+  """The flags of `evaluate` that make the files of a split."""
+  if split.startswith('on_'):
+    name = split.removeprefix('on_')
+    for official in OFFICIAL_SPLITS:
+      if name.endswith(f'_{official}'):
+        name = name.removesuffix(f'_{official}')
+        return f'--dataset={name} --split={official}'
+    return f'--dataset={name}'
+  name, _, views = split.partition('_')
+  return f'--split={name}' + (
+    f' --tta={views.replace("_", ",")}' if views else ''
+  )
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -229,6 +313,7 @@ _METRICS = {
     '*': {'groups': {'*': _PART}, 'gap': forms.optional(_GAP)},
   },
   'views?': [forms.text],
+  'unit?': forms.text,
   'checkpoint?': _MEMBERS,
   'definitions?': {'*': forms.text},
   'looks?': forms.optional(forms.count),
@@ -281,13 +366,19 @@ def _check_array(
 
 
 def _check_predictions(
-  path: pathlib.Path, logits: np.ndarray, labels: np.ndarray, again: str
+  path: pathlib.Path,
+  logits: np.ndarray,
+  labels: np.ndarray,
+  units: np.ndarray | None,
+  again: str,
 ) -> None:
   """Raises UserError where no figure can be computed of them."""
   num_classes = logits.shape[1]
   wrong = None
   if not len(labels) or labels.shape != logits.shape[:1]:
     wrong = f'{len(labels)} labels for {len(logits)} logits'
+  elif units is not None and units.shape != labels.shape:
+    wrong = f'{len(units)} units for {len(labels)} labels'
   elif labels.min() < 0 or labels.max() >= num_classes:
     wrong = f'labels from {labels.min()} to {labels.max()}'
   elif not np.isfinite(logits).all():

@@ -4,10 +4,13 @@ The runs are of a claim made up here, on rendered faces; those of papers are
 for real data alone.
 """
 
+import dataclasses
 import json
 import pathlib
+import types
 
 import pytest
+import small_config
 
 from fer_jax import config as config_lib
 from fer_jax.claims import Claim, chosen, config_of, running, stated, table
@@ -21,11 +24,7 @@ CLAIMS = running.load(PAPERS)
 TINY = (
   stated('data.image_size', 16),
   chosen('data.options.images', 160, 'few'),
-  chosen('model.stem_filters', (4,), 'small'),
-  chosen('model.filters', (4,), 'small'),
-  chosen('model.blocks', (1,), 'small'),
-  chosen('model.units', 4, 'small'),
-  chosen('model.head', (4,), 'small'),
+  *(chosen(f'model.{k}', v, 'small') for k, v in small_config.MODEL.items()),
   chosen('train.batch_size', 32, 'small'),
   stated('train.epochs', 2),
 )
@@ -136,6 +135,14 @@ def test_folders_without_claims(tmp_path):
   (tmp_path / 'p.py').write_text('def get_config(): pass\n')
   with pytest.raises(UserError, match='has no CLAIMS'):
     running.load(tmp_path)
+  for content, said in (
+    ('import nowhere', r'p\.py: ModuleNotFoundError: No module'),
+    ('CLAIMS = (', r'p\.py: SyntaxError'),
+    ('CLAIMS = {"a": 3}', r"CLAIMS\['a'\] is of int, expected a fer_jax"),
+  ):
+    (tmp_path / 'p.py').write_text(content)
+    with pytest.raises(UserError, match=said):
+      running.load(tmp_path)
 
 
 def _run(claim, tmp_path, data_dir, members, **limits):
@@ -188,6 +195,50 @@ def test_a_claim_beside_its_twin(claim, tmp_path, data_dir):
   again = _run(claim, tmp_path, data_dir, {}, folds=2)
   assert again == row
   assert len(ledger.read(task.load_dataset(config), ledger.OPENED)) == looks
+
+
+def test_what_cannot_be_honest_is_said_before_anything_trains(
+  claim, tmp_path, data_dir
+):
+  honest = (chosen('data.protocol', 'fer2013_dev', 'of another set'),)
+  claim = dataclasses.replace(claim, honest=honest)
+  row = _run(claim, tmp_path / 'runs', data_dir, {})
+  assert row['absent'].startswith('honest: protocol fer2013_dev is for')
+  assert 'paper' not in row
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_a_twin_that_fails_leaves_the_papers_figure(
+  claim, tmp_path, monkeypatch
+):
+  twins = []
+
+  def made(claim, config, *_):
+    if twins:
+      raise UserError('the disk is full')
+    twins.append(config)
+    return {'figure': 0.75}
+
+  dataset = types.SimpleNamespace(table={'official_split': ['train']})
+  monkeypatch.setattr(running, '_twin', made)
+  monkeypatch.setattr(running.task, 'load_dataset', lambda config: dataset)
+  monkeypatch.setattr(running.task, 'partition_of', lambda *_: None)
+  row = _run(claim, tmp_path, tmp_path, {})
+  said = table.text([row])
+  assert '75.0' in said
+  assert 'not run: honest: the disk is full' in said
+
+
+def test_folds_are_pooled_by_their_size():
+  parts = [{'n': 10, 'accuracy': 1.0}, {'n': 30, 'accuracy': 0.5}]
+  assert running._pooled([*parts, None, {'n': 0, 'accuracy': None}]) == 25 / 40
+  assert running._pooled([None]) is None
+
+
+def test_an_audit_that_is_not_ours_is_named(tmp_path):
+  (tmp_path / 'audit.json').write_text('{}')
+  with pytest.raises(UserError, match=r'audit\.json: digest is missing; del'):
+    running._audited(tmp_path, None, None, 'abc')
 
 
 def test_time_limits_leave_a_claim_unfinished(claim, tmp_path, data_dir):

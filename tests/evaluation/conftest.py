@@ -85,11 +85,18 @@ def make_run(
     'seconds_to_first_step': 7.25,
   }
   (path / 'run.json').write_text(json.dumps(facts))
-  with (path / 'metrics.jsonl').open('w') as f:
-    for epoch in range(1, epochs + 1):
-      f.write(json.dumps(_record(epoch, rng)) + '\n')
+  records = [_record(epoch, rng) for epoch in range(1, epochs + 1)]
+  lines = [json.dumps(record) + '\n' for record in records]
+  (path / 'metrics.jsonl').write_text(''.join(lines))
+  best = max(
+    records,
+    key=lambda r: r['validation']['accuracy'],
+    default={'step': 500, 'epoch': 5},
+  )
   for split in splits:
     evaluation = _evaluation(split, rng, images, labels, frames)
+    at = {'which': 'best', 'step': best['step'], 'epoch': best['epoch']}
+    evaluation.metrics['checkpoint'] = at
     workdir_lib.write_evaluation(path, evaluation)
   return path
 
@@ -146,9 +153,9 @@ def _evaluation(split, rng, images, labels, frames) -> Evaluation:
       n_boot=N_BOOT,
     ),
     'class_names': list(CLASS_NAMES),
-    'checkpoint': {'which': 'best', 'step': 500, 'epoch': 5},
     'views': ['plain', 'flip'],
     'definitions': scores.DEFINITIONS,
+    'unit': 'example',
     'time': '2025-01-02T03:04:05+00:00',
     'seconds': 4.5,
   }
@@ -183,23 +190,15 @@ def _evaluation(split, rng, images, labels, frames) -> Evaluation:
 def trained(tmp_path_factory) -> pathlib.Path:
   """What `train` writes, its model untrained."""
   # Reports are tested without JAX.
-  from fer_jax import config as config_lib
+  from small_config import small_config
+
   from fer_jax.training import checkpoint, loop, task
   from fer_jax.training import step as step_lib
 
   root = tmp_path_factory.mktemp('evaluation')
-  config = config_lib.get_base(
-    model='residual_bilstm', dataset='synthetic_faces'
+  config = small_config(
+    root / 'data', 'residual_bilstm', filters=(4, 4), blocks=(1, 1)
   )
-  config.data.data_dir = str(root / 'data')
-  config.data.options.images = 160
-  config.model.stem_filters = (4,)
-  config.model.filters = (4, 4)
-  config.model.blocks = (1, 1)
-  config.model.units = 4
-  config.model.head = (4,)
-  config.augment.enabled = False
-  config.train.batch_size = 16
   config.train.epochs = 1
   # Without the compilation of its step.
   workdir = root / 'run'

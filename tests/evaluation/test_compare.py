@@ -308,8 +308,8 @@ def test_workdirs_are_compared_on_test(pair):
   assert json.loads(json.dumps(result, allow_nan=False)) == result
   assert result['warnings'] == []
   assert result['notes'] == [
-    'a, b are of one config but for the seed: a difference between them is '
-    'the noise of training'
+    'a, b are of one config but for the seed, and of the same data: a '
+    'difference between them is the noise of training'
   ]
   said = comparison_summary.text(result)
   for words in (
@@ -361,6 +361,31 @@ def test_leaks_protocols_data_and_views_are_said(pair, copied):
   result = compare.compare([pair[0], copied], n_boot=N_BOOT)
   assert 'copied: whether its protocol leaks is not known' in result['warnings']
   assert 'leaks: unknown' in comparison_summary.text(result)
+
+
+def test_pictures_of_one_person_are_no_independent_examples(pair, copied):
+  result = compare.compare([pair[0], copied], n_boot=2000)
+  people = np.array([f'P{n // 24}' for n in range(240)])
+  _rewrite(copied, units=people, metrics={'checkpoint': {'step': 7}})
+  by_person = compare.compare([pair[0], copied], n_boot=2000)
+  assert (result['units'], by_person['units']) == (240, 10)
+  assert by_person['pairs'][0]['mcnemar'].items() >= (
+    compare.mcnemar(
+      people,
+      *(
+        e.logits.argmax(-1) == e.labels
+        for e in (runs.read(p).evaluations['test'] for p in (pair[0], copied))
+      ),
+    ).items()
+  )
+  assert any('of 10 people or recordings' in s for s in by_person['notes'])
+  assert any('copied: the test figures are' in s for s in by_person['warnings'])
+  # One person alone is no sample.
+  _rewrite(copied, units=np.full(240, 'P'))
+  alone = compare.compare([pair[0], copied], n_boot=20)
+  assert alone['pairs'][0]['accuracy']['interval'] is None
+  assert alone['ensemble']['better'] is None
+  assert alone['ensemble']['statement'] in comparison_summary.text(alone)
 
 
 def test_repeated_ids_are_said(pair, copied, run_maker, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fer_jax import config as config_lib
 from fer_jax import datasets
-from fer_jax.data import ledger, resize, twins
+from fer_jax.data import ledger, protocol, resize, twins
 from fer_jax.datasets import pictures
 from fer_jax.errors import UserError
 from fer_jax.evaluation import (
@@ -67,8 +67,9 @@ def test_all_of_another_set_is_scored_and_recorded(copied):
   evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
   np.testing.assert_array_equal(evaluation.ids, other.table['id'][rows])
   np.testing.assert_array_equal(evaluation.labels, label[rows])
+  size = config_lib.load_json(copied / 'config.json').data.image_size
   images = np.stack(
-    [resize.convert(i, size=(48, 48), channels=1) for i in other.read(rows)]
+    [resize.convert(i, size=(size, size), channels=1) for i in other.read(rows)]
   )
   logits = Predictor.from_workdir(copied).predict(images)
   np.testing.assert_allclose(evaluation.logits, logits, atol=1e-5)
@@ -99,7 +100,7 @@ def test_all_of_another_set_is_scored_and_recorded(copied):
   assert _evaluate(copied)['looks'] == metrics['looks'] + 1
   said = summary.text(metrics)
   assert f'contempt is left out ({32 - len(rows)})' in said
-  assert f'look {metrics["looks"]} at these examples of synthetic' in said
+  assert f'look {metrics["looks"]} at exactly these examples of synth' in said
   shown = report.render([runs.read(copied)]).html
   assert 'On other data sets' in shown
   assert 'synthetic_faces, all' in shown
@@ -136,6 +137,16 @@ def test_one_split_has_its_own_files_and_only_test_is_a_look(copied):
   assert not (copied / f'metrics_on_{NAME}.json').exists()
   _evaluate(copied, split='test')
   assert [entry['split'] for entry in ledger.read(other)[looks:]] == ['test']
+
+
+def test_public_test_is_looked_at_as_well(copied, monkeypatch):
+  monkeypatch.setattr(protocol, 'CHALLENGE', (NAME,))
+  other = _dataset(copied, OTHER)
+  opened = len(ledger.read(other, ledger.OPENED))
+  metrics = _evaluate(copied, split='validation')
+  assert len(ledger.read(other, ledger.OPENED)) == opened + 1
+  assert ledger.read(other)[-1]['figures']['n'] == metrics['n']
+  assert f'look {metrics["looks"]} at exactly' in summary.text(metrics)
 
 
 def test_every_class_of_the_run_competes(copied):
@@ -238,6 +249,11 @@ def test_photographs_saved_anew_are_found_where_near_twins_are_copies(
     f'{metrics["near_copies"]} more are near twins'
     in (metrics['protocol']['reason'])
   )
+  # Where the other set's strangers look alike, near twins mean nothing.
+  monkeypatch.setattr(
+    twins, 'near_twins_are_copies', lambda d: d.checksum == own.checksum
+  )
+  assert _evaluate(copied, options=options, class_map={})['near_copies'] is None
 
 
 def test_another_build_of_the_runs_source_is_scored_and_leaks(
@@ -348,6 +364,13 @@ def test_a_model_that_does_not_take_the_data_says_so(copied, monkeypatch):
   with pytest.raises(UserError, match='does not take what synthetic_faces'):
     _evaluate(copied)
 
+  def damaged(*_):
+    raise UserError('records is damaged')
+
+  monkeypatch.setattr(cross_dataset.evaluate, 'predict_rows', damaged)
+  with pytest.raises(UserError, match=r'^records is damaged'):
+    _evaluate(copied)
+
 
 def test_classes_map_by_name_and_as_they_are_told():
   theirs = ('surprise', 'happiness', 'anger', 'contempt', 'disgust')
@@ -396,6 +419,7 @@ def test_figures_can_be_recomputed_from_the_files(copied):
     evaluation.logits,
     evaluation.labels,
     metrics['class_names'],
+    units=evaluation.units,
     n_boot=N_BOOT,
   )
   assert again['confusion'] == metrics['confusion']

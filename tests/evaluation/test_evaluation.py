@@ -8,7 +8,7 @@ import pytest
 
 from fer_jax import config as config_lib
 from fer_jax import datasets
-from fer_jax.data import ledger, protocol
+from fer_jax.data import ledger, protocol, resize
 from fer_jax.errors import UserError
 from fer_jax.evaluation import evaluate, runs, scores, summary
 from fer_jax.evaluation import workdir as workdir_lib
@@ -61,7 +61,11 @@ def test_test_split_is_scored_recorded_and_counted(trained):
   assert second['views'] == ['crops', 'flip']
   assert second['loss'] != first['loss']
 
-  evaluation = workdir_lib.read_evaluation(trained, 'test')
+  # Beside the plain one, which cross-validation and claims go on with.
+  plain = workdir_lib.read_evaluation(trained, 'test')
+  assert plain.metrics['loss'] == first['loss']
+  assert evaluate.evaluate_once(trained, 'test').metrics == plain.metrics
+  evaluation = workdir_lib.latest_evaluation(trained, 'test')
   table = dataset.table
   np.testing.assert_array_equal(
     evaluation.ids, table['id'][table['official_split'] == 'test']
@@ -73,13 +77,19 @@ def test_test_split_is_scored_recorded_and_counted(trained):
     evaluation.logits,
     evaluation.labels,
     second['class_names'],
+    units=evaluation.units,
     n_boot=N_BOOT,
   )
   assert again['confusion'] == second['confusion']
   assert again['intervals'] == second['intervals']
+  # Pictures of one person are drawn together.
+  assert second['unit'] == 'subject'
+  np.testing.assert_array_equal(
+    evaluation.units, table['subject'][table['official_split'] == 'test']
+  )
   said = summary.text(second)
   assert f'{100 * second["accuracy"]:.2f} %' in said
-  assert f'look {second["looks"]} at these examples of synthetic_faces' in said
+  assert f'look {second["looks"]} at exactly these examples of synth' in said
 
 
 def test_runs_on_other_partitions_look_at_the_same_test(copied):
@@ -115,6 +125,16 @@ def test_runs_on_other_partitions_look_at_the_same_test(copied):
   )
 
 
+def test_what_selects_is_a_look_where_another_protocol_reports_it(
+  copied, monkeypatch
+):
+  monkeypatch.setattr(protocol, 'CHALLENGE', ('synthetic_faces',))
+  looks = len(ledger.read(_dataset(copied)))
+  metrics = evaluate.evaluate(copied, 'validation', n_boot=N_BOOT)
+  assert metrics['looks'] == 1
+  assert ledger.read(_dataset(copied))[looks]['split'] == 'validation'
+
+
 def test_looks_do_not_depend_on_order_and_copies(trained):
   dataset = _dataset(trained)
   metrics = evaluate.evaluate(trained, 'validation', n_boot=N_BOOT)
@@ -129,6 +149,7 @@ def test_looks_do_not_depend_on_order_and_copies(trained):
 def test_copies_in_a_list_do_not_narrow_the_intervals(trained):
   predictor, dataset = Predictor.from_workdir(trained), _dataset(trained)
   dataset.table['attribute.all'] = np.full(len(dataset), 'one')
+  del dataset.table['subject']
   index = np.repeat(np.arange(60), 9)
   logits, labels = evaluate.predict_rows(
     predictor, dataset, np.arange(60), ('plain',)
@@ -141,16 +162,20 @@ def test_copies_in_a_list_do_not_narrow_the_intervals(trained):
     predictor, dataset, rows, logits, labels, n_boot=N_BOOT
   )
   given = {'class_names': predictor.class_names, 'n_boot': N_BOOT}
-  expected = scores.all_scores(logits, labels, ids=rows.ids, **given)
+  expected = scores.all_scores(logits, labels, units=rows.ids, **given)
   apart = scores.all_scores(logits, labels, **given)
   assert found['intervals'] == expected['intervals'] != apart['intervals']
   (group,) = found['groups']['all']['groups'].values()
   assert group['intervals'] == expected['intervals']
   part = rows.slices['part']
   expected = scores.all_scores(
-    logits[part], labels[part], ids=rows.ids[part], **given
+    logits[part], labels[part], units=rows.ids[part], **given
   )
   assert found['slices']['part']['intervals'] == expected['intervals']
+  # Where the set names recordings alone, those are the units.
+  dataset.table['sequence'] = np.arange(len(dataset)) // 8
+  unit, units = evaluate.units_of(dataset, index)
+  assert (unit, units.tolist()) == ('sequence', (index // 8).tolist())
 
 
 def test_examples_are_the_worst_mistakes_with_their_images(trained):
@@ -164,8 +189,10 @@ def test_examples_are_the_worst_mistakes_with_their_images(trained):
   assert not np.any(mistakes.probs.argmax(-1) == mistakes.labels)
   dataset = _dataset(trained)
   row = int(np.flatnonzero(dataset.table['id'] == mistakes.ids[0])[0])
+  (stored,) = dataset.read(np.array([row]))
+  size = mistakes.images.shape[1:3]
   np.testing.assert_array_equal(
-    mistakes.images[0], dataset.read(np.array([row]))[0]
+    mistakes.images[0], resize.convert(stored, size=size, channels=1)
   )
   attended = evaluation.examples.attended
   np.testing.assert_array_equal(attended.labels, np.unique(evaluation.labels))
@@ -200,7 +227,7 @@ def test_figures_by_group_where_the_data_set_has_attributes(
   assert metrics['groups']['gender']['gap'] is None
   assert 'gap' in metrics['definitions']
   said = summary.text(metrics)
-  assert 'No gap: fewer than two groups have 20 examples.' in said
+  assert 'No gap: fewer than two groups have 20 examples, or people' in said
   assert (
     f'female      {female.sum()}  {100 * right[female].mean():6.2f} [' in said
   )
@@ -221,6 +248,10 @@ def test_a_run_on_other_data_or_another_partition_is_refused(copied):
   changed = {**facts, 'dataset': {**facts['dataset'], 'checksum': 'other'}}
   (copied / 'run.json').write_text(json.dumps(changed))
   with pytest.raises(UserError, match='with checksum other'):
+    evaluate.evaluate(copied, 'validation')
+  changed = {**facts, 'dataset': {**facts['dataset'], 'version': '0.0.1'}}
+  (copied / 'run.json').write_text(json.dumps(changed))
+  with pytest.raises(UserError, match=r'trained on version 0\.0\.1 of'):
     evaluate.evaluate(copied, 'validation')
   changed = {**facts, 'protocol': {**facts['protocol'], 'digest': 'other'}}
   (copied / 'run.json').write_text(json.dumps(changed))

@@ -97,7 +97,7 @@ def test_copies_of_an_example_do_not_narrow_the_gap():
     labels[rows],
     {'gender': values[rows]},
     NAMES,
-    ids=np.array([f'face{n}' for n in rows]),
+    units=np.array([f'face{n}' for n in rows]),
     n_boot=4000,
   )['gender']
   # That of the examples once, as by hand above.

@@ -1,6 +1,7 @@
 """The report as a browser gets it: whole, self-contained, escaped, complete."""
 
 import base64
+import dataclasses
 import io
 import re
 import subprocess
@@ -57,7 +58,7 @@ def test_protocol_leak_flag_and_figures_are_there(finished, parsed):
   assert parsed.says('Protocol fer2013_dev. Leaks: no.')
   assert parsed.says('sha256 ' + 'ab' * 32)
   assert parsed.says('sha256 ' + 'cd' * 32)
-  assert parsed.says('3 at these examples')
+  assert parsed.says('3 at exactly these examples')
   assert parsed.says(f'{100 * metrics["accuracy"]:.1f} %')
   low, high = metrics['intervals']['accuracy']
   assert parsed.says(f'{100 * low:.1f}–{100 * high:.1f} %')
@@ -153,6 +154,22 @@ def test_several_runs_are_compared_by_group(run_maker, tmp_path):
     'a_loss.png',
     'c_loss.png',
   } <= set(made.figures)
+
+
+def test_pictures_of_runs_of_like_names_are_files_of_their_own(finished):
+  run = runs.read(finished)
+  names = ('a/b', 'a_b', 'A_B', 'compared')
+  members = [dataclasses.replace(run, name=name) for name in names]
+  assert report._file_stems(members) == ['a_b', 'a_b_2', 'A_B_3', 'compared_2']
+
+
+def test_what_has_no_examples_is_not_to_be_evaluated(run_maker, tmp_path):
+  path = run_maker(tmp_path / 'a run', splits=(), epochs=1)
+  facts = (path / 'run.json').read_text().replace(': 2871', ': 0')
+  (path / 'run.json').write_text(facts)
+  parsed = Page(report.render([runs.read(path)]).html)
+  assert parsed.says(f"evaluate '--workdir={path}' --split=test")
+  assert not parsed.says('The validation split has not been evaluated')
 
 
 def test_runs_on_other_data_are_not_ranked(run_maker, tmp_path):

@@ -55,6 +55,24 @@ def test_seeds_are_grouped_and_labelled_by_what_differs():
   ]
 
 
+def test_runs_of_other_builds_or_partitions_are_no_seeds_of_one_another():
+  members = []
+  for name, checksum, digest in (
+    ('a', 'ab', 'x'), ('b', 'cd', 'x'), ('c', 'ab', 'y'), ('d', 'ab', 'x')
+  ):  # fmt: skip
+    run = _run(name, _config(len(members)))
+    run.facts['dataset'] = {'checksum': checksum * 32}
+    run.facts['protocol'] = {'digest': digest * 64}
+    members.append(run)
+  groups = runs.group(members)
+  assert [[run.name for run in group.runs] for group in groups] == [
+    ['a', 'd'],
+    ['b'],
+    ['c'],
+  ]
+  assert groups[1].label == 'build cdcdcdcdcdcd, partition xxxxxxxxxxxx'
+
+
 def test_a_protocol_seed_is_not_a_run_seed():
   configs = [_config(0), _config(1)]
   configs[1]['data'] = {'protocol_seed': 1}
@@ -149,6 +167,20 @@ def test_spread_by_hand():
 def test_the_best_epoch_is_the_selected_metrics(select, epoch):
   run = _run('a', _config(0, select=select), (0.5, 0.7, 0.6), (0.9, 0.8, 0.7))
   assert runs.best_validation(run)['epoch'] == epoch
+
+
+def test_figures_of_another_checkpoint_than_the_chosen_are_noted():
+  run = _run('a', _config(0), (0.5, 0.7, 0.6))
+  at = {'checkpoint': {'step': 20, 'epoch': 2}}
+  assert runs.stale(run, 'test', at) is None
+  at = {'checkpoint': {'step': 10, 'epoch': 1}}
+  assert runs.stale(run, 'test', at) == (
+    'the test figures are of epoch 1, step 10, and training chooses epoch 2, '
+    'step 20, by now: evaluate again'
+  )
+  last = _run('a', _config(0, select='last'), (0.5, 0.7, 0.6))
+  assert 'chooses epoch 3' in runs.stale(last, 'test', at)
+  assert runs.stale(last, 'test', {}) is None
 
 
 def test_curves_leave_out_epochs_without_a_finite_value():

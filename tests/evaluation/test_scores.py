@@ -175,15 +175,16 @@ def test_the_interval_is_seeded():
     return scores.bootstrap_intervals(*predictions, 2, seed=seed, **given)
 
   assert intervals(1) == intervals(1) != intervals(2)
-  assert intervals(1, ids=ids) == intervals(1, ids=ids) != intervals(2, ids=ids)
+  copied = intervals(1, units=ids)
+  assert copied == intervals(1, units=ids) != intervals(2, units=ids)
 
 
 def test_as_many_resamples_are_drawn_as_asked_for():
   predictions = _of_confusion([[30, 20], [10, 40]])
   for ids in (None, np.arange(100) // 2):
-    low, high = scores.bootstrap_intervals(*predictions, 2, ids=ids, n_boot=1)[
-      'accuracy'
-    ]
+    low, high = scores.bootstrap_intervals(
+      *predictions, 2, units=ids, n_boot=1
+    )['accuracy']
     assert low == high
   counts = np.arange(12).reshape(6, 2)
   sums = scores.resampled_sums(counts, n_boot=600, rng=np.random.default_rng(0))
@@ -208,7 +209,7 @@ def test_copies_of_an_id_are_drawn_together(predictions):
   logits, labels = (np.repeat(values, 5, axis=0) for values in predictions)
   ids = np.repeat([f'face{n}' for n in range(500)], 5)
   once = scores.all_scores(*predictions, NAMES)
-  copied = scores.all_scores(logits, labels, NAMES, ids=ids)
+  copied = scores.all_scores(logits, labels, NAMES, units=ids)
   assert copied['accuracy'] == pytest.approx(once['accuracy'])
   for name, (low, high) in once['intervals'].items():
     # Two bootstraps of 10,000 place a bound to about 0.002.
@@ -218,18 +219,24 @@ def test_copies_of_an_id_are_drawn_together(predictions):
     apart = scores.all_scores(logits, labels, NAMES)['intervals'][name]
     assert apart[1] - apart[0] < 0.6 * (high - low)
   mask = np.arange(len(ids)) < 1000
-  part = scores.slice_scores(logits, labels, {'part': mask}, NAMES, ids=ids)
-  alone = scores.all_scores(logits[mask], labels[mask], NAMES, ids=ids[mask])
+  part = scores.slice_scores(logits, labels, {'part': mask}, NAMES, units=ids)
+  alone = scores.all_scores(logits[mask], labels[mask], NAMES, units=ids[mask])
   assert part['part']['intervals'] == alone['intervals']
+  # Of one person nothing else can be drawn.
+  one = np.full(len(ids), 'one')
+  found = scores.slice_scores(logits, labels, {'part': mask}, NAMES, units=one)
+  assert set(found['part']['intervals'].values()) == {None}
 
 
 def test_ids_that_occur_once_change_no_bit(predictions):
   ids = np.array([f'face{n}' for n in range(500)])
-  with_ids = scores.all_scores(*predictions, NAMES, ids=ids)
+  with_ids = scores.all_scores(*predictions, NAMES, units=ids)
   assert with_ids == scores.all_scores(*predictions, NAMES)
 
 
-def test_the_draws_without_copies_stay_what_they_were():
+def test_the_draws_without_copies_stay_what_they_were(monkeypatch):
+  # However many are made at once.
+  monkeypatch.setattr(scores, '_DRAWS_AT_ONCE', 70)
   # As recorded before there were ids: figures of old files can be recomputed.
   found = scores.bootstrap_intervals(
     *_of_confusion([[30, 20, 0], [10, 40, 5], [1, 2, 7]]), 3, n_boot=200

@@ -1,6 +1,8 @@
 """Evaluation's files: what is written is read, and what is torn is noticed."""
 
+import dataclasses
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from fer_jax import files
 from fer_jax.errors import UserError
+from fer_jax.evaluation import runs
 from fer_jax.evaluation import workdir as workdir_lib
 
 
@@ -112,6 +115,71 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch):
     files.write_bytes(path, b'after')
   assert path.read_bytes() == b'before'
   assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  ('failing', 'step'), [('write_json', 500), ('replace', 900)]
+)
+def test_a_kill_amid_writing_leaves_one_whole_evaluation(
+  copied, monkeypatch, failing, step
+):
+  before = workdir_lib.read_evaluation(copied, 'test')
+  after = dataclasses.replace(
+    before,
+    metrics=before.metrics | {'checkpoint': {'step': step}},
+    logits=before.logits + 1,
+    examples=workdir_lib.Examples(None, None, None),
+  )
+
+  def kill(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    # Before the metrics are there, or before the others have their names.
+    owner = files if failing == 'write_json' else pathlib.Path
+    patch.setattr(owner, failing, kill)
+    with pytest.raises(KeyboardInterrupt):
+      workdir_lib.write_evaluation(copied, after)
+  found = workdir_lib.read_evaluation(copied, 'test')
+  expected = before if failing == 'write_json' else after
+  np.testing.assert_array_equal(found.logits, expected.logits)
+  assert (found.examples.mistakes is None) == (expected is after)
+  # The next writing leaves nothing of it behind.
+  workdir_lib.write_evaluation(copied, before)
+  assert not list(copied.glob('.*'))
+  assert workdir_lib.read_evaluation(copied, 'test').metrics == before.metrics
+
+
+def test_the_last_evaluation_counts_whatever_its_views(copied):
+  plain = workdir_lib.read_evaluation(copied, 'test')
+  units = np.array([f'P{n // 8}' for n in range(240)])
+  for views, time in ((('plain', 'flip'), '2026'), (('crops',), '2024')):
+    metrics = plain.metrics | {'views': list(views), 'time': time}
+    part = workdir_lib.part_of('test', views)
+    made = dataclasses.replace(
+      plain, split=part, metrics=metrics, logits=plain.logits + 1, units=units
+    )
+    workdir_lib.write_evaluation(copied, made)
+  assert (copied / 'metrics_test_flip.json').exists()
+  found = workdir_lib.latest_evaluation(copied, 'test')
+  assert (found.split, found.metrics['time']) == ('test', '2026')
+  np.testing.assert_array_equal(found.units, units)
+  kept = workdir_lib.read_evaluation(copied, 'test')
+  np.testing.assert_array_equal(kept.logits, plain.logits)
+  # The units are part of what the digest is of.
+  _with(copied / 'predictions_test_flip.npz', unit=units[::-1])
+  with pytest.raises(UserError, match='--split=test --tta=flip again'):
+    workdir_lib.latest_evaluation(copied, 'test')
+
+
+def test_damage_of_what_was_scored_elsewhere_is_noted_with_its_command(copied):
+  for name in ('on_rafdb', 'on_image_folder_test'):
+    (copied / f'metrics_{name}.json').write_text('{"n": -1}')
+  run = runs.read(copied)
+  assert run.elsewhere == {}
+  folder, rafdb = run.notes
+  assert '--dataset=rafdb again' in rafdb
+  assert '--dataset=image_folder --split=test again' in folder
 
 
 def test_metrics_are_strict_json(finished):
