@@ -13,6 +13,7 @@ from flax import nnx
 from fer_jax.models import specification as spec
 from fer_jax.models import stages
 from fer_jax.models.stages import Layer, Run
+from fer_jax.nn import rematerialisation
 
 _PARTS = ('backbone', 'body', 'head')
 _PIXELS = {
@@ -204,7 +205,13 @@ class FusionModel(nnx.Module):
     if is_clip:
       mask = _frames_that_count(of_examples, frame_mask, *images.shape[:2])
       images = images.reshape(-1, *images.shape[2:])
-    run = Run(train=train, mask=mask, key=key, rate=dropout)
+    run = Run(
+      train=train,
+      mask=mask,
+      key=key,
+      rate=dropout,
+      remat=self.specification.remat and train,
+    )
 
     x = images.astype(self.dtype)
     for name, layer in self.layers('backbone'):
@@ -226,10 +233,10 @@ class FusionModel(nnx.Module):
     return (logits, run.features) if return_features else logits
 
   def _backbone_stage(self, layer: Layer, x, run: Run):
-    # Dropout has nothing worth computing twice, and takes a key of the run's.
-    if layer.kind == 'dropout' or not (self.specification.remat and run.train):
-      return layer(x, run)
-    return nnx.remat(lambda layer, x: layer(x, run))(layer, x)
+    # A whole network does it part by part. Dropout has nothing worth computing
+    # twice, and takes a key of the run's.
+    once = layer.kind in ('network', 'dropout')
+    return rematerialisation.call(layer, x, run, remat=run.remat and not once)
 
   def _steps_of_clip(self, x, body, frame_mask, batch, run: Run):
     """The steps (B, T, D) of frames' maps (B T, h, w, D), and what is left of

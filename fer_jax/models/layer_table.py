@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.models.fusion import FusionModel
-from fer_jax.nn import Conv
+from fer_jax.nn import Conv, DepthwiseConv
 
 _SCOPE = re.compile(r'layer:([\w.]+)')
 
@@ -175,7 +175,7 @@ def _trace(model: FusionModel):
   def call(state, images):
     traced = nnx.merge(graphdef, state)
     for _, module in nnx.iter_graph(traced):
-      if isinstance(module, Conv):
+      if isinstance(module, Conv | DepthwiseConv):
         # A convolution's definition, not the form that is fast here.
         module.form = 'lax'
     with _intercepted_calls(traced, outputs):

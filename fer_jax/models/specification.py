@@ -25,7 +25,7 @@ class Convolution:
   filters: int
   kernel_size: int = 3
   strides: int = 1
-  padding: str = 'SAME'
+  padding: str | int = 'SAME'
   use_bias: bool = True
   normalise: bool = True
   relu: bool = True

@@ -26,7 +26,7 @@ products a row, which take half as long again to compile (jax 0.10.2).
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,9 @@ def products(output_size, stride, tile):
   return math.prod(elements * -(-length // tile) for length in output_size)
 
 
-def winograd_conv(x_bhwc, kernel_hwio, pads, *, stride, tile, chunk=None):
+def winograd_conv(
+  x_bhwc, kernel_hwio, pads, *, stride, tile, chunk=None
+) -> Any:
   """Cross-correlation with a 3x3 kernel.
 
   Args:
@@ -122,9 +124,11 @@ def winograd_conv(x_bhwc, kernel_hwio, pads, *, stride, tile, chunk=None):
     (B, H', W', O), of the images' dtype, where H' is
     (H + top + bottom - 3) // stride + 1.
   """
+  grid = _grid(x_bhwc.shape, pads, stride, tile)
+  channels, features = kernel_hwio.shape[2:]
+  if not x_bhwc.shape[0]:
+    return jnp.zeros((0, *grid.size, features), x_bhwc.dtype)
   if chunk is None:
-    grid = _grid(x_bhwc.shape, pads, stride, tile)
-    channels, features = kernel_hwio.shape[2:]
     image = 4 * products(grid.size, stride, tile) * (channels + features)
     kernel = 4 * products((1, 1), stride, tile) * channels * features
     wanted = max(_CHUNK_BYTES, _CHUNK_KERNELS * kernel)

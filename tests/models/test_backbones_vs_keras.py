@@ -26,6 +26,7 @@ from backbone_parity import (
   use_direct_convolutions,
 )
 from flax import nnx
+from keras_weights import randomise, undrawn
 
 from fer_jax import models
 from fer_jax.models.backbones import (
@@ -97,43 +98,16 @@ def whole_model(name, size, path, head):
   return model
 
 
-def randomise(model):
-  """Keeps activations of size 1, and normalisation far from the identity."""
-  rng = np.random.default_rng(0)
-  for variable in model.weights:
-    shape, part = variable.shape, variable.path.rpartition('/')[2]
-    if part == 'depthwise_kernel':
-      value = rng.normal(size=shape) / 3
-    elif part.endswith('kernel'):
-      value = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
-    elif part in ('gamma', 'moving_variance'):
-      value = rng.uniform(0.5, 1.5, shape)
-    else:
-      value = 0.2 * rng.normal(size=shape)
-    variable.assign(value.astype(np.float32))
-
-
-@pytest.fixture
-def reference(monkeypatch):
-  """Builds a backbone of Keras with random weights."""
-
-  def zeros(self, shape, dtype=None):
-    del self, dtype
-    return jnp.zeros(shape, jnp.float32)
-
-  def build(name, size):
-    # Layers without a name are numbered by what was built before.
-    keras.utils.clear_session(free_memory=False)
-    # Drawing values that are replaced at once takes most of the building.
-    with monkeypatch.context() as patch:
-      patch.setattr(keras.initializers.GlorotUniform, '__call__', zeros)
-      model = REFERENCES[name](
-        weights=None, include_top=False, input_shape=(*size, 3)
-      )
-    randomise(model)
-    return model
-
-  return build
+def reference(name, size):
+  """A backbone of Keras with random weights."""
+  # Layers without a name are numbered by what was built before.
+  keras.utils.clear_session(free_memory=False)
+  with undrawn():
+    model = REFERENCES[name](
+      weights=None, include_top=False, input_shape=(*size, 3)
+    )
+  randomise(model)
+  return model
 
 
 @pytest.mark.parametrize(
@@ -141,7 +115,7 @@ def reference(monkeypatch):
   [('vgg16', (50, 37)), ('xception', (72, 79)), ('densenet121', (64, 70))],
   ids=('vgg16', 'xception', 'densenet121'),
 )
-def test_backbone(name, size, reference, tmp_path, monkeypatch):
+def test_backbone(name, size, tmp_path, monkeypatch):
   """Logits of the whole model and maps 1e-4 of their largest element, gradients
   of the backbone 1e-3 of each array's norm, new running statistics 1e-4."""
   use_direct_convolutions(monkeypatch)
@@ -162,7 +136,7 @@ def test_backbone(name, size, reference, tmp_path, monkeypatch):
     if isinstance(layer, keras.layers.BatchNormalization)
   }
 
-  with jax.numpy_rank_promotion('allow'):
+  with undrawn(), jax.numpy_rank_promotion('allow'):
     head = HEADS[name](keras.layers)
     on_top = keras.Sequential([keras.Input(model.output_shape[1:]), *head])
   randomise(on_top)

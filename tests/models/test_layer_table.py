@@ -87,6 +87,16 @@ def test_stages(table, name, trainable, multiply_adds, shape):
   assert row['output_shape'] == shape
 
 
+def test_depthwise_convolutions_count_by_their_definition():
+  def build_separable():
+    model = build()
+    model.backbone['conv1'].conv = nn.SeparableConv(2, 4, rngs=nnx.Rngs(0))
+    return model
+
+  found = layer_table.layer_table(nnx.eval_shape(build_separable))
+  assert stage(found, 'conv1')['multiply_adds'] == 120 * (9 * 2 + 2 * 4)
+
+
 def test_inner_layers_add_up_to_their_stage(table):
   rows = table['layers']
   start = rows.index(stage(table, 'residual1'))

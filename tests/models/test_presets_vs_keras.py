@@ -1,5 +1,5 @@
 """Whole models against Keras 3 (JAX back end), layer by layer as the papers
-describe them, with Keras' random weights carried over.
+describe them, with random weights of Keras' models carried over.
 
 The references are written from the papers, not from the specifications: P4's
 are its tables, row by row.
@@ -17,16 +17,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from keras import layers as kl
+from keras_weights import randomise, undrawn
 
 from fer_jax import models, nn
 
 K = 7
 OUR_BATCH_NORM = {'momentum': 0.9, 'epsilon': 1e-5}
-
-# What takes the time here is XLA's compiler.
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 
 def hybrid(filters, lstms, dense):
@@ -194,27 +190,16 @@ def variables_of(leaf):
   return [v for v in (leaf.kernel, leaf.bias) if v is not None]
 
 
-def randomise(reference, seed):
-  """New values for what starts at a constant: biases, scales, statistics."""
-  draw = np.random.default_rng(seed)
-  for weight in reference.weights:
-    values = np.asarray(weight)
-    if weight.path.endswith('moving_variance'):
-      weight.assign(draw.uniform(0.5, 2, values.shape).astype(np.float32))
-    elif not weight.path.endswith('kernel'):
-      noise = 0.2 * draw.standard_normal(values.shape)
-      weight.assign((values + noise).astype(np.float32))
-
-
 @functools.cache
 def pair(name):
   """(our model, Keras' model, path of our variable by Keras' path)."""
   overrides, build = REFERENCES[name]
-  keras.utils.set_random_seed(0)
-  with jax.numpy_rank_promotion('allow'):
+  with undrawn(), jax.numpy_rank_promotion('allow'):
     reference = build()
-  randomise(reference, seed=1)
-  model = models.create(name, num_classes=K, rngs=nnx.Rngs(0), **overrides)
+  randomise(reference)
+  model = nnx.eval_shape(
+    lambda: models.create(name, num_classes=K, rngs=nnx.Rngs(0), **overrides)
+  )
   ours = [v for leaf in our_leaves(model) for v in variables_of(leaf)]
   by_layer = [layer for layer in reference.layers if layer.weights]
   if not isinstance(reference, keras.Sequential):
@@ -229,7 +214,7 @@ def pair(name):
   path_of = {}
   for mine, weight in zip(ours, theirs, strict=True):
     assert mine.shape == weight.shape, weight.path
-    mine[...] = jnp.asarray(weight.value)
+    mine.set_value(jnp.asarray(weight.value))
     path_of[weight.path] = paths[id(mine)]
   return model, reference, path_of
 
@@ -257,12 +242,12 @@ def test_logits(name):
   other = [v.value for v in reference.non_trainable_variables]
   images = images_for(name)
 
-  @jit
+  @jax.jit
   def theirs(images):
     return call_keras(reference, trainable, other, images, training=False)[0]
 
   graphdef, state = nnx.split(model)
-  found = jit(lambda x: nnx.merge(graphdef, state)(x))(images)
+  found = jax.jit(lambda x: nnx.merge(graphdef, state)(x))(images)
   expected = theirs(images)
   assert jnp.std(expected) > 0.05
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -280,7 +265,7 @@ def test_gradients_and_statistics_of_a_training_step(name):
   other = [v.value for v in reference.non_trainable_variables]
   images = images_for(name)
 
-  @jit
+  @jax.jit
   def theirs(trainable):
     def loss(trainable):
       logits, moved = call_keras(
@@ -292,7 +277,7 @@ def test_gradients_and_statistics_of_a_training_step(name):
 
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
-  @jit
+  @jax.jit
   def ours(params):
     def loss(params):
       merged = nnx.merge(graphdef, params, rest, copy=True)

@@ -3,7 +3,6 @@
 LSTM and GRU have a file of their own.
 """
 
-import functools
 import os
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
@@ -16,11 +15,6 @@ import pytest
 from flax import nnx
 
 from fer_jax.nn import BatchNorm, Conv, avg_pool, max_pool
-
-# What takes the time here is XLA's compiler.
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 
 def normal(seed, *shape):
@@ -47,7 +41,7 @@ def with_gradients(function, *inputs):
       y, transpose = jax.vjp(function, *inputs)
       return y, transpose(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
 
-  return jit(run)(*inputs)
+  return jax.jit(run)(*inputs)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +115,7 @@ def test_normalisation(train, shape):
   outputs = []
   for function in (ours_with_statistics, keras_with_statistics):
     with jax.numpy_rank_promotion('allow'):
-      statistics = jit(function)(*inputs)[1]
+      statistics = jax.jit(function)(*inputs)[1]
     gradients = with_gradients(lambda *a, f=function: f(*a)[0], *inputs)
     outputs.append((gradients, statistics))
   close(outputs[0][0], outputs[1][0], 1e-5)

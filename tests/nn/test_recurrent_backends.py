@@ -22,13 +22,6 @@ MASK = np.array([[1, 0, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
 PADDED = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
 
 
-def quick(function, *arguments):
-  """Runs compiled, without the optimisations that take most of the time."""
-  options = {'xla_backend_optimization_level': 0}
-  lowered = jax.jit(function).lower(*arguments)
-  return lowered.compile(compiler_options=options)(*arguments)
-
-
 def problem(cells, dtype=np.float32, *, batch=B, steps=T, units=H, seed=0):
   """Random weights, sequence, carries and weights of a loss."""
   draw = np.random.default_rng(seed)
@@ -102,7 +95,7 @@ def test_fused_equals_the_scan(cells, reverse, mask):
   operands = problem(cells)
   mask = None if mask is None else jnp.asarray(mask)
   found, expected = (
-    quick(value_and_gradients(name, cells, reverse), operands, mask)
+    jax.jit(value_and_gradients(name, cells, reverse))(operands, mask)
     for name in ('fused', 'scan')
   )
   compare(found, expected, 2e-6)
@@ -114,8 +107,8 @@ def test_fused_equals_the_scan_in_bfloat16(cell):
   gradients to 2e-2 as the scan rounds sums of them too."""
   operands = problem((cell,), jnp.bfloat16)
   found, expected = (
-    quick(
-      value_and_gradients(n, (cell,), (False,), jnp.bfloat16), operands, None
+    jax.jit(value_and_gradients(n, (cell,), (False,), jnp.bfloat16))(
+      operands, None
     )
     for n in ('fused', 'scan')
   )
@@ -132,8 +125,8 @@ def test_fused_equals_the_scan_in_float64(cell):
   with jax.enable_x64(True):
     operands = problem((cell,), np.float64)
     found, expected = (
-      quick(
-        value_and_gradients(n, (cell,), (True,), np.float64), operands, None
+      jax.jit(value_and_gradients(n, (cell,), (True,), np.float64))(
+        operands, None
       )
       for n in ('fused', 'scan')
     )
@@ -157,7 +150,7 @@ def test_fused_in_a_scan_over_steps_of_training(cell):
 
       return jax.lax.scan(step, operands, length=3)
 
-    return quick(train, problem((cell, cell)))
+    return jax.jit(train)(problem((cell, cell)))
 
   compare(descend('fused'), descend('scan'), 1e-5)
 
@@ -170,7 +163,7 @@ def test_fused_under_vmap_over_parameters(cell):
   mask = jnp.asarray(MASK)
   fused = value_and_gradients('fused', (cell,), (True,))
   scan = value_and_gradients('scan', (cell,), (True,))
-  found = quick(jax.vmap(fused, (0, None)), stacked, mask)
+  found = jax.jit(jax.vmap(fused, (0, None)))(stacked, mask)
   one = jax.jit(scan)
   for n, member in enumerate(members):
     compare(
@@ -288,8 +281,12 @@ def test_plumbing_of_cudnn(calls, cells, reverse, mask):
   operands = problem(cells)
   mask = None if mask is None else jnp.asarray(mask)
   with jax.numpy_rank_promotion('allow'):
-    found = quick(value_and_gradients('cudnn', cells, reverse), operands, mask)
-  expected = quick(value_and_gradients('scan', cells, reverse), operands, mask)
+    found = jax.jit(value_and_gradients('cudnn', cells, reverse))(
+      operands, mask
+    )
+  expected = jax.jit(value_and_gradients('scan', cells, reverse))(
+    operands, mask
+  )
   assert {'forward', 'backward'} <= set(calls)
   compare(found, expected, 2e-6)
 
@@ -326,9 +323,9 @@ def test_members_on_cudnn_run_one_after_another(calls, order):
   )[1]
   with jax.numpy_rank_promotion('allow'):
     if order == 'vmap of gradient':
-      found = quick(jax.vmap(lambda o: one(o, None)[1]), stacked)
+      found = jax.jit(jax.vmap(lambda o: one(o, None)[1]))(stacked)
     else:
-      found = quick(gradient_of_vmap, stacked)
+      found = jax.jit(gradient_of_vmap)(stacked)
   assert set(shapes) == {(B, T, D)}
   scan = jax.jit(value_and_gradients('scan', ('lstm',), (False,)))
   for n, member in enumerate(members):

@@ -18,11 +18,6 @@ from fer_jax.nn.separable import (
   depthwise_conv2d,
 )
 
-# What takes the time here is XLA's compiler.
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
-
 
 def normal(seed, *shape):
   rng = np.random.default_rng(seed)
@@ -84,7 +79,7 @@ def test_separable_convolution_and_gradients(size, strides, padding):
       y, transpose = jax.vjp(function, *inputs)
       return y, transpose(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
 
-    return jit(run)(normal(0, 2, *size, 4), depthwise, pointwise)
+    return jax.jit(run)(normal(0, 2, *size, 4), depthwise, pointwise)
 
   close(both(forward), both(reference), 2e-6)
 
@@ -107,7 +102,7 @@ def test_forms_agree(window, strides, padding):
     return y, transpose(jnp.sin(y))
 
   found, expected = (
-    jit(functools.partial(run, form))() for form in ('shifts', 'lax')
+    jax.jit(functools.partial(run, form))() for form in ('shifts', 'lax')
   )
   close(found, expected, 2e-6)
 
@@ -115,15 +110,15 @@ def test_forms_agree(window, strides, padding):
 def test_members_and_steps():
   """Under vmap over kernels, and in a scan over images; 1e-6 of each alone."""
   x, kernels = normal(0, 3, 2, 5, 5, 4), normal(1, 3, 3, 3, 1, 4)
-  convolve = jit(depthwise_conv2d)
+  convolve = jax.jit(depthwise_conv2d)
   expected = [convolve(x[n], kernels[n]) for n in range(3)]
-  members = jit(jax.vmap(depthwise_conv2d))(x, kernels)
+  members = jax.jit(jax.vmap(depthwise_conv2d))(x, kernels)
   close(members, jnp.stack(expected), 1e-6)
 
   def step(carry, xs):
     return carry, depthwise_conv2d(*xs)
 
-  _, steps = jit(lambda xs: jax.lax.scan(step, 0, xs))((x, kernels))
+  _, steps = jax.jit(lambda xs: jax.lax.scan(step, 0, xs))((x, kernels))
   close(steps, jnp.stack(expected), 1e-6)
 
 

@@ -52,6 +52,14 @@ def test_rounding_of_the_largest_tile_at_real_width():
   assert np.abs(got - want).max() / np.abs(want).max() < 1e-5
 
 
+def test_no_image_gives_none():
+  kernel = jnp.zeros((3, 3, 4, 5))
+  y = winograd.winograd_conv(
+    jnp.zeros((0, 7, 6, 4)), kernel, PADS, stride=2, tile=2
+  )
+  assert y.shape == (0, 4, 3, 5)
+
+
 @pytest.mark.parametrize('chunk', [1, 2, 8])
 def test_chunks_do_not_change_the_result(chunk):
   """Seven images whole, one by one, and with a padded last chunk; 1e-5."""

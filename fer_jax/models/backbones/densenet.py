@@ -3,6 +3,7 @@
 Source: Huang et al., arXiv 1608.06993, table 1 and section 3.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.models.backbones.family import check_family, check_size
+from fer_jax.nn import rematerialisation
 from fer_jax.nn.conv import Conv
 from fer_jax.nn.initializers import glorot_uniform, kaiming_normal
 from fer_jax.nn.normalization import BatchNorm
@@ -181,6 +183,7 @@ class DenseNet121(nnx.Module):
     *,
     train: bool = False,
     mask: jax.Array | None = None,
+    remat: bool = False,
   ) -> jax.Array:
     """(B, H, W, in_features) to (B, h, w, 1024).
 
@@ -188,14 +191,18 @@ class DenseNet121(nnx.Module):
       x_bhwc: images, preprocessed.
       train: whether to normalise by this batch's statistics.
       mask: (B,), True for images that enter those statistics.
+      remat: whether the backward pass computes the insides of each block again.
 
     Raises:
       ValueError: for images that are too small.
     """
     self.output_size(x_bhwc.shape[1], x_bhwc.shape[2], self.family)
-    x = self.stem(x_bhwc, train=train, mask=mask)
+    call = functools.partial(
+      rematerialisation.call, train=train, mask=mask, remat=remat
+    )
+    x = call(self.stem, x_bhwc)
     for n in range(1, len(BLOCKS) + 1):
-      x = getattr(self, f'denseblock{n}')(x, train=train, mask=mask)
+      x = call(getattr(self, f'denseblock{n}'), x)
       if n < len(BLOCKS):
-        x = getattr(self, f'transition{n}')(x, train=train, mask=mask)
+        x = call(getattr(self, f'transition{n}'), x)
     return jax.nn.relu(self.final_norm(x, not train, mask=mask))

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from fer_jax.models.backbones.family import check_family, check_size
+from fer_jax.nn import rematerialisation
 from fer_jax.nn.conv import Conv
 from fer_jax.nn.initializers import glorot_uniform, kaiming_normal
 from fer_jax.nn.pooling import max_pool
@@ -114,6 +115,7 @@ class VGG16(nnx.Module):
     *,
     train: bool = False,
     mask: jax.Array | None = None,
+    remat: bool = False,
   ) -> jax.Array:
     """(B, H, W, in_features) to (B, h, w, 512).
 
@@ -121,6 +123,7 @@ class VGG16(nnx.Module):
       x_bhwc: images, preprocessed.
       train, mask: nothing here depends on them; for the sake of a common
         signature.
+      remat: whether the backward pass computes the insides of each block again.
 
     Raises:
       ValueError: for images that are too small.
@@ -128,5 +131,6 @@ class VGG16(nnx.Module):
     del train, mask
     self.output_size(x_bhwc.shape[1], x_bhwc.shape[2], self.family)
     for n in range(1, len(BLOCKS) + 1):
-      x_bhwc = getattr(self, f'block{n}')(x_bhwc)
+      block = getattr(self, f'block{n}')
+      x_bhwc = rematerialisation.call(block, x_bhwc, remat=remat)
     return x_bhwc

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from fer_jax.models.backbones.family import check_family, check_size
+from fer_jax.nn import rematerialisation
 from fer_jax.nn.conv import Conv
 from fer_jax.nn.initializers import glorot_uniform, kaiming_normal
 from fer_jax.nn.normalization import BatchNorm
@@ -181,6 +182,7 @@ class Xception(nnx.Module):
     *,
     train: bool = False,
     mask: jax.Array | None = None,
+    remat: bool = False,
   ) -> jax.Array:
     """(B, H, W, in_features) to (B, h, w, 2048).
 
@@ -188,12 +190,16 @@ class Xception(nnx.Module):
       x_bhwc: images, preprocessed.
       train: whether to normalise by this batch's statistics.
       mask: (B,), True for images that enter those statistics.
+      remat: whether the backward pass computes the insides of each block again.
 
     Raises:
       ValueError: for images that are too small.
     """
     self.output_size(x_bhwc.shape[1], x_bhwc.shape[2], self.family)
-    x = self.block1(x_bhwc, train=train, mask=mask)
+    call = functools.partial(
+      rematerialisation.call, train=train, mask=mask, remat=remat
+    )
+    x = call(self.block1, x_bhwc)
     for n in BLOCKS:
-      x = getattr(self, f'block{n}')(x, train=train, mask=mask)
+      x = call(getattr(self, f'block{n}'), x)
     return x

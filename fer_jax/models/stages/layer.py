@@ -23,6 +23,7 @@ class Run:
       enter those statistics; None for all.
     key: of dropout, None for none; each stage that draws takes `next_key`.
     rate: in the place of that of every `Drop`, None to keep those.
+    remat: whether the backward pass computes the backbone's stages again.
     frame_mask: bool (B, T) of the steps there are, None for all; a stage that
       gives steps of another kind sets it.
     features: outputs by name, to which a stage may add.
@@ -32,6 +33,7 @@ class Run:
   mask: jax.Array | None
   key: jax.Array | None
   rate: jax.Array | float | None
+  remat: bool = False
   frame_mask: jax.Array | None = None
   features: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   _keys: Iterator[jax.Array | None] | None = None

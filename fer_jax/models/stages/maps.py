@@ -9,6 +9,7 @@ from fer_jax.models import backbones
 from fer_jax.models import specification as spec
 from fer_jax.models.stages.layer import Layer
 from fer_jax.nn import BatchNorm, Conv, ResidualBlock, max_pool
+from fer_jax.nn.conv import geometry, pair
 from fer_jax.nn.initializers import glorot_uniform, he_normal
 
 KERNEL_INITS = {'he_normal': he_normal, 'glorot_uniform': glorot_uniform}
@@ -38,14 +39,9 @@ class ConvolutionLayer(Layer):
       self.norm = BatchNorm(
         stage.filters, momentum=stage.momentum, epsilon=stage.epsilon
       )
-    size = tuple(
-      math.ceil(n / stage.strides)
-      if stage.padding == 'SAME'
-      else (n - stage.kernel_size) // stage.strides + 1
-      for n in shape[:2]
-    )
+    window = pair(stage.kernel_size, 'kernel_size')
+    _, size = geometry(shape[:2], window, self.conv.strides, stage.padding)
     self.output_shape = (*size, stage.filters)
-    self.require_room(shape)
 
   def __call__(self, x, run):
     y = self.conv(x)
@@ -112,7 +108,7 @@ class BackboneLayer(Layer):
 
   def __call__(self, x, run):
     y = backbones.preprocess(x, self.facts).astype(x.dtype)
-    return self.network(y, train=run.train, mask=run.mask)
+    return self.network(y, train=run.train, mask=run.mask, remat=run.remat)
 
 
 class GlobalAveragePoolLayer(Layer):
