@@ -17,6 +17,11 @@ from fer_jax.errors import UserError
 USAGE_ERROR = 2
 LONGEST_LINE = 1000
 INTERRUPTED = 130
+OUT_OF_MEMORY = (
+  'the device has too little memory: a smaller train.batch_size, '
+  'model.remat=True, or data.resident_gib below the size of the data set, '
+  'which then streams, helps'
+)
 STATUSES = (
   'exit status: 0 done; 2 a mistake, told on stderr; 75 asked to leave by '
   'SIGTERM\nand saved, start the same command again; 130 interrupted; see '
@@ -186,18 +191,32 @@ def main(argv: list[str]) -> int:
     remaining = _parse(arguments)
     _move_compilation_cache(flags.FLAGS.compile_cache)
     return module.main([verb, *remaining[1:]]) or 0
-  except (UserError, flags.Error) as error:
-    return _complain(str(error))
+  except UserError as error:
+    return _complain(error, error.status)
+  except flags.Error as error:
+    return _complain(error)
   except OSError as error:
     where = f'{error.filename}: ' if error.filename else ''
     return _complain(f'{where}{error.strerror or error}')
+  except RuntimeError as error:  # JAX's own, where it was imported, is one
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return _complain(f'{OUT_OF_MEMORY} ({str(error).strip().splitlines()[0]})')
   except KeyboardInterrupt:
     return _complain('interrupted', INTERRUPTED)
 
 
 def run() -> None:
   """The console script."""
-  sys.exit(main(sys.argv))
+  try:
+    status = main(sys.argv)
+  except Exception:
+    traceback.print_exc()
+    status = 1
+  # Imported by the verbs that several processes run together.
+  if hosts := sys.modules.get('fer_jax.hosts'):
+    hosts.leave(status)
+  sys.exit(status)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -192,6 +192,11 @@ FIELDS: dict[str, Field] = {
     _whole(0),
   ),
   'data.inner_fold': Field(0, 'which of them, from 0', _whole(0)),
+  'data.train_share': Field(
+    1.0,
+    'share of the training list, class by class, that trains',
+    _number(0, 1, above=True),
+  ),
   'data.balance': Field(
     'none',
     'how the training list, and it alone, is given as many of every class',
@@ -209,7 +214,7 @@ FIELDS: dict[str, Field] = {
   'data.residence': Field(
     'auto',
     "'device' keeps the set in device memory, 'stream' reads it through "
-    "Grain, 'auto' streams what exceeds data.resident_gib",
+    "Grain, 'auto' streams what exceeds data.resident_gib or the device",
     _one_of('auto', 'device', 'stream'),
   ),
   'data.resident_gib': Field(
@@ -264,7 +269,10 @@ FIELDS: dict[str, Field] = {
   ),
   'optim.eps': Field(1e-7, "Adam's epsilon", _number(0, above=True)),
   'optim.weight_decay': Field(
-    0.0, 'decoupled, on kernels; needs adamw or sgd', _number(0)
+    0.0,
+    'decoupled, on kernels; needs adamw or sgd. Where others add it to the '
+    'gradient of sgd, it acts 1 / (1 - momentum) times as strongly as here',
+    _number(0),
   ),
   'optim.l2': Field(
     0.0, "penalty on the kernels' squares, added to the loss", _number(0)
@@ -364,6 +372,8 @@ FREE_ON_RESUME = frozenset(
   {
     'data.data_dir',
     'data.checksum',
+    'data.residence',
+    'data.resident_gib',
     'data.workers',
     'train.block_steps',
     'train.on_divergence',
@@ -424,18 +434,8 @@ def validate(config: Config) -> None:
     UserError: naming the field, its value and what is allowed.
   """
   values = dict(flatten(config))
-  name = values.get('model.name')
-  if name not in models.available():
-    raise UserError(
-      f'model.name is {name!r}; allowed is one of '
-      f'{", ".join(models.available())}{nearest(name, models.available())}'
-    )
-  dataset = values.get('data.name')
-  if dataset not in datasets.names():
-    raise UserError(
-      f'data.name is {dataset!r}; allowed is one of '
-      f'{", ".join(datasets.names())}{nearest(dataset, datasets.names())}'
-    )
+  name = _known(values, 'model.name', models.available())
+  dataset = _known(values, 'data.name', datasets.names())
   expected = dict(flatten(get_base(model=name, dataset=dataset)))
   for field in values:
     if field not in expected:
@@ -454,6 +454,17 @@ def validate(config: Config) -> None:
     raise UserError(f'config.model: {error}') from error
   datasets.resolve_options(dataset, dict(config.data.options))
   protocol.configure(config.data.protocol, **protocol_options(config))
+
+
+def _known(values: dict[str, Any], field: str, names: Sequence[str]) -> str:
+  """A field's value, one of `names`."""
+  name: Any = values.get(field)
+  if name not in names:
+    raise UserError(
+      f'{field} is {name!r}; allowed is one of '
+      f'{", ".join(names)}{nearest(name, names)}'
+    )
+  return name
 
 
 def _validate_together(values: dict[str, Any]) -> None:
@@ -634,12 +645,15 @@ def describe_fields(config: Config | None = None) -> str:
 
   Args:
     config: whose fields and values; the base config's by default.
+
+  Raises:
+    UserError: it names no model that there is.
   """
-  shown: Config = get_base() if config is None else config
+  values = dict(flatten(get_base() if config is None else config))
+  model = _known(values, 'model.name', models.available())
   meanings = {name: field.meaning for name, field in FIELDS.items()}
-  for name, field in models.described_fields(shown.model.name).items():
+  for name, field in models.described_fields(model).items():
     meanings[f'model.{name}'] = f'{field.source}: {field.note}'
-  values = dict(flatten(shown))
   width = max(map(len, values))
   return '\n'.join(
     f'{name:<{width}}  '

@@ -9,7 +9,12 @@ class UserError(ValueError):
 
   The message is one line that names the file, row, field or value and says
   what was expected. The command line prints it without a traceback.
+
+  Attributes:
+    status: what the command line exits with, as docs/faults.md lists them.
   """
+
+  status = 2
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

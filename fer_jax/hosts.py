@@ -8,12 +8,20 @@ also where a machine runs one for each of its accelerators.
 Every host runs the same program. The first one alone reads and writes the
 workdir; what it finds there, and whether it failed, the others hear from it.
 So all hosts must come to each of these calls, in the same order.
+
+A host that cannot come any more ends the run of all: those that wait for it
+hear that its connections are closed, or, where its machine fell silent, that
+JAX has missed its heartbeats. Each leaves at once, for nobody can go on.
 """
 
+import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +31,30 @@ from jax.experimental import multihost_utils
 from fer_jax.errors import UserError
 
 T = TypeVar('T')
+
+HEARTBEAT_SECONDS = 60
+"""After which a host that has fallen silent is taken for lost."""
+
+PARTING_SECONDS = 60
+"""What a host that is done waits for the others to be."""
+
+LINGER_SECONDS = 5.0
+"""What the first host that failed waits for the others to say why they did: as
+soon as it is gone, JAX ends them without a word of ours."""
+
+ALL_DEVICES = {'local_device_ids': []}
+"""Of a process alone on its machine: an empty list restricts JAX to none, while
+left to itself it takes one device a process under Slurm and Open MPI."""
+
+_joined = threading.Event()  # set as long as there are others
+
+_LOST = re.compile('Gloo|NCCL|peer|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED')
+
+
+class LostError(UserError):
+  """Another process of this run is gone; the run can be gone on with."""
+
+  status = 75  # of what a scheduler should start again, as after SIGTERM
 
 
 def launch(environ: Mapping[str, str]) -> dict[str, Any] | None:
@@ -45,14 +77,20 @@ def launch(environ: Mapping[str, str]) -> dict[str, Any] | None:
     }
   # In a batch script, outside of srun, there is one process whatever is asked.
   if 'SLURM_STEP_NODELIST' in environ and 'SLURM_PROCID' in environ:
-    if _number(environ, 'SLURM_NTASKS', 1) == 1:
+    tasks = _number(environ, 'SLURM_NTASKS', 1)
+    if tasks == 1:
       return None
+    if tasks == _number(environ, 'SLURM_STEP_NUM_NODES', 0):
+      return ALL_DEVICES
     # Bound by Slurm to one GPU, a task sees it as its first; JAX would take
     # the one of its own number on the machine.
     seen = environ.get('CUDA_VISIBLE_DEVICES', '')
     return {'local_device_ids': [0]} if seen and ',' not in seen else {}
   if 'OMPI_MCA_orte_hnp_uri' in environ:
-    return {} if _number(environ, 'OMPI_COMM_WORLD_SIZE', 1) > 1 else None
+    if _number(environ, 'OMPI_COMM_WORLD_SIZE', 1) == 1:
+      return None
+    alone = _number(environ, 'OMPI_COMM_WORLD_LOCAL_SIZE', 0) == 1
+    return ALL_DEVICES if alone else {}
   if 'JAX_COORDINATOR_ADDRESS' in environ:
     _number(environ, 'JAX_NUM_PROCESSES')  # missing, and nothing else tells
   if environ.get('TPU_ML_PLATFORM') != 'JAX':
@@ -79,28 +117,70 @@ def _number(
   return int(text)
 
 
-def start() -> None:
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
   """Joins the other processes, where the environment says that there are any.
 
-  To be called before anything is computed. Afterwards only the first host
-  prints to stdout.
+  To be opened before anything is computed. Only the first host prints to
+  stdout. What ends well ends together: those that are done wait for the others.
 
   Raises:
     UserError: they cannot be reached.
+    LostError: one of them is gone.
   """
+  _start()
+  try:
+    yield
+  except UserError:
+    raise
+  except (RuntimeError, ValueError) as error:  # as the call that failed has it
+    if count() == 1 or not _LOST.search(str(error)):
+      raise
+    raise LostError(
+      'another process of this run is gone, and says why if it could; start '
+      f'all of them again, and they go on from the last checkpoint ({error})'
+    ) from error
+  # Not at the exit of Python, when nobody listens to signals any more.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    jax.distributed.shutdown()
+    _joined.clear()
+
+
+def _start() -> None:
   arguments = launch(os.environ)
   if arguments is None or jax.distributed.is_initialized():
     return
   # It would hear SIGTERM in the place of `training.preemption`.
   jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(**arguments)
+    jax.distributed.initialize(
+      **arguments,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=PARTING_SECONDS,
+    )
   except (RuntimeError, ValueError) as error:
     raise UserError(
       f'cannot join the other processes of this run: {error}'
     ) from error
+  _joined.set()
   if not first():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+  print(f'{count()} processes with {jax.device_count()} devices together')
+
+
+def leave(status: int) -> None:
+  """Ends a process that is still joined to others, for it failed.
+
+  At once: an orderly end would wait for them, and they for it. Returns where
+  there are none.
+  """
+  if not _joined.is_set():
+    return
+  if first():
+    time.sleep(LINGER_SECONDS)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def count() -> int:
@@ -144,6 +224,27 @@ def on_first(function: Callable[[], T]) -> T:
   if answer['failed']:
     raise UserError('the first process of this run failed, and says why')
   return answer['result']
+
+
+def on_all(function: Callable[[], T]) -> T:
+  """Calls a function on every host; where it fails on one, it does on all.
+
+  Raises:
+    UserError: it raised an exception on another host, which that one raises
+      itself.
+  """
+  if count() == 1:
+    return function()
+  results, failure = [], None
+  try:
+    results.append(function())
+  except Exception as error:
+    failure = error
+  if any_host(failure is not None):
+    raise failure or UserError(
+      'another process of this run failed, and says why'
+    )
+  return results[0]
 
 
 def _told(value: Any) -> Any:

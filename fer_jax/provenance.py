@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import resource
 import sys
 import time
 from typing import Any
@@ -64,6 +65,26 @@ def environment() -> dict[str, Any]:
     'cores': cores(),
     'system': f'{platform.system()} {platform.machine()}',
   }
+
+
+def peak_memory() -> int | None:
+  """Most bytes this process has held in memory; None where none can tell.
+
+  Files that it has mapped count, as far as they were read. On Linux the
+  kernel's figure and not `resource.getrusage`, which begins with the parent's
+  peak.
+  """
+  if sys.platform != 'linux':
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak << 10
+  try:
+    status = pathlib.Path('/proc/self/status').read_text()
+  except OSError:
+    return None
+  for line in status.splitlines():
+    if line.startswith('VmHWM:'):
+      return int(line.split()[1]) << 10
+  return None
 
 
 def process_start() -> float:

@@ -40,6 +40,9 @@ from fer_jax.training.state import TrainState
 MANIFEST = 'manifest.json'
 LATEST_KEPT = 2
 
+PARTING_SECONDS = 4.0
+"""What a checkpoint under way is waited for where a host is lost."""
+
 log = logging.getLogger(__name__)
 
 # Orbax logs, with a traceback, what `Writer.wait` says in one line.
@@ -299,7 +302,11 @@ def _copy(x: jax.Array) -> Any:
 
 
 class Writer:
-  """Writes checkpoints in the background, one at a time; on the first host."""
+  """Writes checkpoints in the background, one at a time; on the first host.
+
+  A context that closes it. Where several hosts leave it by an error, one may be
+  gone: the first does not wait long for its checkpoint, the others not at all.
+  """
 
   def __init__(self, workdir: pathlib.Path):
     self._root = directory(workdir).resolve()
@@ -308,6 +315,17 @@ class Writer:
       1, thread_name_prefix='checkpoint'
     )
     self._pending: concurrent.futures.Future | None = None
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    if error is None or hosts.count() == 1:
+      self.close()
+      return
+    if self._pending is not None and hosts.first():
+      concurrent.futures.wait([self._pending], PARTING_SECONDS)
+    self._thread.shutdown(wait=False)
 
   def _open(self) -> None:
     self._root.mkdir(parents=True, exist_ok=True)
@@ -325,7 +343,7 @@ class Writer:
       epoch: epochs completed.
       partial: of the epoch under way, where it is left before its end.
     """
-    hosts.on_first(self.wait)
+    self.wait_everywhere()
     step = int(state.step)
     self.write(
       jax.tree.map(_copy, state),  # the next step donates it
@@ -418,6 +436,12 @@ class Writer:
       raise UserError(
         f'cannot write a checkpoint under {self._root}: {reason}'
       ) from error
+
+  def wait_everywhere(self) -> None:
+    """As `wait`, of all hosts; where it fails on one, it does on all."""
+    # The first writes; where it could not, the others would wait for it.
+    hosts.on_first(self.wait)
+    hosts.on_all(self.wait)
 
   def close(self) -> None:
     """Waits for the last checkpoint and stops the thread."""

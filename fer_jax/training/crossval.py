@@ -15,7 +15,7 @@ import time
 from fer_jax import config as config_lib
 from fer_jax.data import protocol
 from fer_jax.errors import UserError
-from fer_jax.training import preemption, side_by_side, task
+from fer_jax.training import population, preemption, side_by_side, task
 from fer_jax.training.workdir import claimed
 
 
@@ -100,16 +100,17 @@ def train(
       config, blueprint.dataset, list(partitions.values())
     )
     shared = side_by_side.Shared(config, blueprint, images, rows, how)
-    members = [
-      side_by_side.member(
+
+    def member(place: Place) -> population.Member:
+      return side_by_side.member(
         shared,
         place.config,
         place.workdir,
         partitions[place.fold],
         number=place.fold,
       )
-      for place in places
-    ]
+
+    members = list(map(member, places))
     waves = side_by_side.waves(shared, members, len(members))
     finished, lost = True, []
     for number, wave in enumerate(waves):
@@ -127,6 +128,7 @@ def train(
         [members[m] for m in wave],
         shared,
         notice,
+        member,
         max_seconds=left,
       )
       finished &= done
@@ -153,23 +155,30 @@ def _places(config, dataset, workdir: pathlib.Path, seeds: int) -> list[Place]:
       member.seed = config.seed + number
       name = f'fold_{fold:0{width}d}' + (f'_seed_{number}' if number else '')
       places.append(Place(fold, member.seed, member, workdir / name))
+  config_lib.validate(places[-1].config)  # of the highest seed
   return places
 
 
 def _train_wave(
-  places, members, shared, notice, *, max_seconds: float
+  places, members, shared, notice, member, *, max_seconds: float
 ) -> tuple[bool, list[Place]]:
   """(whether it was trained to its end, folds whose loss was not finite)."""
   begun = time.monotonic()
   together = side_by_side.population_of(shared, members)
-  desk = side_by_side.Desk(len(places), shared.config.train.epochs)
+  desk = side_by_side.Desk(len(places), shared.config)
+
+  def again(m: int) -> population.Member:
+    return member(places[m])
+
   try:
-    for m, (place, member) in enumerate(zip(places, members, strict=True)):
-      desk.seat(m, place.workdir, member)
+    for m, (place, seated) in enumerate(zip(places, members, strict=True)):
+      desk.seat(m, place.workdir, seated)
     pace = preemption.Pace(shared.config.train.block_steps)
     earlier = side_by_side.seconds_before(members)
     while together.training.any() and not notice.agreed():
-      if not side_by_side.train_epoch(together, desk, pace, notice, earlier):
+      if not side_by_side.train_epoch(
+        together, desk, pace, notice, again, earlier
+      ):
         return False, []
       earlier = 0.0
       if max_seconds and time.monotonic() - begun > max_seconds:

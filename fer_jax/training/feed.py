@@ -8,6 +8,7 @@ compiled when its first epoch comes, once.
 Legend: B batch.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -200,6 +201,7 @@ class StreamFeed:
       graphdef, settings_of(0), mesh
     )
     self.steps_per_epoch = training.steps_per_epoch
+    self._stepped = False
 
   def train_epoch(
     self,
@@ -222,16 +224,20 @@ class StreamFeed:
     totals = step_lib.zero_sums() if sums is None else sums
     totals = sharding.replicated(totals, self._mesh)
     seen = taken
-    for batch in self._training.epoch(epoch, taken):
-      batch = sharding.divided(batch, self._mesh)
-      state, own = step(state, batch, self._plan)
-      totals = jax.tree.map(jnp.add, totals, own)
-      taken += 1
-      if taken - seen >= self.block_steps or taken == self.steps_per_epoch:
-        seen = taken
-        yield state, totals, taken
-        if not bool(state.progress.active):
-          return
+    with contextlib.closing(self._training.epoch(epoch, taken)) as batches:
+      for batch in batches:
+        batch = sharding.divided(batch, self._mesh)
+        state, own = step(state, batch, self._plan)
+        totals = jax.tree.map(jnp.add, totals, own)
+        taken += 1
+        # As of a resident set, the first look is after one step.
+        length = self.block_steps if self._stepped else 1
+        self._stepped = True
+        if taken - seen >= length or taken == self.steps_per_epoch:
+          seen = taken
+          yield state, totals, taken
+          if not bool(state.progress.active):
+            return
 
   def validate(
     self, state: TrainState, batches: int | None = None
@@ -239,8 +245,10 @@ class StreamFeed:
     """Sums over the validation rows, or over the first batches of them."""
     state = sharding.replicated(state, self._mesh)
     totals = sharding.replicated(step_lib.zero_sums(), self._mesh)
-    read = self._validation.epoch(0) if self._validation else ()
-    for batch in itertools.islice(read, batches):
-      sums = self._validate(state, sharding.divided(batch, self._mesh))
-      totals = jax.tree.map(jnp.add, totals, sums)
+    if self._validation is None:
+      return totals
+    with contextlib.closing(self._validation.epoch(0)) as read:
+      for batch in itertools.islice(read, batches):
+        sums = self._validate(state, sharding.divided(batch, self._mesh))
+        totals = jax.tree.map(jnp.add, totals, sums)
     return totals

@@ -18,6 +18,7 @@ from fer_jax.data import standardize
 from fer_jax.errors import UserError
 from fer_jax.training import checkpoint, sharding, task
 from fer_jax.training.state import evaluated_arrays, merge
+from fer_jax.training.workdir import read_run
 
 VIEWS = ('plain', 'flip', 'crops')
 
@@ -175,7 +176,7 @@ def _files_of(workdir: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'{workdir} is no workdir of a run: it has no config.json')
   return {
     'config': files.read_json(path),
-    'class_names': files.read_json(workdir / 'run.json')['class_names'],
+    'class_names': read_run(workdir)['class_names'],
   }
 
 

@@ -10,12 +10,14 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import math
 import pathlib
 import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from fer_jax import config as config_lib
 from fer_jax import hosts, provenance
@@ -41,6 +43,12 @@ from fer_jax.training.workdir import (
   write_run_json,
 )
 
+SAVE_SECONDS = 600.0
+"""After which a checkpoint is written amid an epoch: of longer epochs it is
+what a kill may cost."""
+
+_RUNS = itertools.count()  # of this process
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -49,8 +57,8 @@ class Outcome:
   Attributes:
     epoch: epochs completed.
     step: steps taken.
-    best_metric: best validation value of the selection metric; NaN where the
-      last epoch is taken.
+    best_metric: best validation value of the selection metric; infinite before
+      there is one, NaN where the last epoch is taken.
     best_step: its step.
     stopped_early: whether patience ran out.
     finished: whether nothing is left to do; False after a time limit.
@@ -95,8 +103,9 @@ def train(
   config_lib.validate(config)
   workdir = pathlib.Path(workdir)
   notice = notice or preemption.Notice()
-  begun = time.monotonic()
-  until = begun + max_seconds if max_seconds else math.inf
+  # A later run of a process has not waited for what was before it.
+  since = time.time() if next(_RUNS) else provenance.process_start()
+  until = time.monotonic() + max_seconds if max_seconds else math.inf
   with (
     claimed(workdir, config),
     contextlib.closing(
@@ -105,15 +114,14 @@ def train(
     ) as profile,
   ):
     prepared = task.prepare(config)
-    again = False
     while True:
       try:
-        return _train(config, workdir, prepared, notice, profile, until, again)
+        return _train(config, workdir, prepared, notice, profile, until, since)
       except rollback.DivergenceError as diverged:
         if config.train.on_divergence == 'stop':
           raise
         print(rollback.note(workdir, diverged))
-        again = True
+        since = None
 
 
 def _train(
@@ -123,9 +131,13 @@ def _train(
   notice: preemption.Notice,
   profile: Profile,
   until: float,
-  again: bool,
+  since: float | None,
 ) -> Outcome:
-  """Trains from the newest checkpoint on; `again` in this process.
+  """Trains from the newest checkpoint on.
+
+  Args:
+    since: from where on the time to the first step counts; None where an
+      attempt before this one has taken it.
 
   Raises:
     rollback.DivergenceError: the loss is not finite.
@@ -154,7 +166,7 @@ def _train(
       stack.callback(resource.close)
       return resource
 
-    writer = closing(checkpoint.Writer(workdir))
+    writer = stack.enter_context(checkpoint.Writer(workdir))
     recorder = closing(
       records.Recorder(workdir, resumed_step=step, epochs=epoch)
     )
@@ -171,7 +183,7 @@ def _train(
       notice,
       profile,
       len(rollbacks),
-      first_step_seen=again,
+      since,
     )
     asked, late = notice.agreed(), False
     while epoch < config.train.epochs and bool(state.progress.active):
@@ -179,14 +191,17 @@ def _train(
         break
       state, partial = run.epoch(state, epoch, partial)
       epoch += 0 if partial else 1
-      writer.save(state, epoch=epoch, partial=partial)
+      run.save(state, epoch, partial)
       asked = bool(partial) or notice.agreed()
       late = hosts.any_host(time.monotonic() > until)
+    writer.wait_everywhere()
   finished = epoch == config.train.epochs or not bool(state.progress.active)
+  best = float(state.progress.best_metric)
   return Outcome(
     epoch=epoch,
     step=int(state.step),
-    best_metric=float(state.progress.best_metric),
+    # A loss enters with its sign turned.
+    best_metric=-best if config.train.select == 'loss' else best,
     best_step=int(state.progress.best_step),
     stopped_early=not bool(state.progress.active),
     finished=finished,
@@ -210,8 +225,7 @@ class Run:
     notice,
     profile,
     rollbacks,
-    *,
-    first_step_seen,
+    since,
   ):
     self._config = config
     self._task = prepared
@@ -223,8 +237,9 @@ class Run:
     self._notice = notice
     self._profile = profile
     self._rollbacks = rollbacks
-    self._first_step_seen = first_step_seen
+    self._since = since
     self._pace = preemption.Pace(config.train.block_steps)
+    self._saved_at = time.monotonic()
     self._freezing = freezing.NOTHING_FROZEN
     # A step's loss is of the parameters before it: an epoch's last update is
     # looked at here, or a diverged checkpoint would be the one to resume.
@@ -264,6 +279,8 @@ class Run:
       state, epoch, taken=first, sums=totals
     ):
       state, totals, taken = block
+      if self._pace.long:
+        jax.block_until_ready(totals)
       # One block behind: reading these sums waits for a block that is done
       # while the next one already runs.
       # A first step's time is compilation and tells nothing of the rate.
@@ -274,10 +291,22 @@ class Run:
       self._note_first_step(totals)
       if self._profile.steps:
         self._profile.after_block(totals, before + taken)
-      if jax.process_count() == 1:  # several have to send the same blocks
-        self._task.feed.block_steps = self._profile.steps or self._pace.steps
-      if taken < self._task.feed.steps_per_epoch and self._notice.agreed():
-        return state, self._left_early(state, epoch, totals, taken, begun)
+      # As the first of several hosts says: all have to do the same.
+      self._task.feed.block_steps, overdue = hosts.from_first(
+        np.array([self._next_block(), self._is_overdue()], np.int32)
+      ).tolist()
+      if taken == self._task.feed.steps_per_epoch:
+        continue
+      asked = self._notice.agreed()
+      if asked or overdue:
+        partial = self._amid(state, epoch, totals, taken, begun)
+        if asked:
+          self._display.line(
+            f'leaving epoch {epoch + 1} after {taken} of its '
+            f'{self._task.feed.steps_per_epoch} steps'
+          )
+          return state, partial
+        self.save(state, epoch, partial)
     training = step_lib.means(totals)
     self._require_finite(
       state, epoch, bool(state.progress.active & self._finite(state.params))
@@ -313,14 +342,26 @@ class Run:
     self._heartbeat.beat(step=record['step'], epoch=following)
     return state, None
 
-  def _left_early(self, state, epoch, sums, taken, begun) -> checkpoint.Partial:
-    """What is left to know of an epoch that is left before its end."""
+  def save(
+    self,
+    state: TrainState,
+    epoch: int,
+    partial: checkpoint.Partial | None = None,
+  ) -> None:
+    """Begins to write a checkpoint, as `checkpoint.Writer.save`."""
+    self._writer.save(state, epoch=epoch, partial=partial)
+    self._saved_at = time.monotonic()
+
+  def _next_block(self) -> int:
+    return self._profile.steps or self._pace.steps
+
+  def _is_overdue(self) -> bool:
+    return time.monotonic() - self._saved_at > SAVE_SECONDS
+
+  def _amid(self, state, epoch, sums, taken, begun) -> checkpoint.Partial:
+    """What a checkpoint before an epoch's end has to say of the epoch."""
     self._require_finite(
       state, epoch, bool(state.progress.active & self._finite(state.params))
-    )
-    self._display.line(
-      f'leaving epoch {epoch + 1} after {taken} of its '
-      f'{self._task.feed.steps_per_epoch} steps'
     )
     return checkpoint.Partial(
       taken=taken,
@@ -336,12 +377,12 @@ class Run:
       self._display.line(freezing.describe(now, state.params))
 
   def _note_first_step(self, sums) -> None:
-    if self._first_step_seen:
+    if self._since is None:
       return
-    self._first_step_seen = True
     jax.block_until_ready(sums)
     self._notice.starting = False
-    seconds = time.time() - provenance.process_start()
+    seconds = time.time() - self._since
+    self._since = None
     note(self._workdir, {'seconds_to_first_step': seconds})
 
   def _show(self, epoch, sums, taken, begun) -> None:
@@ -364,7 +405,7 @@ class Run:
     """Stops before anything of a diverged epoch is written."""
     if finite:
       return
-    hosts.on_first(self._writer.wait)
+    self._writer.wait_everywhere()
     sealed = checkpoint.checkpoints(self._workdir)
     kept = f'{sealed[-1].path} is kept' if sealed else 'no checkpoint was made'
     raise rollback.DivergenceError(

@@ -65,9 +65,9 @@ def need(
     .lower(state, step_lib.zero_sums(), images, order, 0, 0, 1, plan)
     .compile()
   )
-  own = _bytes(state)
+  own = bytes_of(state)
   return Need(
-    shared=_bytes(images),
+    shared=bytes_of(images),
     member=own + 4 * (2 * train + validation),  # rows, and the epoch's order
     working=own + compiled.memory_analysis().temp_size_in_bytes,
   )
@@ -133,7 +133,8 @@ def limit_bytes(device: Any) -> int:
   return int(USABLE * limit)
 
 
-def _bytes(tree: Any) -> int:
+def bytes_of(tree: Any) -> int:
+  """Of arrays, or of shapes and dtypes."""
   return sum(
     math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
     for x in jax.tree.leaves(tree)

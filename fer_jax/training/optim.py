@@ -142,7 +142,8 @@ def _of_group(state, group, start):
 
   return state._replace(
     **{
-      name: value - start if name == 'count' else chosen(value)
+      # A rehearsal takes its first steps with what trains in the last epoch.
+      name: jnp.maximum(value - start, 0) if name == 'count' else chosen(value)
       for name, value in state._asdict().items()
     }
   )
@@ -196,7 +197,8 @@ def apply_direction(params, updates, mask, rate, weight_decay):
   """`p - rate * (direction + weight_decay * p)`, the decay on kernels only.
 
   This is decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101),
-  scaled by the learning rate as in Optax and PyTorch.
+  scaled by the learning rate as AdamW's is in Optax and PyTorch. Their SGD has
+  it in the gradient instead, where momentum m adds it up to 1 / (1 - m) times.
 
   Args:
     params: parameters.

@@ -135,6 +135,7 @@ class Population:
       )
     self._epochs = epochs
     self._validate_every = validate_every
+    self._takes_last = selection.metric == 'last'
     self.block_steps = block_steps  # may be changed at any time
     self._batch_size = settings_of(0).batch_size
     lists = [(len(m.train_rows), len(m.validation_rows)) for m in members]
@@ -246,6 +247,7 @@ class Population:
     for m, means in validation.items():
       healthy[m] = np.isfinite(means['loss'])
     self.diverged |= done & ~healthy
+    judged = healthy & (due | self._takes_last)
 
     self._own = self._programs.advance(
       self._own,
@@ -258,7 +260,7 @@ class Population:
         )
         for name in _UNKNOWN
       },
-      self._padded(healthy & due),
+      self._padded(judged),
       self._padded(done),
       self._padded(self.diverged),
     )
@@ -300,6 +302,13 @@ class Population:
     """One member's state, as a single run has it, on the first device."""
     state = self._programs.member(self._own.state, m)
     return jax.device_put(state, jax.local_devices()[0])
+
+  @property
+  def improved(self) -> np.ndarray:
+    """bool (M,), whose last step is the best one."""
+    state = self._own.state
+    best, step = jax.device_get((state.progress.best_step, state.step))
+    return (best == step)[: len(self)]
 
   @property
   def amid(self) -> np.ndarray:

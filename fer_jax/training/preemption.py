@@ -72,11 +72,13 @@ class Pace:
 
   Attributes:
     steps: of the next block; one until the time of a step is known.
+    long: whether a step takes so long that there should be none behind it.
   """
 
   def __init__(self, most: int):
     """Takes the most steps that a block may have."""
     self.steps = 1
+    self.long = False
     self._most = most
     self._seen: tuple[float, int] | None = None
 
@@ -90,6 +92,7 @@ class Pace:
     if self._seen:
       rate = (steps - self._seen[1]) / (now - self._seen[0])
       self.steps = max(1, min(self._most, int(rate * BLOCK_SECONDS)))
+      self.long = rate * BLOCK_SECONDS < 2
     self._seen = now, steps
 
 
@@ -120,10 +123,12 @@ def watched(grace: float = GRACE_SECONDS) -> Iterator[Notice]:
   except Exception as error:
     if not notice.asked:
       raise
-    _say(
-      f'{type(error).__name__} while leaving: {error}; the last good '
-      'checkpoint is gone on from'
-    )
+    from fer_jax import hosts
+
+    why = f'{type(error).__name__} while leaving: {error}'
+    if hosts.count() > 1:
+      _leave(notice, why)  # what others wait for is not coming
+    _say(f'{why}; the last good checkpoint is gone on from')
     raise SystemExit(notice.status) from error
   finally:
     for number, handler in earlier.items():

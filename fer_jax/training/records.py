@@ -13,10 +13,12 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
-from fer_jax import files, hosts
+from fer_jax import files, forms, hosts
 
 METRICS = 'metrics.jsonl'
 EVENTS = 'tensorboard'
+
+_RECORD = {'epoch': forms.count, 'step': forms.count}
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,9 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def _record(line: str) -> dict[str, Any] | None:
   try:
     record = json.loads(line)
-    return record if {'epoch', 'step'} <= record.keys() else None
-  except (ValueError, AttributeError):
+  except (ValueError, RecursionError):
     return None
+  return None if forms.misfit(record, _RECORD) else record
 
 
 def cut_back(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:

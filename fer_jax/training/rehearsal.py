@@ -1,8 +1,6 @@
 """A run's first steps without the run: what it takes of memory and time."""
 
 import dataclasses
-import resource
-import sys
 import time
 
 import jax
@@ -28,15 +26,16 @@ class Rehearsal:
     loss: mean over the steps taken last.
     start_seconds: from the process's start until the first step was done, with
       loading and compilation.
-    step_seconds: of a step, the mean of `STEPS` after the first.
-    validation_seconds: of one validation, from the time of one batch; 0 where
-      nothing validates.
+    step_seconds: of a step, the mean of up to `STEPS` after the first.
+    validation_seconds: of one validation, from the time of a few batches; 0
+      where nothing validates.
     validations: of the whole run.
     device: its kind.
     device_bytes: highest use of its memory; what JAX's arrays take where it
       does not tell, as on CPU.
     device_limit: its memory, 0 where it does not tell.
-    host_bytes: highest resident size of this process.
+    host_bytes: highest resident size of this process; None where the system
+      does not tell.
   """
 
   parameters: int
@@ -50,7 +49,7 @@ class Rehearsal:
   device: str
   device_bytes: int
   device_limit: int
-  host_bytes: int
+  host_bytes: int | None
 
   @property
   def seconds(self) -> float:
@@ -77,27 +76,28 @@ def rehearse(config: config_lib.Config) -> Rehearsal:
   state = prepared.initial_state()
   parameters = parameter_count(state.params)
   last = config.train.epochs - 1
-  feed.block_steps = 1
-  state, sums, _ = next(feed.train_epoch(state, last))
+  feed.block_steps = STEPS
+  blocks = feed.train_epoch(state, last)
+  state, sums, taken = next(blocks)  # the first block has one step
   jax.block_until_ready(sums)
   start_seconds = time.time() - provenance.process_start()
 
-  feed.block_steps = STEPS
   begun = time.monotonic()
-  state, sums, taken = next(feed.train_epoch(state, last))
+  # Of the same epoch where it goes on: another starts reading processes anew.
+  block = next(blocks, None)
+  if block is None:
+    taken, block = 0, next(feed.train_epoch(state, last))
+  state, sums, now = block
   jax.block_until_ready(sums)
-  step_seconds = (time.monotonic() - begun) / taken
+  step_seconds = (time.monotonic() - begun) / (now - taken)
 
   validations, validation_seconds = 0, 0.0
   if feed.validates:
     every = config.train.validate_every
     validations = -(-config.train.epochs // every)
-    jax.block_until_ready(feed.validate(state, batches=1))
-    begun = time.monotonic()
-    jax.block_until_ready(feed.validate(state, batches=1))
     count = prepared.facts['protocol']['validation']
     batches = -(-count // config.train.batch_size)
-    validation_seconds = (time.monotonic() - begun) * batches
+    validation_seconds = _validation_seconds(feed, state, batches)
 
   device = jax.local_devices()[0]
   memory = device.memory_stats() or {}
@@ -116,13 +116,23 @@ def rehearse(config: config_lib.Config) -> Rehearsal:
     device=device.device_kind,
     device_bytes=int(memory.get('peak_bytes_in_use', arrays)),
     device_limit=int(memory.get('bytes_limit', 0)),
-    host_bytes=_peak_host_bytes(),
+    host_bytes=provenance.peak_memory(),
   )
 
 
-def _peak_host_bytes() -> int:
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == 'darwin' else peak * 1024
+def _validation_seconds(feed, state, batches: int) -> float:
+  """Of one validation: its start, and each further batch, from two of a few."""
+
+  def seconds(few):
+    begun = time.monotonic()
+    jax.block_until_ready(feed.validate(state, batches=few))
+    return time.monotonic() - begun
+
+  seconds(1)  # compiles
+  few = min(3, batches)
+  first = seconds(1)
+  each = max(seconds(few) - first, 0.0) / max(few - 1, 1)
+  return first + (batches - 1) * each
 
 
 def text(found: Rehearsal, batch_size: int) -> str:
@@ -132,6 +142,9 @@ def text(found: Rehearsal, batch_size: int) -> str:
     device += f' at most, of {found.device_limit / 2**20:,.0f}'
   else:
     device += ' of arrays, in the memory of the host'
+  host = 'unknown'
+  if found.host_bytes is not None:
+    host = f'{found.host_bytes / 2**20:,.0f} MiB at most'
   validation = 'none'
   if found.validations:
     validation = (
@@ -147,7 +160,7 @@ def text(found: Rehearsal, batch_size: int) -> str:
       f'{batch_size / found.step_seconds:,.0f} images/s',
       f'validation        {validation}',
       f'memory, {found.device:<9} {device}',
-      f'memory, host      {found.host_bytes / 2**20:,.0f} MiB at most',
+      f'memory, host      {host}',
       f'estimate          {duration(found.seconds)} for {found.steps:,} steps '
       f'in {found.epochs} epochs; nothing was written',
     )

@@ -13,6 +13,7 @@ from fer_jax import files, hosts
 from fer_jax.errors import UserError
 from fer_jax.training import checkpoint
 from fer_jax.training.state import TrainState
+from fer_jax.training.workdir import read_run
 
 FACTOR = 0.5
 """What a rollback multiplies the learning rate by."""
@@ -49,14 +50,9 @@ def _noted(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
   path = workdir / 'run.json'
   if not path.exists():
     return []
-  run = files.read_json(path)
+  run = read_run(workdir)
   there = run.get(KEY, [])
-  try:
-    kept = [entry for entry in there if entry['to_step'] <= step]
-  except (TypeError, KeyError):
-    raise UserError(
-      f'{path}: {KEY!r} is damaged; expected entries that name a to_step'
-    ) from None
+  kept = [entry for entry in there if entry['to_step'] <= step]
   if kept != there:
     files.write_json(path, {**run, KEY: kept})
   return kept
@@ -98,7 +94,7 @@ def note(workdir: pathlib.Path, diverged: DivergenceError) -> str:
     # In this order: killed in between, the run diverges and rolls back again.
     checkpoint.remove_after(workdir, step)
     path = workdir / 'run.json'
-    files.write_json(path, {**files.read_json(path), KEY: [*entries, entry]})
+    files.write_json(path, {**read_run(workdir), KEY: [*entries, entry]})
 
   hosts.on_first(write)
   return (

@@ -21,6 +21,7 @@ import numpy as np
 from fer_jax import config as config_lib
 from fer_jax.data import protocol, resident
 from fer_jax.datasets import Dataset
+from fer_jax.errors import UserError
 from fer_jax.training import (
   checkpoint,
   feed,
@@ -29,6 +30,7 @@ from fer_jax.training import (
   population,
   preemption,
   records,
+  rollback,
   task,
   warm_start,
 )
@@ -126,6 +128,8 @@ def member(
     target = task.abstract_state(config, class_count)
     state = checkpoint.restore(sealed, target)
     origin = {}
+  step = sealed.step if sealed else 0
+  state = rollback.slowed(state, rollback.noted(workdir, step))
   epoch = sealed.epoch if sealed else 0
   if epoch < config.train.epochs and bool(state.progress.active):
     workdir_lib.write_run_json(workdir, config, facts, state, origin)
@@ -154,26 +158,29 @@ def waves(
     UserError: not even one fits.
   """
   devices = jax.local_devices()
-  size = shared.config.train.batch_size
-  room = [
-    feed.padded_length(max(len(getattr(m, rows)) for m in members), size)
-    for rows in ('train_rows', 'validation_rows')
-  ]
-  need = memory.need(
-    shared.images,
-    members[0].state,
-    members[0].plan,
-    (room[0], room[1]),
-    graphdef=shared.blueprint.graphdef,
-    settings=shared.blueprint.settings,
-  )
-  return memory.waves(
-    count,
-    memory.limit_bytes(devices[0]),
-    need,
-    mapping.choose(shared.how, devices[0].platform),
-    devices=len(devices),
-  )
+  platform = devices[0].platform
+  how = mapping.choose(shared.how, platform)
+  if (how, platform) == ('in_turn', 'cpu'):
+    # A further member adds its state alone, which needs no compilation to be
+    # told; what one takes while it trains is small beside a host's memory.
+    state = memory.bytes_of(members[0].state)
+    need = memory.Need(memory.bytes_of(shared.images), state, state)
+  else:
+    size = shared.config.train.batch_size
+    room = [
+      feed.padded_length(max(len(getattr(m, rows)) for m in members), size)
+      for rows in ('train_rows', 'validation_rows')
+    ]
+    need = memory.need(
+      shared.images,
+      members[0].state,
+      members[0].plan,
+      (room[0], room[1]),
+      graphdef=shared.blueprint.graphdef,
+      settings=shared.blueprint.settings,
+    )
+  limit = memory.limit_bytes(devices[0])
+  return memory.waves(count, limit, need, how, devices=len(devices))
 
 
 def population_of(
@@ -202,24 +209,27 @@ def population_of(
 class _Seat:
   """Who writes of the run in one place."""
 
+  workdir: pathlib.Path
   writer: checkpoint.Writer
   recorder: records.Recorder
   examples: int
+  rollbacks: int
   saved: bool = True
 
 
 class Desk:
   """Writes what the runs' workdirs hold while they train."""
 
-  def __init__(self, places: int, epochs: int):
+  def __init__(self, places: int, config: config_lib.Config):
     """Makes a desk with empty seats.
 
     Args:
       places: of the population.
-      epochs: of each run.
+      config: of any of the runs.
     """
-    self._epochs = epochs
-    self._display = Display(0, epochs)
+    self._epochs = config.train.epochs
+    self._rolls_back = config.train.on_divergence == 'rollback'
+    self._display = Display(0, self._epochs)
     self._seats: list[_Seat | None] = [None] * places
     self._saved_at = time.monotonic()
 
@@ -227,13 +237,50 @@ class Desk:
     self, m: int, workdir: pathlib.Path, member: population.Member
   ) -> None:
     """Writes of a run from here on; cuts back what its checkpoint lacks."""
+    step = int(member.state.step)
     self._seats[m] = _Seat(
+      workdir,
       checkpoint.Writer(workdir),
-      records.Recorder(
-        workdir, resumed_step=int(member.state.step), epochs=member.epoch
-      ),
+      records.Recorder(workdir, resumed_step=step, epochs=member.epoch),
       len(member.train_rows),
+      len(rollback.noted(workdir, step)),
     )
+
+  def roll_back(
+    self,
+    together: population.Population,
+    results: list[dict[str, Any] | None],
+    member: Callable[[int], population.Member],
+  ) -> None:
+    """Takes runs that diverged in this epoch back, where the config says so.
+
+    Args:
+      together: after `finish_epoch`.
+      results: what that returned; of who goes back it becomes None.
+      member: the run in a place, as its workdir then has it.
+    """
+    for m in map(int, np.flatnonzero(together.diverged & self._rolls_back)):
+      seat, result = self._seats[m], results[m]
+      if seat is None or result is None:
+        continue
+      self._seats[m] = None
+      _close(seat)
+      diverged = rollback.DivergenceError(
+        f'the loss is not finite at step {result["step"]} (epoch '
+        f'{result["epoch"]})',
+        epoch=result['epoch'],
+        step=result['step'],
+      )
+      try:
+        line = rollback.note(seat.workdir, diverged)
+      except UserError as refused:
+        self.line(f'{seat.workdir.name}: {refused}')
+        continue
+      self.line(f'{seat.workdir.name}: {line}')
+      again = member(m)
+      self.seat(m, seat.workdir, again)
+      together.replace(m, again)
+      results[m] = None
 
   def write(
     self,
@@ -268,18 +315,18 @@ class Desk:
           'images_per_second': rate,
           'seconds': seconds,
           'device_seconds': share * seconds * _devices(),
+          **({'rollbacks': seat.rollbacks} if seat.rollbacks else {}),
         }
       )
       # What diverged is not worth a checkpoint, nor is what led to it.
       seat.saved = bool(together.diverged[m])
-    overdue = time.monotonic() - self._saved_at > SAVE_SECONDS
+    # What is gone back to is the epoch before, as in a run by itself.
+    overdue = self._rolls_back
+    overdue |= time.monotonic() - self._saved_at > SAVE_SECONDS
+    worth_it = together.improved | ~together.training | overdue
     for m, seat in enumerate(self._seats):
-      if seat is None or seat.saved:
-        continue
-      state = together.member_state(m)
-      improved = int(state.progress.best_step) == int(state.step)
-      if improved or overdue or not together.training[m]:
-        self._save(together, m, seat, state)
+      if seat is not None and not seat.saved and worth_it[m]:
+        self._save(together, m, seat, together.member_state(m))
     if overdue:
       self._saved_at = time.monotonic()
     self._display.line(
@@ -352,6 +399,7 @@ def train_epoch(
   desk: Desk,
   pace: preemption.Pace,
   notice: preemption.Notice,
+  member: Callable[[int], population.Member],
   earlier: float = 0.0,
 ) -> list[dict[str, Any] | None] | None:
   """Trains what is left of everyone's epoch, and writes of it.
@@ -361,24 +409,31 @@ def train_epoch(
     desk: writes of them.
     pace: of the blocks.
     notice: leaves after the block under way once it is asked.
+    member: the run in a place, as its workdir has it.
     earlier: seconds of the epoch before this call.
 
   Returns:
-    What `finish_epoch` returned; None where it left amid the epoch, saved.
+    What `finish_epoch` returned, None of a run that went back after a loss that
+    was not finite; None where all left amid the epoch, saved.
   """
   begun = time.monotonic() - earlier
   pace.begin()
   together.block_steps = pace.steps
+  steps, before = 0, together.taken
   for _ in together.blocks():
     together.wait()
     notice.starting = False
-    pace.done(int(together.taken.max()))
+    # Of whoever took most: the one furthest on may be waiting for the others.
+    steps += int((together.taken - before).max())
+    before = together.taken
+    pace.done(steps)
     together.block_steps = pace.steps
     # With nothing left to take the epoch is judged first.
     if together.amid.any() and notice.agreed():
       desk.save_amid(together, time.monotonic() - begun)
       return None
   results = together.finish_epoch()
+  desk.roll_back(together, results, member)
   desk.write(together, results, time.monotonic() - begun)
   return results
 

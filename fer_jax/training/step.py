@@ -101,7 +101,8 @@ def prepare(
   """Turns a batch's uint8 images into what the model takes.
 
   Args:
-    batch: see DESIGN of a batch: image uint8, target, weight.
+    batch: see DESIGN of a batch: image uint8, target, weight, of clips
+      frame_mask.
     augmentation: static settings, None for none.
     key: the run's key; needed where there is augmentation.
     step: int32 scalar, which draws this step's augmentation.
@@ -126,6 +127,7 @@ def prepare(
       augmentation,
       strength,
       axis,
+      batch.get('frame_mask'),
     )
   return standardize.SCALES[pixels](images), targets
 

@@ -15,7 +15,7 @@ from fer_jax import datasets, hosts, metrics, models
 from fer_jax.data import protocol, randomness, resident, stream
 from fer_jax.errors import UserError
 from fer_jax.training import feed as feed_lib
-from fer_jax.training import freezing, optim, sharding, warm_start
+from fer_jax.training import freezing, memory, optim, sharding, warm_start
 from fer_jax.training import step as step_lib
 from fer_jax.training.progress import SelectionSettings
 from fer_jax.training.state import (
@@ -416,15 +416,17 @@ def streams(config, dataset, partition) -> bool:
   if config.data.residence != 'auto':
     return config.data.residence == 'stream'
   size = config.data.image_size
-  frames = dataset.table.get('frame_count')
   needed = resident.resident_bytes(
     len(np.union1d(partition.train, partition.validation)),
     image_size=(size, size),
     channels=config.data.channels,
     num_classes=len(dataset.class_names),
-    frames=0 if frames is None else int(frames.max()),
+    frames=resident.longest_clip(dataset),
   )
-  return needed > config.data.resident_gib * 2**30
+  room = min(
+    config.data.resident_gib * 2**30, memory.limit_bytes(jax.local_devices()[0])
+  )
+  return hosts.any_host(needed > room)
 
 
 def _resident_feed(config, dataset, partition, **options):

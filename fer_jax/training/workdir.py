@@ -10,10 +10,24 @@ import pathlib
 from typing import Any
 
 from fer_jax import config as config_lib
-from fer_jax import files, hosts, provenance
+from fer_jax import files, forms, hosts, provenance
 from fer_jax.errors import UserError
 from fer_jax.training import checkpoint
 from fer_jax.training.state import TrainState, parameter_count
+
+
+def _classes(value: Any) -> bool:
+  """At least two names."""
+  return not forms.misfit(value, [forms.text]) and len(value) > 1
+
+
+# What is relied on of run.json.
+_RUN = {
+  'class_names': _classes,
+  'dataset?': {},
+  'protocol?': {},
+  'rollbacks?': [{'to_step': forms.count}],
+}
 
 
 @contextlib.contextmanager
@@ -56,18 +70,22 @@ def _claimed(workdir: pathlib.Path, config: config_lib.Config):
 def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
   """Writes config.json, unless a run of another config has left its mark."""
   path = workdir / 'config.json'
+  content = config_lib.to_json(config)
   if path.exists():
     differ = config_lib.differences(config_lib.load_json(path), config)
-    if not differ:
+    if not differ and files.read_json(path) == content:
       return
-    if checkpoint.steps(workdir):
+    # Of a cross-validation its folds are what was trained.
+    trained = [workdir, *workdir.glob('fold_*')]
+    if differ and any(map(checkpoint.steps, trained)):
       raise UserError(
         f'{workdir} was made by another config: {"; ".join(differ)}; '
         'choose another --workdir or the same config'
       )
     # Nothing was trained yet: whatever was wrong is being put right.
-    (workdir / 'run.json').unlink(missing_ok=True)
-  files.write_json(path, config_lib.to_json(config))
+    if differ:
+      (workdir / 'run.json').unlink(missing_ok=True)
+  files.write_json(path, content)
 
 
 def require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
@@ -80,15 +98,15 @@ def require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
 
 
 def _require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
-  earlier = files.read_json(workdir / 'run.json')
+  earlier = read_run(workdir)
   for what, there, here in (
-    ('checksum', earlier.get('dataset'), facts['dataset']),
-    ('digest', earlier.get('protocol'), facts['protocol']),
+    ('checksum', earlier.get('dataset', {}), facts['dataset']),
+    ('digest', earlier.get('protocol', {}), facts['protocol']),
   ):
-    if (there or {}).get(what) != here[what]:
+    if there.get(what) != here[what]:
       raise UserError(
         f'{workdir} was trained on {here["name"]} with {what} '
-        f'{(there or {}).get(what)}, but the one found here has {here[what]}: '
+        f'{there.get(what)}, but the one found here has {here[what]}: '
         'examples may have changed sides; build that source, or choose '
         'another --workdir'
       )
@@ -123,12 +141,26 @@ def write_run_json(
   )
 
 
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+  """The content of run.json.
+
+  Raises:
+    UserError: naming the file, where it is missing or damaged.
+  """
+  path = workdir / 'run.json'
+  content = files.read_json(path)
+  wrong = forms.misfit(content, _RUN)
+  if wrong:
+    raise UserError(f'{path}: {wrong}')
+  return content
+
+
 def note(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
   """Adds to run.json, in the place of what was said of the same before."""
   path = workdir / 'run.json'
 
   def write():
-    earlier = files.read_json(path) if path.exists() else {}
+    earlier = read_run(workdir) if path.exists() else {}
     files.write_json(path, {**earlier, **facts})
 
   hosts.on_first(write)

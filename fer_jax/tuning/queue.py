@@ -17,7 +17,7 @@ import dataclasses
 import fcntl
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,8 +26,8 @@ from fer_jax import files
 from fer_jax.training import records
 from fer_jax.training.workdir import claimed
 from fer_jax.tuning import shapes
-from fer_jax.tuning.space import Space
-from fer_jax.tuning.study import Study
+from fer_jax.tuning.space import OutsideError, Space
+from fer_jax.tuning.study import RUN_NOTE, Study
 
 TRIALS = 'trials'
 FINALISTS = 'finalists'
@@ -75,6 +75,14 @@ class Ending:
   reason: str = ''
 
 
+class _Drawn(NamedTuple):
+  """A running trial that is not claimed yet; its parameters for a config."""
+
+  number: int
+  trial_id: int
+  params: dict[str, Any]
+
+
 class Trials:
   """The trials of a study."""
 
@@ -106,14 +114,16 @@ class Trials:
     with asking(self._workdir):
       for run in self._orphans():
         return run
-      if _asked(self._study.trials()) >= self._count:
-        return None
-      kept = self._kept_shape()
-      run = self._new(kept)
-      self._study.note_of_trial(
-        _id(run), turn='free' if kept is None else 'kept'
-      )
-      return run
+      while _asked(self._study.trials()) < self._count:
+        kept = self._kept_shape()
+        new = self._new(kept)
+        if new is None:
+          continue
+        run = self._claimed(new)
+        turn = 'free' if kept is None else 'kept'
+        self._study.note_of_trial(new.trial_id, turn=turn)
+        return run
+      return None
 
   def more(self, shape: str, count: int) -> list[Run]:
     """Up to so many more of a shape."""
@@ -129,10 +139,14 @@ class Trials:
         trials = self._study.trials()
         if _asked(trials) >= self._count or not self._goes_on(trials, shape):
           break
-        run = self._new(self._shape_values(trials, shape), wanted=shape)
-        if run is None:
+        new = self._new(self._shape_values(trials, shape))
+        if new is None:
+          continue
+        # One that somebody put into the study by hand may have another shape:
+        # it is left for the next turn, as if its process had died.
+        if self._space.shape_text(new.params) != shape:
           break
-        runs.append(run)
+        runs.append(self._claimed(new))
     return runs
 
   def report(self, run: Run, epoch: int, value: float) -> None:
@@ -151,7 +165,7 @@ class Trials:
     """Tells the study how a run ended, and lets it go."""
     notes: dict[str, Any] = {
       'epoch': epochs_done(run.workdir),
-      'device_seconds': device_seconds(run.workdir),
+      RUN_NOTE: device_seconds(run.workdir),
     }
     if ending.reason:
       notes['failure'] = ending.reason
@@ -179,39 +193,46 @@ class Trials:
       # Told since the list was read, and only then let go.
       if not self._study.is_running(trial._trial_id):
         continue
-      params = self._study.parameters(trial._trial_id)
-      if shape in (None, self._space.shape_text(params)):
-        yield self._claimed(trial.number, trial._trial_id, params)
+      drawn = self._drawn(trial.number, trial._trial_id)
+      if drawn and shape in (None, self._space.shape_text(drawn.params)):
+        yield self._claimed(drawn)
 
-  def _new(self, kept: dict[str, Any] | None, wanted: str | None = None) -> Any:
-    """Asks for a trial and claims it.
-
-    One that somebody put into the study by hand may have another shape than is
-    wanted: it is left for the next turn, as if its process had died.
-    """
+  def _new(self, kept: dict[str, Any] | None) -> '_Drawn | None':
+    """Asks for a trial; None for one that cannot be trained."""
     trial_id = self._study.ask()
-    params = self._study.parameters(trial_id, kept)
-    if wanted is not None and self._space.shape_text(params) != wanted:
-      return None
     number = next(
       t.number for t in self._study.trials() if t._trial_id == trial_id
     )
-    return self._claimed(number, trial_id, params)
+    return self._drawn(number, trial_id, kept)
 
-  def _claimed(self, number: int, trial_id: int, params) -> Run:
-    config = self._space.config_of(params)
-    workdir = self._trial_folder(number)
+  def _drawn(
+    self, number: int, trial_id: int, kept: dict[str, Any] | None = None
+  ) -> '_Drawn | None':
+    """A running trial with parameters; ends one that somebody gave others than
+    the space has."""
+    try:
+      params = self._study.parameters(trial_id, kept)
+      return _Drawn(number, trial_id, params)
+    except OutsideError as error:
+      print(f'trial {number} cannot be trained: {error}', flush=True)
+      self._study.note_of_trial(trial_id, failure=str(error))
+      self._study.tell(trial_id, TrialState.FAIL)
+      return None
+
+  def _claimed(self, drawn: '_Drawn') -> Run:
+    config = self._space.config_of(drawn.params)
+    workdir = self._trial_folder(drawn.number)
     claim = contextlib.ExitStack()
     claim.enter_context(claimed(workdir, config))
-    self._held.add(number)
+    self._held.add(drawn.number)
     return Run(
-      f'trial {number}',
-      number,
+      f'trial {drawn.number}',
+      drawn.number,
       config,
       workdir,
-      self._space.shape_text(params),
+      self._space.shape_text(drawn.params),
       claim,
-      trial_id,
+      drawn.trial_id,
     )
 
   def _trial_folder(self, number: int) -> pathlib.Path:
@@ -236,10 +257,10 @@ class Trials:
         shapes.Tried(
           self._space.shape_text(self._study.values_of(t)),
           sign * (t.value or 0.0) if t.state == TrialState.COMPLETE else None,
-          t.user_attrs.get('device_seconds', 0.0),
+          t.user_attrs[RUN_NOTE],
         )
         for t in trials
-        if t.state.is_finished()
+        if t.state.is_finished() and RUN_NOTE in t.user_attrs
       ],
       free_turns=turns.count('free'),
       kept_turns=turns.count('kept'),

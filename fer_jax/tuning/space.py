@@ -98,6 +98,20 @@ class Domain:
     assert self.high is not None
     return value if number and self.low <= value <= self.high else None
 
+  def has(self, stored: Any) -> bool:
+    """Whether what a study stores is of this domain; it may be by hand."""
+    if self.kind == 'choice':
+      return stored in self.labels
+    if self.stored(stored) is None:
+      return False
+    return self.kind != 'integer' or stored == int(stored)
+
+  @property
+  def text(self) -> str:
+    """As a sweep file has it, choices as a study stores them."""
+    values = self.labels if self.kind == 'choice' else (self.low, self.high)
+    return f'{self.kind}({", ".join(map(repr, values))})'
+
   def extremes(self) -> tuple[Any, ...]:
     """Values that are allowed if all are."""
     return self.choices or (self.low, self.high)
@@ -140,6 +154,10 @@ def choice(*values: Any, when: Mapping[str, Any] | None = None) -> Domain:
   return Domain(
     'choice', choices=tuple(map(_hashable, values)), when=when or {}
   )
+
+
+class OutsideError(UserError):
+  """Values that a space does not have."""
 
 
 class Space:
@@ -192,6 +210,22 @@ class Space:
       if self._applies(domain, params):
         params[field] = draw(field, domain)
     return params
+
+  def require(self, stored: Mapping[str, Any]) -> None:
+    """Checks values that somebody gave a study by hand.
+
+    Raises:
+      OutsideError: naming the field, the value, and what is allowed.
+    """
+    for field, value in stored.items():
+      if field not in self.domains:
+        raise OutsideError(
+          f'{field} is not searched{nearest(field, self.domains)}'
+        )
+      if not self.domains[field].has(value):
+        raise OutsideError(
+          f'{field} is {value!r}; allowed is {self.domains[field].text}'
+        )
 
   def config_of(self, params: Mapping[str, Any]) -> config_lib.Config:
     """The config of a trial.

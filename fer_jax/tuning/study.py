@@ -22,9 +22,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fer_jax.errors import UserError
 from fer_jax.tuning import search
-from fer_jax.tuning.space import Space
+from fer_jax.tuning.space import OutsideError, Space
 
 T = TypeVar('T')
+
+RUN_NOTE = 'device_seconds'
+"""What is noted of every trial that was trained."""
 
 CONNECT_SECONDS = 10
 """What a database may take to answer a connection."""
@@ -169,14 +172,25 @@ class Study:
     Args:
       trial_id: its id.
       shape: values that are drawn as these, where they are not settled yet.
+
+    Raises:
+      OutsideError: somebody gave it others than the space has.
     """
 
     def suggest():
+      given = self._of(trial_id)
+      fixed = given.system_attrs.get('fixed_params', {})
+      self.space.require({**fixed, **given.params})
       # Anew each time: what was drawn before the storage went away is there.
       trial = optuna.trial.Trial(self._study, trial_id)
-      return self.space.suggest(
-        lambda field, domain: domain.value(search.suggest(trial, field, domain))
-      )
+      try:
+        return self.space.suggest(
+          lambda field, domain: domain.value(
+            search.suggest(trial, field, domain)
+          )
+        )
+      except ValueError as error:  # of another distribution, that is
+        raise OutsideError(str(error)) from error
 
     self._take_sampler(self._number(trial_id), shape)
     return self._patiently(suggest)
@@ -230,12 +244,16 @@ class Study:
     return {
       field: self.space.domains[field].value(stored)
       for field, stored in trial.params.items()
-      if field in self.space.domains
+      if field in self.space.domains and self.space.domains[field].has(stored)
     }
 
   def best_first(self) -> list[FrozenTrial]:
-    """The complete trials."""
-    complete = [t for t in self.trials() if t.state == TrialState.COMPLETE]
+    """The complete trials, but for those that somebody put in as such."""
+    complete = [
+      t
+      for t in self.trials()
+      if t.state == TrialState.COMPLETE and RUN_NOTE in t.user_attrs
+    ]
     sign = -1 if self.larger_is_better else 1
     return sorted(complete, key=lambda t: (sign * (t.value or 0.0), t.number))
 

@@ -18,14 +18,7 @@ import numpy as np
 from fer_jax import config as config_lib
 from fer_jax.data import protocol
 from fer_jax.errors import UserError
-from fer_jax.training import (
-  mapping,
-  memory,
-  population,
-  preemption,
-  side_by_side,
-  task,
-)
+from fer_jax.training import population, preemption, side_by_side, task
 from fer_jax.tuning.queue import Ending, Run
 
 TURN = 2
@@ -196,23 +189,7 @@ def _places(
   Raises:
     UserError: not even one does.
   """
-  devices = jax.local_devices()
-  how = mapping.choose(shared.how, devices[0].platform)
-  if how == 'vmap':
-    return len(side_by_side.waves(shared, [member], size)[0])
-  # In turn a further member adds its state alone, which needs no compilation
-  # to be told.
-  state = _bytes(member.state)
-  need = memory.Need(_bytes(shared.images), member=state, working=state)
-  limit = memory.limit_bytes(devices[0])
-  return len(memory.waves(size, limit, need, how, devices=len(devices))[0])
-
-
-def _bytes(tree: Any) -> int:
-  return sum(
-    math.prod(x.shape) * np.dtype(x.dtype).itemsize
-    for x in jax.tree.leaves(tree)
-  )
+  return len(side_by_side.waves(shared, [member], size)[0])
 
 
 class Bench:
@@ -269,7 +246,7 @@ class Seats:
     self._bench = bench
     self._manner = manner
     self._metric = config.train.select
-    self._desk = side_by_side.Desk(bench.size, config.train.epochs)
+    self._desk = side_by_side.Desk(bench.size, config)
     self._runs: list[Run | None] = [None] * bench.size
     self._pace = preemption.Pace(config.train.block_steps)
     self._amid_epoch = False
@@ -327,9 +304,7 @@ class Seats:
     )
     self._bench.size = len(members)
     self._runs = self._runs[: len(members)]
-    self._desk = side_by_side.Desk(
-      len(members), self._bench.shared.config.train.epochs
-    )
+    self._desk = side_by_side.Desk(len(members), self._bench.shared.config)
     if self._together.training.any():
       first = self._runs[0]
       assert first is not None
@@ -348,6 +323,7 @@ class Seats:
       self._desk,
       self._pace,
       self._manner.notice,
+      self._member_again,
       self._earlier,
     )
     if results is None:
@@ -357,6 +333,11 @@ class Seats:
     self._judge(results)
     self._manner.watch()
     return not self._manner.leaves()
+
+  def _member_again(self, m: int) -> population.Member:
+    run = self._runs[m]
+    assert run is not None
+    return self._bench.member(run)
 
   def _judge(self, results: Sequence[dict[str, Any] | None]) -> None:
     """Reports all that validated, then ends those that are over."""

@@ -14,7 +14,8 @@ import sklearn.metrics
 from fer_jax.data import ledger, protocol
 from fer_jax.errors import UserError
 from fer_jax.evaluation import crossval as scoring
-from fer_jax.evaluation import report
+from fer_jax.evaluation import report, scores
+from fer_jax.evaluation.workdir import Evaluation
 from fer_jax.training import checkpoint, crossval, loop, records, task
 
 FOLDS = 3
@@ -114,6 +115,13 @@ def test_folds_train_as_they_do_alone_and_are_scored(config, tmp_path):
   assert len(metrics['protocol']['digests']) == FOLDS
   said = scoring.text(metrics)
   assert 'over folds' in said
+  assert 'All folds are reported. Every person is on one side' in said
+  # The intervals are of people.
+  assert metrics['out_of_fold']['unit'] == 'subject'
+  np.testing.assert_array_equal(found['unit'], dataset.table['subject'][order])
+  assert metrics['out_of_fold']['intervals'] == scores.bootstrap_intervals(
+    found['label'], predicted, 7, units=found['unit']
+  )
   html = report.write_report([tmp_path / 'all']).read_text()
   assert 'Protocol kfold_subjects. Leaks: no.' in html
   assert html.count('<tr>') >= FOLDS
@@ -142,6 +150,12 @@ def test_an_interrupted_one_goes_on_to_the_same_end(config, tmp_path):
   epochs = [r['epoch'] for r in records.read_metrics(first)]
   assert epochs == [1, 2]
 
+  written = (tmp_path / 'parts' / 'config.json').read_text()
+  config.optim.learning_rate = 0.5
+  with pytest.raises(UserError, match='made by another config: optim'):
+    crossval.train(config, tmp_path / 'parts')
+  assert (tmp_path / 'parts' / 'config.json').read_text() == written
+
 
 def test_seeds_repeat_every_fold(config, tmp_path):
   outcome = crossval.train(config, tmp_path, seeds=2)
@@ -162,6 +176,10 @@ def test_without_inner_validation_the_last_epoch_is_taken(config, tmp_path):
   config.data.protocol = 'kfold_images'
   config.data.validation_share = 0.0
   config.train.select = 'last'
+  config.train.validate_every = 2
+  # Left after the first epoch, which nothing validates.
+  for state in _states(crossval.train(config, tmp_path, max_seconds=1e-6)):
+    assert int(state.progress.best_step) == int(state.step) > 0
   outcome = crossval.train(config, tmp_path)
   metrics = scoring.score(tmp_path, _members(outcome))
   assert [fold['epoch'] for fold in metrics['folds']] == [2] * FOLDS
@@ -169,6 +187,9 @@ def test_without_inner_validation_the_last_epoch_is_taken(config, tmp_path):
 
 
 def test_mistakes(config, tmp_path):
+  config.seed = 2**32 - 1
+  with pytest.raises(UserError, match='seed is 4294967296; allowed is'):
+    crossval.train(config, tmp_path, seeds=2)
   config.data.fold = 1
   with pytest.raises(UserError, match=r'data\.fold is 1; a cross-validation'):
     crossval.train(config, tmp_path)
@@ -183,6 +204,20 @@ def test_a_diverging_fold_is_named_and_the_others_are_kept(config, tmp_path):
   config.optim.learning_rate = 1e30
   with pytest.raises(UserError, match=r'not finite in .*fold_0, .*fold_2'):
     crossval.train(config, tmp_path)
+
+
+def test_figures_that_are_not_ours_are_named(tmp_path):
+  (tmp_path / scoring.METRICS).write_text('{}')
+  with pytest.raises(UserError, match=r'crossval\.json: model is missing; cro'):
+    report.write_report([tmp_path])
+
+
+def test_folds_of_one_class_have_no_curve():
+  evaluation = Evaluation(
+    'test', {'class_names': ['a', 'b']}, np.array(['x']), np.eye(2)[:1],
+    np.array([1]), None,
+  )  # fmt: skip
+  assert scoring.mean_roc([scoring.Fold(0, 0, evaluation)]) is None
 
 
 def test_leaving_one_subject_out_has_as_many_folds_as_people(config):

@@ -10,31 +10,26 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import pytest
+from small_config import small_config
 
 from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.errors import UserError
-from fer_jax.training import checkpoint, loop, records, workdir
-
-pytestmark = pytest.mark.usefixtures('compiled_once')
+from fer_jax.training import (
+  checkpoint,
+  inference,
+  loop,
+  records,
+  rollback,
+  workdir,
+)
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, tiny_data):
   """(config, a workdir with two of three epochs done): copy before use."""
-  config = config_lib.get_base(model='residual_gru')
-  config.data.data_dir = str(tiny_data)
-  config.data.options.images = 160
-  config.data.image_size = 16
-  config.model.stem_filters = (4,)
-  config.model.filters = (4,)
-  config.model.blocks = (1,)
-  config.model.units = 4
-  config.model.head = (4,)
-  config.augment.enabled = False
-  config.train.batch_size = 32
+  config = small_config(tiny_data)
   config.train.epochs = 3
   folder = tmp_path_factory.mktemp('faults') / 'trained'
   loop.train(config, folder, max_seconds=1e-6)
@@ -102,6 +97,32 @@ def test_a_flipped_bit_in_what_guards_a_run_is_one_line(run, name):
   assert refused > 100
 
 
+@pytest.mark.parametrize('content', ['{}', '[]', '{"class_names": ["a", 2]}'])
+def test_a_run_json_of_another_form_is_one_line(run, content):
+  _, folder = run
+  (folder / 'run.json').write_text(content)
+  for read in (
+    lambda: inference.Predictor.from_workdir(folder),
+    lambda: workdir.require_same_data(folder, {}),
+    lambda: workdir.note(folder, {}),
+    lambda: rollback.noted(folder, 0),
+  ):
+    with pytest.raises(
+      UserError, match=r'run\.json: (class_names|the content)'
+    ):
+      read()
+
+
+def test_data_that_have_moved_are_found_again_by_all(run):
+  config, folder = run
+  config = config.copy_and_resolve_references()
+  config.data.data_dir = '/elsewhere'
+  with workdir.claimed(folder, config):
+    pass
+  read = config_lib.load_json(folder / 'config.json')
+  assert read.data.data_dir == '/elsewhere'
+
+
 def _train_again(config, folder):
   outcome = loop.train(config, folder)
   assert outcome.finished
@@ -127,7 +148,8 @@ def test_a_record_that_is_lost_for_good_is_told(run, caplog):
   config, folder = run
   path = folder / records.METRICS
   first, second = path.read_text().splitlines()
-  path.write_text(first[:40] + '\n' + second + '\n')
+  of_no_step = '{"epoch": [1], "step": "4"}'
+  path.write_text(f'{first[:40]}\n{of_no_step}\n{second}\n')
   _train_again(config, folder)
   assert [r['epoch'] for r in records.read_metrics(folder)] == [2, 3]
   assert f'{path} has no record of epoch 1' in caplog.text
@@ -183,7 +205,6 @@ def test_a_file_that_cannot_grow_is_one_line(run):
       *['bash', '-c', f'ulimit -f {largest // 2048}; exec "$@"', 'bash'],
       *[sys.executable, '-m', 'fer_jax', 'train'],
       *[f'--config={folder}/config.json', f'--workdir={folder}'],
-      f'--compile_cache={jax.config.jax_compilation_cache_dir}',
     ],
     capture_output=True,
     text=True,

@@ -5,11 +5,8 @@ Reference: the same one that nobody asked.
 
 import jax
 import numpy as np
-import pytest
 
 from fer_jax.training import checkpoint, crossval, preemption, records, task
-
-pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 class _AskedAfter(preemption.Notice):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_config
 from flax import nnx
 
 from fer_jax import models
@@ -30,11 +31,7 @@ def _model():
     num_classes=CLASSES,
     rngs=nnx.Rngs(0),
     input_shape=(SIZE, SIZE, 1),
-    stem_filters=(8,),
-    filters=(8,),
-    blocks=(1,),
-    units=4,
-    head=(4,),
+    **{**small_config.MODEL, 'stem_filters': (8,), 'filters': (8,)},
   )
 
 
@@ -61,12 +58,7 @@ def _compiled(optimizer: str, frozen: Freezing):
   step = functools.partial(
     step_lib.train_step, graphdef=graphdef, settings=settings
   )
-  compiled = (
-    jax.jit(step)
-    .lower(state, batch, PLAN)
-    .compile(compiler_options={'xla_backend_optimization_level': 0})
-  )
-  return state, batch, compiled
+  return state, batch, jax.jit(step).lower(state, batch, PLAN).compile()
 
 
 def _by_path(tree) -> dict[str, np.ndarray]:

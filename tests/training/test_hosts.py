@@ -7,6 +7,7 @@ few float32 steps that are taken, as in the design.
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,45 +15,37 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import ClusterEnv
+from small_config import small_config
 
 from fer_jax import config as config_lib
-from fer_jax import hosts
+from fer_jax import files, hosts
 from fer_jax.errors import UserError
-from fer_jax.training import checkpoint, records, task
-
-_CONFIG = """
-from fer_jax import config as base
-
-def get_config():
-  config = base.get_base(model='residual_gru')
-  config.data.data_dir = {data_dir!r}
-  config.data.options.images = 160
-  config.data.image_size = 8
-  config.data.residence = 'stream'
-  config.model.stem_filters = (4,)
-  config.model.filters = (4,)
-  config.model.blocks = (1,)
-  config.model.units = 4
-  config.model.head = (4,)
-  config.augment.enabled = False
-  config.optim.name = 'sgd'
-  config.optim.learning_rate = 0.05
-  config.train.batch_size = 32
-  config.train.epochs = 2
-  config.train.ema_decay = 0.9
-  return config
-"""
+from fer_jax.evaluation import evaluate
+from fer_jax.evaluation import workdir as workdir_lib
+from fer_jax.training import checkpoint, loop, records, task
 
 
-def _train(count, config, workdir, *flags):
-  """(status, stdout, stderr) of each of some processes that train together."""
+def _start(count, verb, *flags, limits=None):
+  """Some processes of a verb that belong together.
+
+  Args:
+    count: how many.
+    verb: of the command line.
+    *flags: of it.
+    limits: by number of a process, the most KiB that it may write to a file.
+  """
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  command = [sys.executable, '-m', 'fer_jax', 'train', f'--config={config}']
-  processes = [
+
+  def limited(number):
+    most = (limits or {}).get(number, 'unlimited')
+    return 'bash', '-c', f'ulimit -f {most}; exec "$@"', 'bash'
+
+  return [
     subprocess.Popen(
-      [*command, f'--workdir={workdir}', *flags],
+      [*limited(number), sys.executable, '-m', 'fer_jax', verb, *flags],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -67,6 +60,10 @@ def _train(count, config, workdir, *flags):
     )
     for number in range(count)
   ]
+
+
+def _ends(processes):
+  """(status, stdout, stderr) of each."""
   outputs = [process.communicate(timeout=600) for process in processes]
   return [
     (process.returncode, *output)
@@ -74,14 +71,18 @@ def _train(count, config, workdir, *flags):
   ]
 
 
-def _finish(*arguments):
-  """As `_train`; all must end well, and only the first may say so."""
-  first, *others = _train(*arguments)
+def _finish(count, *arguments, **options):
+  """Runs some processes; all must end well, and only the first may say so."""
+  first, *others = _ends(_start(count, *arguments, **options))
   assert first[0] == 0, first
   for status, out, err in others:
     printed = [line for line in out.splitlines() if '[Gloo]' not in line]
     assert (status, printed) == (0, []), err
   return first[1]
+
+
+def _train(config, workdir):
+  return 'train', f'--config={config}', f'--workdir={workdir}'
 
 
 def _final(workdir):
@@ -96,10 +97,16 @@ def _final(workdir):
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
   root = tmp_path_factory.mktemp('hosts')
-  config = root / 'config.py'
-  config.write_text(_CONFIG.format(data_dir=str(root / 'data')))
-  _finish(1, config, root / 'alone')
-  return config, root / 'alone'
+  config = small_config(root / 'data')
+  config.data.image_size = 8
+  config.data.residence = 'stream'
+  config.optim.name = 'sgd'
+  config.optim.learning_rate = 0.05
+  config.train.ema_decay = 0.9
+  path = root / 'config.json'
+  files.write_json(path, config_lib.to_json(config))
+  _finish(1, *_train(path, root / 'alone'))
+  return path, root / 'alone'
 
 
 def _assert_same(workdir, reference):
@@ -122,25 +129,101 @@ def test_two_begin_and_one_goes_on_or_four_with_the_set_in_memory(
 ):
   config, reference = alone
   one, four = tmp_path / 'one', tmp_path / 'four'
-  output = _finish(2, config, one, '--max_seconds=0.001')
+  output = _finish(2, *_train(config, one), '--max_seconds=0.001')
   assert 'epoch 1/2' in output
   assert 'epoch 2/2' not in output
   shutil.copytree(one, four)
-  written = four / 'config.json'
-  written.write_text(written.read_text().replace('"stream"', '"device"'))
-  assert 'resuming' in _finish(1, config, one)
+  assert 'resuming' in _finish(1, *_train(config, one))
   _assert_same(one, reference)
   held = '--config.data.residence=device'
-  assert 'resuming' in _finish(4, config, four, held)
+  assert 'resuming' in _finish(4, *_train(config, four), held)
   _assert_same(four, reference)
 
 
 def test_a_mistake_that_the_first_one_finds_ends_all(alone):
   config, reference = alone
-  first, second = _train(2, config, reference, '--config.seed=1')
+  first, second = _ends(
+    _start(2, *_train(config, reference), '--config.seed=1')
+  )
   assert first[0] == second[0] == 2
   assert 'was made by another config: seed is 0' in first[2]
   assert 'the first process of this run failed' in second[2]
+
+
+def test_three_evaluate_as_one_does_and_the_first_writes(alone, tmp_path):
+  one, three = tmp_path / 'one', tmp_path / 'three'
+  for workdir in (one, three):
+    shutil.copytree(alone[1], workdir)
+  expected = evaluate.evaluate(one, 'test')
+  assert expected['n'] % 3  # not all have as many
+  flags = f'--workdir={three}', '--split=test'
+  output = _finish(3, 'evaluate', *flags, limits={1: 0, 2: 0})
+  assert 'accuracy' in output
+  found = files.read_json(three / 'metrics_test.json')
+  assert found['looks'] == expected['looks'] + 1
+  assert found['accuracy'] == expected['accuracy']
+  assert found['loss'] == pytest.approx(expected['loss'], rel=1e-4)
+  here, there = (workdir_lib.read_evaluation(w, 'test') for w in (three, one))
+  np.testing.assert_array_equal(here.ids, there.ids)
+  np.testing.assert_array_equal(here.labels, there.labels)
+  np.testing.assert_allclose(here.logits, there.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_last_checkpoint_that_cannot_be_written_ends_all(alone, tmp_path):
+  config, reference = alone
+  workdir = tmp_path / 'run'
+  shutil.copytree(reference, workdir)
+  last = checkpoint.latest_intact(workdir)
+  shutil.rmtree(last.path)
+  before = checkpoint.latest_intact(workdir)
+  assert before.epoch == 1
+  largest = max(p.stat().st_size for p in before.path.rglob('*') if p.is_file())
+  first, second = _ends(
+    _start(2, *_train(config, workdir), limits={0: largest // 2048})
+  )
+  assert (first[0], second[0]) == (2, 2)
+  assert 'cannot write a checkpoint' in first[2]
+  assert 'the first process of this run failed' in second[2]
+  assert 'Traceback' not in first[2] + second[2]
+  assert checkpoint.latest_intact(workdir) == before
+
+
+def _until(process, text):
+  """Reads what a process prints up to a line with some text."""
+  for line in process.stdout:
+    if text in line:
+      return
+  raise AssertionError(process.communicate())
+
+
+def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
+  alone, tmp_path, capsys
+):
+  config, _ = alone
+  workdir = tmp_path / 'run'
+  endless = (*_train(config, workdir), '--config.train.epochs=100000')
+  processes = _start(2, *endless)
+  _until(processes[0], 'epoch 2/')
+  processes[1].send_signal(signal.SIGTERM)
+  first, second = _ends(processes)
+  assert (first[0], second[0]) == (75, 75), (first, second)
+  assert 'left when asked to' in first[1]
+  assert 'SIGTERM: finishing the block under way' in second[2]
+  left = checkpoint.latest_intact(workdir)
+
+  processes = _start(2, *endless)
+  _until(processes[0], 'resuming')
+  _until(processes[0], 'epoch ')
+  processes[1].kill()
+  first, _ = _ends(processes)
+  assert first[0] == 75, first
+  assert 'another process of this run is gone' in first[2]
+  assert 'Traceback' not in first[2]
+  assert checkpoint.latest_intact(workdir).step >= left.step
+  loop.train(
+    config_lib.load_json(workdir / 'config.json'), workdir, max_seconds=1e-6
+  )
+  assert 'resuming' in capsys.readouterr().out
 
 
 STEP = {'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_PROCID': '1'}
@@ -158,10 +241,28 @@ TPU = {'TPU_ML_PLATFORM': 'JAX'}
       {'local_device_ids': [0]},
     ),
     ({**STEP, 'SLURM_NTASKS': '4', 'CUDA_VISIBLE_DEVICES': '0,1'}, {}),
+    # One process a node, with several devices.
+    (
+      {
+        **STEP,
+        'SLURM_NTASKS': '4',
+        'SLURM_STEP_NUM_NODES': '4',
+        'CUDA_VISIBLE_DEVICES': '0,1',
+      },
+      hosts.ALL_DEVICES,
+    ),
     # A batch script that asked for tasks, and was not started by srun.
     ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, None),
     ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, {}),
     ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '1'}, None),
+    (
+      {
+        'OMPI_MCA_orte_hnp_uri': 'x',
+        'OMPI_COMM_WORLD_SIZE': '2',
+        'OMPI_COMM_WORLD_LOCAL_SIZE': '1',
+      },
+      hosts.ALL_DEVICES,
+    ),
     ({**TPU, 'TPU_WORKER_HOSTNAMES': 'a,b'}, {}),
     ({**TPU, 'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
     ({**TPU, 'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'}, {}),
@@ -184,6 +285,21 @@ def test_the_environment_tells_how_to_start(environ, expected):
   assert hosts.launch(environ) == expected
 
 
+def test_a_process_alone_on_its_machine_is_left_all_devices(monkeypatch):
+  for name, value in {
+    **STEP,
+    'SLURM_JOB_ID': '7',
+    'SLURM_LOCALID': '0',
+    'SLURM_NTASKS': '4',
+    'SLURM_STEP_NUM_NODES': '4',
+  }.items():
+    monkeypatch.setenv(name, value)
+  detect = ClusterEnv.auto_detect_unset_distributed_params
+  ids = hosts.launch(os.environ)['local_device_ids']
+  assert list(detect(None, None, None, None, None, 1)[3]) == [0]
+  assert list(detect(None, None, None, ids, None, 1)[3]) == []
+
+
 def test_an_environment_that_makes_no_sense_is_named():
   with pytest.raises(UserError, match="JAX_PROCESS_ID=''; expected a whole"):
     hosts.launch({'JAX_NUM_PROCESSES': '2'})
@@ -193,6 +309,8 @@ def test_one_process_has_all_rows_and_decides_alone():
   rows = np.arange(5)
   np.testing.assert_array_equal(hosts.share(rows), rows)
   np.testing.assert_array_equal(hosts.gathered(rows, 5), rows)
-  assert hosts.on_first(lambda: 'told') == 'told'
+  assert (
+    hosts.on_first(lambda: 'told') == hosts.on_all(lambda: 'told') == 'told'
+  )
   assert hosts.any_host(True)
   assert not hosts.any_host(False)

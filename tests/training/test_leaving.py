@@ -15,8 +15,6 @@ import pytest
 
 from fer_jax.training import checkpoint, loop, preemption, records, task
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 class _AskedAfter(preemption.Notice):
   """Is asked after so many blocks."""
@@ -87,6 +85,41 @@ def test_left_amid_epochs_and_gone_on_with(
     _final(config, tmp_path / 'whole'),
   )
   # What was left amid an epoch has taken nobody's place.
+  assert checkpoint.steps(parted) == checkpoint.steps(tmp_path / 'whole')
+
+
+class _Killed(BaseException):
+  """Nothing is saved after it."""
+
+
+class _KilledAfter(_AskedAfter):
+  """Is ended as by SIGKILL after so many blocks."""
+
+  def agreed(self) -> bool:
+    if super().agreed():
+      raise _Killed
+    return False
+
+
+def test_a_long_epoch_is_saved_amid_it(tiny_config, tmp_path, monkeypatch):
+  config = tiny_config
+  config.train.batch_size = 16
+  config.train.block_steps = 1
+  whole = loop.train(config, tmp_path / 'whole')
+  parted = tmp_path / 'parted'
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, 'SAVE_SECONDS', 0.0)
+    with pytest.raises(_Killed):
+      loop.train(config, parted, notice=_KilledAfter(3))
+  sealed = checkpoint.latest_intact(parted)
+  assert (sealed.epoch, sealed.partial.taken) == (0, 2)
+  assert loop.train(config, parted) == whole
+  assert _timeless(parted) == _timeless(tmp_path / 'whole')
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    _final(config, parted),
+    _final(config, tmp_path / 'whole'),
+  )
   assert checkpoint.steps(parted) == checkpoint.steps(tmp_path / 'whole')
 
 
@@ -170,6 +203,7 @@ def test_blocks_become_as_long_as_leaving_allows(monkeypatch):
   now[0] = 0.5
   pace.done(4)  # 4 steps a second
   assert pace.steps == 4 * preemption.BLOCK_SECONDS
+  assert not pace.long
   pace.begin()  # validation took an hour
   now[0] = 3600.0
   pace.done(8)
@@ -177,3 +211,7 @@ def test_blocks_become_as_long_as_leaving_allows(monkeypatch):
   now[0] += 0.01
   pace.done(16)
   assert pace.steps == 100
+  now[0] += 6.0
+  pace.done(17)
+  assert pace.steps == 1
+  assert pace.long

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -102,13 +103,20 @@ def test_patience_stops_early_and_a_rerun_leaves_it_so(tiny_config, tmp_path):
   assert loop.train(tiny_config, tmp_path) == outcome
 
 
-def test_max_seconds_leaves_in_good_order(tiny_config, tmp_path):
+def test_max_seconds_leaves_in_good_order(tiny_config, tmp_path, monkeypatch):
+  tiny_config.train.select = 'loss'
+  monkeypatch.setattr(loop, '_RUNS', iter([1, 2]))  # not the process's first
+  begun = time.time()
   first = loop.train(tiny_config, tmp_path, max_seconds=1e-3)
+  run = json.loads((tmp_path / 'run.json').read_text())
+  assert 0 < run['seconds_to_first_step'] < time.time() - begun
   assert first.epoch == 1
   assert not first.finished
   second = loop.train(tiny_config, tmp_path)
   assert second.epoch == 2
   assert second.finished
+  losses = [r['validation']['loss'] for r in records.read_metrics(tmp_path)]
+  assert second.best_metric == pytest.approx(min(losses))
 
 
 def test_a_run_is_not_resumed_on_other_data(tiny_config, tmp_path):

@@ -8,9 +8,8 @@ import time
 import jax
 import pytest
 
+from fer_jax.data import stream
 from fer_jax.training import heartbeat, loop, profile, rehearsal
-
-pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 def test_a_run_leaves_a_heartbeat_and_a_trace(tiny_config, tmp_path, capsys):
@@ -60,7 +59,18 @@ def test_a_dry_run_measures_and_writes_nothing(
   tiny_config, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
+  # It begins with what trains in the last epoch, by a young Adam.
+  tiny_config.optim.freeze = ('backbone',)
+  tiny_config.optim.unfreeze_epochs = (1,)
+  tiny_config.data.residence = 'stream'
+  begun, epoch = [], stream.Stream.epoch
+  monkeypatch.setattr(
+    stream.Stream,
+    'epoch',
+    lambda self, *at: begun.append(self) or epoch(self, *at),
+  )
   found = rehearsal.rehearse(tiny_config)
+  assert begun.count(begun[0]) == 1  # who reads the training list starts once
   assert list(tmp_path.iterdir()) == []
   assert found.epochs == tiny_config.train.epochs
   assert found.steps % found.epochs == 0

@@ -363,10 +363,6 @@ for mapping, devices in (('in_turn', 1), ('vmap', 8)):
 
 def test_whole_trainings_in_float64_on_one_device_and_on_eight():
   """Two epochs of nine members, validation and selection included."""
-  flags = (
-    '--xla_force_host_platform_device_count=8 '
-    '--xla_backend_optimization_level=0'  # most of the time is compilation
-  )
   done = subprocess.run(
     [sys.executable, '-W', 'error', '-c', _WHOLE_TRAININGS],
     capture_output=True,
@@ -377,7 +373,7 @@ def test_whole_trainings_in_float64_on_one_device_and_on_eight():
       'JAX_PLATFORMS': 'cpu',
       'JAX_ENABLE_X64': '1',
       'JAX_NUMPY_RANK_PROMOTION': 'raise',
-      'XLA_FLAGS': flags,
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
     },
   )
   assert done.returncode == 0, done.stderr

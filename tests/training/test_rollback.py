@@ -1,15 +1,22 @@
 """A loss that is not finite, at a step that the test chooses."""
 
 import json
+import re
+import shutil
 
 import jax.numpy as jnp
 import pytest
 
 from fer_jax.errors import UserError
-from fer_jax.training import checkpoint, loop, preemption, records, rollback
+from fer_jax.training import (
+  checkpoint,
+  crossval,
+  loop,
+  preemption,
+  records,
+  rollback,
+)
 from fer_jax.training import step as step_lib
-
-pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture
@@ -63,6 +70,58 @@ def test_gives_up_after_a_few_times_and_keeps_what_was_good(
   assert checkpoint.steps(tmp_path) == []
 
 
+def test_a_fold_rolls_back_as_it_would_alone(diverging, tiny_config, tmp_path):
+  config = tiny_config
+  config.data.protocol = 'kfold_subjects'
+  config.data.folds = 2
+  config.train.batch_size = 16
+  config.train.epochs = 2
+  diverging(step=7, above=0.6)  # of the second epoch, once
+  outcome = crossval.train(config, tmp_path / 'all')
+  assert outcome.finished
+  place = outcome.places[1]
+  loop.train(place.config, tmp_path / 'alone')
+
+  def entries(workdir):
+    rollbacks = json.loads((workdir / 'run.json').read_text())['rollbacks']
+    return [{k: v for k, v in e.items() if k != 'time'} for e in rollbacks]
+
+  (entry,) = entries(place.workdir)
+  assert entry['epoch'] == 2
+  assert [entry] == entries(tmp_path / 'alone')
+  together = records.read_metrics(place.workdir)
+  by_itself = records.read_metrics(tmp_path / 'alone')
+  assert [r['epoch'] for r in together] == [1, 2]
+  for ours, theirs in zip(together, by_itself, strict=True):
+    for key in ('step', 'rollbacks'):
+      assert ours.get(key) == theirs.get(key)
+    assert ours['learning_rate'] == pytest.approx(theirs['learning_rate'])
+    assert ours['train'] == pytest.approx(theirs['train'], rel=1e-3)
+  first, second = checkpoint.steps(place.workdir)
+  assert [first, second] == checkpoint.steps(tmp_path / 'alone')
+
+  # Killed as it had gone back, it goes on with the rate of after.
+  shutil.rmtree(checkpoint.directory(place.workdir) / str(second))
+  crossval.train(config, tmp_path / 'all')
+  again = records.read_metrics(place.workdir)
+  assert again[1]['learning_rate'] == together[1]['learning_rate']
+
+
+def test_a_fold_gives_up_after_a_few_times_too(
+  diverging, tiny_config, tmp_path, capsys
+):
+  tiny_config.data.protocol = 'kfold_subjects'
+  tiny_config.data.folds = 2
+  diverging(step=0, above=0.0)
+  with pytest.raises(UserError, match=r'not finite in .*fold_0, .*fold_1;'):
+    crossval.train(tiny_config, tmp_path)
+  out = capsys.readouterr().out
+  said = r'fold_0: the loss is not finite at step \d \(epoch 1\)'
+  assert len(re.findall(f'{said}: rolled back to step 0', out)) == 3
+  assert len(re.findall(f'{said}; rolled back 3 times already', out)) == 1
+  assert checkpoint.steps(tmp_path / 'fold_0') == []
+
+
 def test_a_checkpoint_amid_an_epoch_is_no_place_to_go_back_to(
   diverging, tiny_config, tmp_path
 ):
@@ -91,13 +150,11 @@ def test_a_checkpoint_amid_an_epoch_is_no_place_to_go_back_to(
 def test_rollbacks_of_a_future_that_is_given_up_are_forgotten(tmp_path):
   entries = [{'to_step': 4}, {'to_step': 8}]
   path = tmp_path / 'run.json'
-  path.write_text(json.dumps({'model': 'm', 'rollbacks': entries}))
+  run = {'class_names': ['a', 'b']}
+  path.write_text(json.dumps({**run, 'rollbacks': entries}))
   assert rollback.noted(tmp_path, 8) == entries
   assert rollback.noted(tmp_path, 7) == entries[:1]
-  assert json.loads(path.read_text()) == {
-    'model': 'm',
-    'rollbacks': entries[:1],
-  }
-  path.write_text('{"rollbacks": [{"to_stop": 4}]}')
-  with pytest.raises(UserError, match="'rollbacks' is damaged"):
+  assert json.loads(path.read_text()) == {**run, 'rollbacks': entries[:1]}
+  path.write_text(json.dumps({**run, 'rollbacks': [{'to_stop': 4}]}))
+  with pytest.raises(UserError, match=r'run\.json: rollbacks\[0\]\.to_step is'):
     rollback.noted(tmp_path, 7)

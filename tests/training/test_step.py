@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+import small_populations as small
 
-from fer_jax import models
 from fer_jax.data import augment
 from fer_jax.training import optim, step
 from fer_jax.training.state import (
@@ -16,27 +15,13 @@ from fer_jax.training.state import (
   split,
 )
 
-SIZE, CLASSES, BATCH = 16, 3, 8
+SIZE, CLASSES, BATCH = small.SIDE, small.CLASSES, 8
 PLAN = step.Plan(jax.random.key(0))
 PLAIN_SGD = optim.OptimSettings(name='sgd', momentum=0.0)
 
 
-def _model():
-  return models.create(
-    'residual_gru',
-    num_classes=CLASSES,
-    rngs=nnx.Rngs(0),
-    input_shape=(SIZE, SIZE, 1),
-    stem_filters=(4,),
-    filters=(4,),
-    blocks=(1,),
-    units=4,
-    head=(4,),
-  )
-
-
 def _start(settings, **hparams):
-  graphdef, params, model_state = split(_model())
+  graphdef, params, model_state = split(small.model(jax.random.key(0)))
   values = {
     **dict.fromkeys(HPARAMS, 0.0),
     'learning_rate': 0.1,

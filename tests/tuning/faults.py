@@ -1,7 +1,7 @@
 """Kills workers and the database of a sweep at random, and counts the loss.
 
-    PYTHONPATH=tests/launch python tests/tuning/faults.py DATA_DIR WORKDIR \
-      KILLS DATABASE_KILLS RECORD.json
+    PYTHONPATH=tests:tests/launch python tests/tuning/faults.py DATA_DIR \
+      WORKDIR KILLS DATABASE_KILLS RECORD.json
 
 Two workers on a PostgreSQL server of their own; whoever is killed is started
 again. Of a trial is counted whether it was lost, told twice, or trained after

@@ -23,7 +23,7 @@ def test_kills_at_every_kind_of_moment(data_dir, tmp_path):
       'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'PYTHONPATH': str(pathlib.Path(kills.__file__).parent),
+      'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),  # small_config
     },
   )
   assert done.returncode == 0, done.stderr

@@ -318,6 +318,77 @@ def test_a_shape_that_never_fits_fails_alone(config, tmp_path, monkeypatch):
     sweep.run(config, {'model.units': choice(3)}, tmp_path / 'b', settings)
 
 
+def test_a_trial_that_diverges_rolls_back_before_it_fails(config, tmp_path):
+  config.train.epochs = 1
+  config.train.on_divergence = 'rollback'
+  domains = {'optim.learning_rate': choice(1e-2, 1e30)}
+  settings = small_sweeps.settings(search='grid', population=2)
+  finished, content = sweep.run(config, domains, tmp_path, settings)
+  assert finished
+  assert [t['state'] for t in content['trials']] == ['complete', 'failed']
+  run = json.loads((tmp_path / 'trials/0001/run.json').read_text())
+  assert [entry['to_step'] for entry in run['rollbacks']] == [0, 0, 0]
+  assert records.read_metrics(tmp_path / 'trials/0001') == []
+
+
+def test_trials_put_in_by_hand_are_trained_or_refused_once(
+  config, tmp_path, capsys
+):
+  config.train.epochs = 1
+  domains = {
+    'optim.learning_rate': log_uniform(1e-3, 1e-1),
+    'seed': choice(1, 2),
+  }
+  settings = functools.partial(small_sweeps.settings, search='random')
+  _, content = sweep.run(config, domains, tmp_path, settings(trials=1))
+  open_study = functools.partial(
+    optuna.load_study, study_name=content['study'], storage=content['storage']
+  )
+  study = open_study()
+  study.enqueue_trial({'seed': 3})
+  study.enqueue_trial({'optim.learning_rat': 1e-2})
+  good = {'optim.learning_rate': 5e-2, 'seed': 2}
+  study.enqueue_trial(good)
+  study.enqueue_trial({'optim.learning_rate': 7.0})
+  study.add_trial(
+    optuna.trial.create_trial(
+      value=2.0,
+      params={'seed': 1},
+      distributions={
+        'seed': optuna.distributions.CategoricalDistribution([1, 2])
+      },
+    )
+  )
+  finished, content = sweep.run(
+    config, domains, tmp_path, settings(trials=7, population=2)
+  )
+  assert finished
+  trials = content['trials']
+  done, failed = 'complete', 'failed'
+  assert [t['state'] for t in trials] == [
+    *[done, failed, failed, done, failed, done, done]
+  ]
+  assert trials[3]['params'] == good
+  assert trials[5]['value'] == 2.0
+  assert content['best']['trial'] != 5  # of which there is no run
+  refused = [
+    line for line in capsys.readouterr().out.splitlines() if 'cannot be' in line
+  ]
+  assert refused == [
+    'trial 1 cannot be trained: seed is 3; allowed is choice(1, 2)',
+    'trial 2 cannot be trained: optim.learning_rat is not searched; did you '
+    "mean 'optim.learning_rate'?",
+    'trial 4 cannot be trained: optim.learning_rate is 7.0; allowed is '
+    'log_uniform(0.001, 0.1)',
+  ]
+  states = [trial.state.name for trial in open_study().trials]
+  assert states == [
+    'FAIL' if t['state'] == failed else 'COMPLETE' for t in trials
+  ]
+  sweep.run(config, domains, tmp_path, settings(trials=7))
+  assert 'cannot be' not in capsys.readouterr().out
+
+
 def test_data_that_is_gone_is_no_fault_of_a_trial(
   config, domains, tmp_path, monkeypatch
 ):
