@@ -1,14 +1,16 @@
 #!/usr/bin/env python
 """The README's tables of speed, written from the records beside it.
 
-  python launch/tables.py speed | recurrent | population
+  python launch/tables.py speed | recurrent | population | sweep
 
 prints one, to be pasted; a test compares the README with what this prints.
 """
 
 import json
+import math
 import pathlib
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 RECORDS = pathlib.Path(__file__).parents[1] / 'docs' / 'records'
@@ -33,6 +35,14 @@ PEERS = {
   'keras_jax': 'Keras, JAX',
   'flax': 'plain Flax NNX',
 }
+
+P1_POPULATION = ('residual_bilstm', 4, 10)
+"""Model, batch and folds of P1, which trains each fold for so many epochs."""
+
+P1_EPOCHS = 200
+FER2013_TRAINING = 28_709
+WIDTH = 88
+"""Of a line of prose."""
 
 
 def speed() -> list[str]:
@@ -88,8 +98,11 @@ def recurrent() -> list[str]:
 
 
 def population() -> list[str]:
-  """Milliseconds of a step of every member, side by side and in a row."""
-  rows = []
+  """Milliseconds of a step of every member, side by side and in a row.
+
+  With what P1's recipe would take, extrapolated.
+  """
+  rows, p1 = [], []
   for model, batch, record in _records('populations'):
     result = record['population']
     contenders, share = result['contenders'], result['share_of_in_a_row']
@@ -104,8 +117,52 @@ def population() -> list[str]:
         f'{_milliseconds(contenders["torch in a row"]):,.0f}',
       ]
     )
+    if (model, batch, result['members']) == P1_POPULATION:
+      p1 = ['', *_p1(contenders)]
   header = ['model', 'batch', 'members', 'population', 'in a row']
-  return _table([*header, 'time of in a row', 'PyTorch, in a row'], rows)
+  table = _table([*header, 'time of in a row', 'PyTorch, in a row'], rows)
+  return [*table, *p1]
+
+
+def _p1(contenders: dict) -> list[str]:
+  """P1's recipe from the milliseconds of a step, as lines of prose."""
+  _, batch, folds = P1_POPULATION
+  train = FER2013_TRAINING * (folds - 1) // folds
+  steps = P1_EPOCHS * math.ceil(train / batch)
+
+  def hours(name: str) -> str:
+    return f'{steps * _milliseconds(contenders[name]) / 3.6e6:,.0f} h'
+
+  return textwrap.wrap(
+    f"P1's recipe on FER2013's {FER2013_TRAINING:,} Training rows, {folds} "
+    f'folds of {train:,} images at batch {batch} for {P1_EPOCHS} epochs, is '
+    f'{steps:,} population steps: at the '
+    f'{_milliseconds(contenders["population"]):,.0f} ms above '
+    f'{hours("population")}, in a row {hours("fer_jax in a row")}, in PyTorch '
+    f'{hours("torch in a row")}. Extrapolated from steps alone, not run.',
+    WIDTH,
+  )
+
+
+def sweep() -> list[str]:
+  """Trials an hour of a small search, of each contender recorded."""
+  record = json.loads((RECORDS / 'benchmark_sweep.json').read_text())['sweep']
+  rows = []
+  for name, row in record['contenders'].items():
+    first = row['rounds'][0]
+    rows.append(
+      [
+        name if row['population'] is None else f'`sweep`, {name}',
+        f'{row["trials_per_hour"]["median"]:,.0f}',
+        f'{row["speed_of_reference"]["median"]:.2f} ×',
+        f'{first["shapes"]}',
+        f'{first["programs"]}',
+        f'{first["multiply_adds_per_trial"] / 1e9:,.0f}',
+        f'{first["best"]:.1%}',
+      ]
+    )
+  header = ['search', 'trials an hour', 'speed', 'shapes', 'programs compiled']
+  return _table([*header, 'GMAdd a trial', 'best validation'], rows)
 
 
 def _records(folder: str) -> Iterator[tuple[str, int, dict]]:
@@ -130,7 +187,12 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
   ]
 
 
-TABLES = {'speed': speed, 'recurrent': recurrent, 'population': population}
+TABLES = {
+  'speed': speed,
+  'recurrent': recurrent,
+  'population': population,
+  'sweep': sweep,
+}
 
 if __name__ == '__main__':
   if len(sys.argv) != 2 or sys.argv[1] not in TABLES:

@@ -1,7 +1,6 @@
 """What a timing must say about the machine it was taken on."""
 
 import os
-import pathlib
 import platform
 
 from fer_jax import provenance
@@ -14,25 +13,10 @@ def describe() -> dict:
     'cores': provenance.cores(),
     'system': f'{platform.system()} {platform.machine()}',
     'python': platform.python_version(),
-    # Above a few tenths, something else was running too.
+    # Of the minute before, with what a script ran in it for an earlier case;
+    # else above a few tenths something else was running too.
     'load_average_before': os.getloadavg()[0],
   }
-
-
-def peak_memory() -> int | None:
-  """Most bytes this process has held in memory; None where none can tell.
-
-  Files that it has mapped count, as far as they were read. The kernel's figure
-  and not `resource.getrusage`, which begins with the parent's peak.
-  """
-  try:
-    status = pathlib.Path('/proc/self/status').read_text()
-  except OSError:
-    return None
-  for line in status.splitlines():
-    if line.startswith('VmHWM:'):
-      return int(line.split()[1]) << 10
-  return None
 
 
 def thread_environment(count: int) -> dict[str, str]:

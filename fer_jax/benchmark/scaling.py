@@ -212,14 +212,14 @@ def accelerator_model(config: Any, num_classes: int) -> Any:
   import jax
   from flax import nnx
 
-  from fer_jax.nn import Conv
+  from fer_jax.nn import Conv, DepthwiseConv
   from fer_jax.training import task
 
   model = nnx.eval_shape(
     lambda: task.create_model(config, num_classes, jax.random.key(0))
   )
   for _, module in nnx.iter_modules(model):
-    if isinstance(module, Conv):
+    if isinstance(module, Conv | DepthwiseConv):
       module.form = 'lax'
   return model
 
@@ -409,7 +409,12 @@ def main() -> None:
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
   os.environ['JAX_PLATFORMS'] = 'cpu'
   from fer_jax import files
+  from fer_jax.errors import UserError
 
+  try:
+    files.require_writable(values.json)
+  except UserError as error:
+    parser.error(str(error))
   config = runpy.run_path(values.config)['get_config']()
   record = measure(config, values.classes, values.members)
   print('\n'.join(lines(record)))

@@ -13,6 +13,7 @@ from fer_jax.benchmark.worker import TAIL_LINES, WorkerError
 
 POLL_SECONDS = 0.02
 LONGEST_SECONDS = 600
+LEAVING_SECONDS = 60
 
 
 def measure(config: pathlib.Path, *, starts: int) -> dict:
@@ -71,8 +72,13 @@ def _one_start(config: pathlib.Path) -> float:
         time.sleep(POLL_SECONDS)
       raise WorkerError(f'no first step within {LONGEST_SECONDS} s')
     finally:
-      process.kill()
-      process.wait()
+      # Not killed at once: it may be writing the cache of compiled programs.
+      process.terminate()
+      try:
+        process.wait(LEAVING_SECONDS)
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def seconds_in(run_json: pathlib.Path) -> float | None:

@@ -109,7 +109,7 @@ def _conv(
   kernel: int,
   strides: int,
   *,
-  padding: str = 'SAME',
+  padding: str | int = 'SAME',
   bias: bool = False,
 ) -> tuple[Layer, Shape]:
   rows, columns = (

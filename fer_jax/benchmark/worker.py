@@ -126,7 +126,7 @@ class Worker:
     return self.run(self.steps) / self.steps
 
   def peak_memory(self) -> int | None:
-    """See `machine.peak_memory`, of its process so far."""
+    """See `provenance.peak_memory`, of its process so far."""
     return self._ask(do='peak_memory')['bytes']
 
   def close(self) -> None:
@@ -164,7 +164,7 @@ def serve(contender: str) -> None:
         module = importlib.import_module(contender)
         run, answer = module.prepare(message['case'])
       elif message['do'] == 'peak_memory':
-        answer = {'bytes': machine.peak_memory()}
+        answer = {'bytes': provenance.peak_memory()}
       else:
         assert run is not None, 'run before prepare'
         answer = {'seconds': run(message['steps'])}

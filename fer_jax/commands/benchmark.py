@@ -1,11 +1,13 @@
 """Times this package on this machine against peers, all in the same run."""
 
 import datetime
+import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterable
 
 from absl import flags
+from ml_collections import config_flags
 
 from fer_jax import files
 from fer_jax.commands.summary import parse_assignment
@@ -14,7 +16,9 @@ from fer_jax.errors import UserError, nearest
 SUMMARY = 'Times train step, input path, start-up and data, some beside peers.'
 
 USUAL = ('train_step', 'input', 'startup')
-MEASUREMENTS = (*USUAL, 'compilation', 'population', 'recurrent', 'data')
+OF_NO_MODEL = ('recurrent', 'sweep')
+MEASUREMENTS = (*USUAL, 'compilation', 'population', 'data', *OF_NO_MODEL)
+LOOPS = ('one_process', 'process_a_trial')
 NUM_CLASSES = 7
 SEED = 0
 LEARNING_RATE = 1e-3
@@ -33,7 +37,8 @@ def define_flags() -> None:
     f'of {", ".join(MEASUREMENTS)}; population is --members runs side by side '
     'and in a row; recurrent is recurrent layers alone, with sizes of its own '
     'and Keras on JAX; data is building and reading of every data set, from '
-    'files that it writes itself, beside the training step',
+    'files that it writes itself, beside the training step; sweep is the '
+    'search of --config, see below',
   )
   flags.DEFINE_list(
     'peers',
@@ -45,7 +50,12 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'members', 10, 'runs of --what=population', lower_bound=1
   )
-  flags.DEFINE_integer('rounds', 10, 'turns of each contender', lower_bound=1)
+  flags.DEFINE_integer(
+    'rounds',
+    None,
+    'turns of each contender; 10 if not given, 1 of --what=sweep',
+    lower_bound=1,
+  )
   flags.DEFINE_integer(
     'warm_up', 8, 'steps that each runs first, not counted', lower_bound=1
   )
@@ -66,6 +76,24 @@ def define_flags() -> None:
     'examples of each set of --what=data; CK+ has a sixteenth as sequences',
     lower_bound=8,
   )
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'sweep file of --what=sweep, such as configs/sweeps/p0_small.py; fields '
+    'are set with --config.SECTION.FIELD=VALUE',
+  )
+  flags.DEFINE_integer(
+    'trials', 16, 'trials of each search of --what=sweep', lower_bound=1
+  )
+  flags.DEFINE_list(
+    'populations', ['1', '4', '16'], 'trials side by side of --what=sweep'
+  )
+  flags.DEFINE_list(
+    'loops',
+    list(LOOPS),
+    "of --what=sweep, Optuna's loop around single runs: one_process has them "
+    'all, process_a_trial starts one for each; the first is the reference',
+  )
   flags.DEFINE_string('json', None, 'file to write the record to')
 
 
@@ -77,8 +105,12 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   _known('--what', values.what, MEASUREMENTS)
   _known('--peers', values.peers, train_step.PEERS)
+  _known('--loops', values.loops, LOOPS)
+  if 'sweep' in values.what:
+    _require_search(values)
+  usual_rounds = 1 if set(values.what) == {'sweep'} else contest.Effort.rounds
   effort = contest.Effort(
-    rounds=values.rounds,
+    rounds=values.rounds or usual_rounds,
     warm_up=values.warm_up,
     turn_seconds=values.turn_seconds,
   )
@@ -99,14 +131,7 @@ def main(argv: list[str]) -> None:
     'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'machine': machine.describe(),
     'settings': {
-      'model': case['model'],
-      'overrides': case['overrides'],
-      'batch_size': case['batch_size'],
-      'input_shape': case['input_shape'],
-      'num_classes': case['num_classes'],
-      'rounds': effort.rounds,
-      'warm_up_steps': effort.warm_up,
-      'turn_seconds': effort.turn_seconds,
+      **_settings(values.what, case, effort),
       'statistic': 'median over rounds; ratios are formed inside each round',
     },
     **_measure(values.what, case, values.peers, effort, startup_config),
@@ -115,6 +140,20 @@ def main(argv: list[str]) -> None:
   files.write_result(values.json, record)
   if values.json:
     print(f'record: {values.json}')
+
+
+def _settings(what: Iterable[str], case: dict, effort) -> dict:
+  """What the record says of how it was measured."""
+  if set(what) == {'sweep'}:
+    return {'rounds': effort.rounds}
+  names = ('model', 'overrides', 'batch_size', 'input_shape', 'num_classes')
+  of_model = bool(set(what) - set(OF_NO_MODEL))
+  return {
+    **({name: case[name] for name in names} if of_model else {}),
+    'rounds': effort.rounds,
+    'warm_up_steps': effort.warm_up,
+    'turn_seconds': effort.turn_seconds,
+  }
 
 
 def _measure(what, case, peers, effort, startup_config) -> dict:
@@ -151,12 +190,61 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
       results['data'] = data_path.measure(
         case, effort, examples=flags.FLAGS.data_examples
       )
+    if 'sweep' in what:
+      results['sweep'] = _search()
   except WorkerError as error:
     first, _, rest = str(error).partition('\n')
     if rest:
       print(rest, file=sys.stderr)
     raise UserError(first) from error
   return results
+
+
+def _require_search(values) -> None:
+  """Checks what --what=sweep needs before anything is measured.
+
+  Raises:
+    UserError: a flag is missing or does not fit, or Optuna is missing.
+  """
+  if values.config is None:
+    raise UserError(
+      '--what=sweep needs --config; expected a sweep file such as '
+      'configs/sweeps/p0_small.py'
+    )
+  for size in values.populations:
+    if not (size.isdecimal() and int(size)):
+      raise UserError(
+        f'--populations={size}: expected whole numbers of at least 1'
+      )
+  if not (values.populations or values.loops):
+    raise UserError('--populations and --loops are empty: nobody searches')
+  for package in ('optuna', 'sqlalchemy'):
+    if importlib.util.find_spec(package) is None:
+      raise UserError(
+        f'--what=sweep needs {package}, which the extra tune installs: '
+        "pip install 'fer-jax[tune]'"
+      )
+  from fer_jax.tuning import space
+
+  space.Space(space.load(_sweep_file()), values.config)
+
+
+def _sweep_file() -> pathlib.Path:
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  return pathlib.Path(str(name).partition(':')[0])
+
+
+def _search() -> dict:
+  """The result of --what=sweep."""
+  from fer_jax.benchmark import sweep_throughput
+
+  values = flags.FLAGS
+  return sweep_throughput.measure(
+    sweep_throughput.Search(values.config, _sweep_file(), values.trials),
+    populations=[int(size) for size in values.populations],
+    loops=values.loops,
+    rounds=values.rounds or 1,
+  )
 
 
 def _case(
@@ -214,9 +302,13 @@ def render(record: dict) -> str:
   )
 
   machine, settings = record['machine'], record['settings']
-  of_model = any(name in record for name in MEASUREMENTS if name != 'recurrent')
+  of_model = 'model' in settings
   lines = [
-    (f'{settings["model"]}, batch {settings["batch_size"]}, ' * of_model)
+    (
+      f'{settings["model"]}, batch {settings["batch_size"]}, '
+      if of_model
+      else ''
+    )
     + f'{settings["rounds"]} rounds, medians (smallest to largest)',
     f'{machine["cpu"]}, {machine["cores"]} cores, load before '
     f'{machine["load_average_before"]:.2f}',
@@ -241,6 +333,10 @@ def render(record: dict) -> str:
     lines += ['', *recurrent_layers.table(record['recurrent'])]
   if 'data' in record:
     lines += ['', *data_path.lines(record['data'])]
+  if 'sweep' in record:
+    from fer_jax.benchmark import sweep_throughput
+
+    lines += ['', *sweep_throughput.lines(record['sweep'])]
   return '\n'.join(lines)
 
 

@@ -1,8 +1,6 @@
 """`summary`: a model's layers, parameters and cost."""
 
 import ast
-import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -28,17 +26,14 @@ def main(argv: list[str]) -> int:
     raise UserError(
       f'summary takes no argument {argv[1]!r}; see summary --help'
     )
+  from fer_jax import files
+
   values = flags.FLAGS
+  files.require_writable(values.json)
   overrides = dict(map(parse_assignment, values.set))
   result = summarise(values.model, values.num_classes, overrides)
   print(format_summary(result))
-  if values.json:
-    path = pathlib.Path(values.json)
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(json.dumps(result, indent=2) + '\n')
-    except OSError as error:
-      raise UserError(f'--json: {path}: {error.strerror}') from error
+  files.write_result(values.json, result)
   return 0
 
 

@@ -81,8 +81,8 @@ def main(argv: list[str]) -> int:
     from fer_jax import hosts
     from fer_jax.training import rehearsal
 
-    hosts.start()
-    found = rehearsal.rehearse(values.config)
+    with hosts.joined():
+      found = rehearsal.rehearse(values.config)
     print(rehearsal.text(found, values.config.train.batch_size))
     return 0
   if not values.workdir:
@@ -92,14 +92,14 @@ def main(argv: list[str]) -> int:
     from fer_jax import hosts
     from fer_jax.training import loop  # seconds, in which signals are heard
 
-    hosts.start()
-    outcome = loop.train(
-      values.config,
-      values.workdir,
-      max_seconds=values.max_seconds,
-      notice=notice,
-      profile_steps=values.profile,
-    )
+    with hosts.joined():
+      outcome = loop.train(
+        values.config,
+        values.workdir,
+        max_seconds=values.max_seconds,
+        notice=notice,
+        profile_steps=values.profile,
+      )
   if outcome.asked:
     ended = 'left when asked to, to be resumed by the same command'
   elif not outcome.finished:
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
   elif outcome.best_step:
     best = (
       f'best validation {values.config.train.select} '
-      f'{abs(outcome.best_metric):.4f} at step {outcome.best_step}'
+      f'{outcome.best_metric:.4f} at step {outcome.best_step}'
     )
   back = ''
   if outcome.rollbacks:

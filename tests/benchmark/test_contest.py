@@ -6,7 +6,8 @@ import textwrap
 
 import pytest
 
-from fer_jax.benchmark import contest, machine
+from fer_jax import provenance
+from fer_jax.benchmark import contest
 from fer_jax.benchmark.contest import Contender, Effort
 from fer_jax.benchmark.worker import Worker, WorkerError
 
@@ -91,7 +92,7 @@ def test_the_peak_of_memory_is_of_the_contender_alone(contender):
     images=1,
     say=lambda line: None,
   )
-  ours = machine.peak_memory()
+  ours = provenance.peak_memory()
   assert ours is not None
   peak = result['contenders']['small']['peak_memory_bytes']
   # The Python that waits here has JAX in it.

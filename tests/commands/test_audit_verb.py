@@ -10,6 +10,7 @@ from absl.testing import flagsaver
 from fer_jax import datasets
 from fer_jax.commands import audit
 from fer_jax.errors import UserError
+from fer_jax.evaluation import audit_page
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -84,6 +85,22 @@ def test_a_leaky_protocol_stands_beside_the_honest_one(place, capsys):
   assert 'oversample_then_split says that it leaks, and it does' in said
   (line,) = [n for n in said.splitlines() if n.startswith('  protocol ')]
   assert line.split() == ['protocol', 'oversample_then_split', 'fer2013_dev']
+
+
+@pytest.mark.parametrize(
+  ('leaks', 'found', 'shown'),
+  [
+    (False, False, 'clean'),
+    (False, True, 'leaks'),
+    (True, False, 'leaks'),
+    (None, False, 'leaks'),
+  ],
+)
+def test_green_is_what_is_honest_by_word_and_by_deed(leaks, found, shown):
+  facts = {'leaks': leaks, 'reason': 'Because.'}
+  entry = {'protocol': facts, 'figures': {'leak_found': found}}
+  html = audit_page._verdict({'protocols': [entry], 'verdict': 'So it is.'})
+  assert f'class="notice {shown}"' in html
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,12 @@ def test_export_manifests(place, tmp_path):
       {'dataset': 'fer2013', 'option': 'x=1', 'source': 'x'},
       "fer2013 has no option 'x'; it takes none",
     ),
+    # The names of arguments are no options.
+    (
+      'describe',
+      {'dataset': 'image_folder', 'option': 'checksum=x'},
+      "image_folder has no option 'checksum'; it takes classes",
+    ),
   ],
 )
 def test_mistakes_are_one_line(action, values, reason, tmp_path):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from fer_jax.commands import summary
@@ -52,22 +53,30 @@ def test_unknown_model_and_field_are_user_errors():
     summary.summarise('residual_gru', 5, {'unit': 3})
 
 
-def test_command_line(tmp_path):
-  path = tmp_path / 'deep' / 'summary.json'
-  command = [
-    sys.executable, '-m', 'fer_jax', 'summary', '--model=residual_lstm',
-    '--set=filters=4,8', '--set', 'blocks=1,1', '--num_classes=3',
-    f'--json={path}',
+def test_command_line(tmp_path, complaint):
+  path = tmp_path / 'summary.json'
+  arguments = [
+    'summary', '--model=residual_lstm', '--set=filters=4,8', '--set',
+    'blocks=1,1', '--num_classes=3', f'--json={path}',
   ]  # fmt: skip
+  command = [sys.executable, '-m', 'fer_jax', *arguments]
   result = subprocess.run(command, capture_output=True, text=True, check=True)
   assert 'multiply-adds' in result.stdout
   record = json.loads(path.read_text())
   assert record['fields']['blocks']['value'] == [1, 1]
   assert record['layers'][-1]['output_shape'] == [3]
 
-  wrong = subprocess.run(
-    [*command, '--set=kernel_size=2'], capture_output=True, text=True
+  assert 'no such folder' in complaint(*arguments, f'--json={tmp_path}/a/b')
+  assert 'kernel_size must be a positive odd int, got 2' in complaint(
+    *arguments, '--set=kernel_size=2'
   )
-  assert wrong.returncode != 0
-  assert wrong.stderr.count('\n') == 1
-  assert 'kernel_size must be a positive odd int, got 2' in wrong.stderr
+
+
+def test_too_little_memory_of_a_device_is_one_line(monkeypatch, complaint):
+  def exhausted(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 7 bytes\nand more')
+
+  monkeypatch.setattr(summary, 'summarise', exhausted)
+  said = complaint('summary')
+  assert 'a smaller train.batch_size' in said
+  assert said.endswith('(RESOURCE_EXHAUSTED: 7 bytes)\n')
