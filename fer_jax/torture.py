@@ -2,16 +2,16 @@
 
 Drives the command line from outside. A small run on rendered faces is trained
 twice undisturbed, which tells whether it repeats itself and how long things
-take, and once in many lives: each is ended by SIGKILL at a moment drawn
-uniformly over it, start-up and checkpoints included, or asked to leave by
-SIGTERM. What is left at the end has to be the undisturbed run's bit for bit:
-records (times aside), final state, best checkpoint, the list of checkpoints.
+take, and once in many lives: each is ended by SIGKILL, or asked to leave by
+SIGTERM, one half of them at a moment of their start-up, one half at a moment
+after their first step, checkpoints included. What is left at the end has to be
+the undisturbed run's bit for bit: records (times aside), final state, best
+checkpoint, the list of checkpoints.
 """
 
 import collections
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import random
@@ -111,8 +111,8 @@ def torture(
     folder = workdir / f'disturbed_{rounds}'
     while ends:
       left = config.train.epochs - runs.epochs(folder)
-      longest = _longest_life(pace, left, len(ends))
-      life = runs.life(folder, draws.uniform(0, longest), ends[0])
+      moment = _draw(draws, pace, left, len(ends))
+      life = runs.life(folder, moment, ends[0])
       if life is None:  # it finished before its moment
         break
       ends.pop(0)
@@ -187,15 +187,23 @@ def _config(
   return config
 
 
-def _longest_life(pace: Pace, epochs: int, lives: int) -> float:
-  """Such that lives that end at a uniform moment before it make the epochs.
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """When a life ends: seconds after its start, or after its first step."""
 
-  A life of u seconds makes (u - start) / epoch epochs; the mean of that over u
-  in (0, start + x) is x² / (2 (start + x) epoch).
+  trains: bool
+  seconds: float
+
+
+def _draw(draws: random.Random, pace: Pace, epochs: int, lives: int) -> Moment:
+  """Such that the lives that are left make `SHARE` of the epochs left.
+
+  Every other one makes epochs, half of its longest on average.
   """
-  each = SHARE * epochs / lives * pace.epoch
-  x = each + math.sqrt(each**2 + 2 * each * pace.start)
-  return pace.start + x
+  if draws.random() < 0.5:
+    return Moment(False, draws.uniform(0, pace.start))
+  longest = 4 * SHARE * epochs / lives * pace.epoch
+  return Moment(True, draws.uniform(0, longest))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,14 +259,20 @@ class _Runs:
     return Pace(start=seen[0] - epoch, epoch=epoch)
 
   def life(
-    self, folder: pathlib.Path, seconds: float, end: signal.Signals
+    self, folder: pathlib.Path, moment: Moment, end: signal.Signals
   ) -> _Life | None:
     """A life that a signal ends; None where it was over before."""
     before = self._at(folder)
     kept = self._kept(folder)
     process = self._start(folder)
+    begun = time.monotonic()
+    while (
+      moment.trains and process.poll() is None and self._at(folder) == before
+    ):
+      self._require_alive(process, time.monotonic() - begun)
+      time.sleep(0.005)
     try:
-      process.wait(timeout=seconds)
+      process.wait(timeout=moment.seconds)
     except subprocess.TimeoutExpired:
       process.send_signal(end)
     asked = time.monotonic()

@@ -1,6 +1,7 @@
 """The torture run's short form, and that it would tell a difference."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -45,7 +46,10 @@ def test_three_lives_end_and_nothing_differs(tmp_path):
 
 def test_lives_are_as_long_as_makes_the_epochs():
   pace = torture.Pace(start=5.0, epoch=0.3)
-  longest = torture._longest_life(pace, epochs=100, lives=100)
-  trained = longest - pace.start
-  mean = trained**2 / (2 * longest * pace.epoch)
-  assert mean == pytest.approx(torture.SHARE)
+  draws = random.Random(0)
+  moments = [torture._draw(draws, pace, 100, 80) for _ in range(20_000)]
+  trained = [m.seconds for m in moments if m.trains]
+  assert len(trained) / len(moments) == pytest.approx(0.5, abs=0.02)
+  assert max(m.seconds for m in moments if not m.trains) <= pace.start
+  epochs = sum(trained) / pace.epoch / len(moments)
+  assert epochs * 80 == pytest.approx(torture.SHARE * 100, rel=0.03)
