@@ -32,11 +32,18 @@ def main() -> int:
   import fuzz_targets
 
   from fer_jax import files, provenance
+  from fer_jax.errors import UserError, nearest
 
-  files.require_writable(given.json)
+  try:
+    files.require_writable(given.json)
+  except UserError as error:
+    parser.error(str(error))
   table = fuzz_targets.targets()
-  if given.only:
-    table = {name: table[name] for name in given.only.split(',')}
+  wanted = given.only.split(',') if given.only else list(table)
+  for name in wanted:
+    if name not in table:
+      parser.error(f'--only: no reader {name!r}{nearest(name, table)}')
+  table = {name: table[name] for name in wanted}
   misdeeds = fuzz_running.misdeeds_found()
   unseen = [name for name, said in misdeeds.items() if not said]
   if unseen:

@@ -20,7 +20,6 @@ import copy
 import dataclasses
 import importlib.abc
 import importlib.util
-import json
 import os
 import pathlib
 import random
@@ -323,25 +322,32 @@ def main() -> int:
   parser.add_argument('--json', help='record; modules in it are replaced')
   given = parser.parse_args()
   os.chdir(ROOT)
+  from fer_jax import files, provenance
+  from fer_jax.errors import UserError
+
+  modules = given.module or list(TESTS)
+  record = {}
+  try:
+    files.require_writable(given.json)
+    if given.json and pathlib.Path(given.json).exists():
+      record = files.read_json(pathlib.Path(given.json))
+  except UserError as error:
+    parser.error(str(error))
+  missing = set(modules) - set(record.get('modules', {}))
+  if given.again and missing:
+    parser.error(f'--again: --json has no record of {min(missing)}')
   # Read once, here, rather than in each of the children.
   import flax.nnx  # noqa: F401
   import pytest  # noqa: F401
   import sklearn.metrics  # noqa: F401
 
-  from fer_jax import provenance
-
-  record = {}
-  if given.json and pathlib.Path(given.json).exists():
-    record = json.loads(pathlib.Path(given.json).read_text())
-  for module in given.module or TESTS:
+  for module in modules:
     earlier = record['modules'][module] if given.again else None
     found = examine(module, given.sample, given.seed, earlier)
     record.setdefault('modules', {})[module] = found
     record['seed'] = given.seed
     record['versions'] = provenance.versions()
-    if given.json:
-      text = json.dumps(record, indent=2) + '\n'
-      pathlib.Path(given.json).write_text(text)
+    files.write_result(given.json, record)
   return 0
 
 

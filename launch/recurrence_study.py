@@ -16,7 +16,7 @@ fer2013_dev), at half its size for the sake of a CPU. Accuracy of the last epoch
 on that tenth; no test image is used.
 
 Figures: mean over seeds, its 95 % interval by Student's t, and the same of the
-difference to the recurrent variant seed by seed.
+difference to the first of --variants seed by seed.
 """
 
 import json
@@ -56,12 +56,18 @@ SMALLER = {**SMALL, 'filters': (16, 32), 'blocks': (1, 1)}
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'flags only, not {argv[1]!r}')
-  from fer_jax import models, provenance
+  from fer_jax import files, models, provenance
 
   measure = {'temporal': temporal, 'fer2013': fer2013}[DATA.value]
-  for model in MODELS.value:
-    if 'recurrence' not in models.fields(model):
-      raise app.UsageError(f'--models: {model} has no recurrent stage')
+  try:
+    files.require_writable(JSON.value)
+    for model in MODELS.value:
+      if 'recurrence' not in models.fields(model):
+        raise app.UsageError(f'--models: {model} has no recurrent stage')
+      for variant in VARIANTS.value:
+        models.check(model, **fields_of(model), recurrence=variant)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
   result = {}
   for model in MODELS.value:
     result[model] = summarise(measure(model))
@@ -69,11 +75,11 @@ def main(argv):
     'data': DATA.value,
     'seeds': SEEDS.value,
     'epochs': epochs(),
+    'difference_to': VARIANTS.value[0],
     'environment': provenance.environment(),
     'models': result,
   }
-  if JSON.value:
-    pathlib.Path(JSON.value).write_text(json.dumps(record, indent=2) + '\n')
+  files.write_result(JSON.value, record)
 
 
 def temporal(model):

@@ -15,5 +15,6 @@ cores="$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))' \
   2>/dev/null || echo 2)"
 workers="${TEST_WORKERS:-$((cores < 4 ? cores : 4))}"
 # Compilation is most of the tests' time and runs on one core: one process a
-# core. --dist=loadfile keeps the fixtures of a file in one process.
-exec "$python" -m pytest -q -n "$workers" --dist=loadfile "$@"
+# core. --dist=worksteal keeps neighbours, which share fixtures, in one process
+# until another one has nothing left to do.
+exec "$python" -m pytest -q -n "$workers" --dist=worksteal "$@"

@@ -18,7 +18,8 @@
 #     --config=configs/fer2013_residual_bilstm.py --workdir=/mnt/shared/runs/a
 #
 # The workdir lies on a disk that all hosts have mounted, which `start` checks.
-# JAX finds the hosts of a slice by itself.
+# JAX finds the hosts of a slice by itself. crossval and sweep use one machine,
+# and start on slices of one host alone.
 set -euo pipefail
 
 usage() {
@@ -118,6 +119,11 @@ if [ -z "$dry_run" ]; then
   state="$(gcloud compute tpus tpu-vm describe "${place[@]}" \
     '--format=value(state)')" || fail "gcloud does not know $tpu in $zone"
   [ "$state" = READY ] || fail "$tpu is $state; expected READY"
+  if [ "$action" = start ] && [ "$1" != train ]; then
+    hosts="$(on all 'echo one_of_the_hosts' | grep -c one_of_the_hosts)" || true
+    [ "$hosts" -le 1 ] ||
+      fail "$tpu has $hosts hosts; $1 uses one machine, so a slice of one host"
+  fi
 fi
 
 case "$action" in

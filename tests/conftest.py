@@ -1,24 +1,34 @@
-"""Shared set-up of all tests: strict JAX and a place for real data."""
+"""Shared set-up of all tests: strict JAX, quick compilation."""
 
 import os
-import pathlib
+import shutil
+import tempfile
 
-import jax
-import pytest
+PROGRAMS = 'FER_JAX_TEST_PROGRAMS'
+
+
+def _compile_quickly() -> None:
+  """Most of the tests' time would be XLA's compiler.
+
+  Programs are compiled without optimisation, and kept for this session of
+  tests: its workers share them, as do the processes that tests start. Before
+  JAX is imported, which reads these variables only then.
+  """
+  if PROGRAMS in os.environ:  # a worker of xdist
+    return
+  os.environ[PROGRAMS] = tempfile.mkdtemp(prefix='fer_jax_programs_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ[PROGRAMS]
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
+
+
+_compile_quickly()
+
+import jax  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-def _fer2013_csv() -> pathlib.Path | None:
-  """The real challenge file where FER2013_CSV names one, else None."""
-  named = os.environ.get('FER2013_CSV')
-  return pathlib.Path(named) if named and pathlib.Path(named).exists() else None
-
-
-@pytest.fixture(scope='session')
-def fer2013_csv() -> pathlib.Path:
-  """Path of the real fer2013.csv; skips the test where there is none."""
-  path = _fer2013_csv()
-  if path is None:
-    pytest.skip('real_data: FER2013_CSV names no file')
-  return path
+def pytest_unconfigure(config):
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(os.environ[PROGRAMS], ignore_errors=True)

@@ -54,6 +54,14 @@ def test_a_value_out_of_range_names_field_and_what_is_allowed(
   assert '\n' not in str(caught.value)
 
 
+def test_fields_of_an_unknown_model_are_not_told():
+  config = _base()
+  assert 'model.filters' in config_lib.describe_fields(config)
+  config.model.name = 'residual_bilstn'
+  with pytest.raises(UserError, match="did you mean 'residual_bilstm'"):
+    config_lib.describe_fields(config)
+
+
 def test_an_unknown_field_names_the_nearest():
   config = _base()
   with config.unlocked():

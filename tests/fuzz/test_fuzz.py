@@ -5,6 +5,7 @@ tested by name in test_fuzz_findings.py.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -18,6 +19,8 @@ def _run(*arguments):
     capture_output=True,
     text=True,
     check=False,
+    # Keeping programs would be writing elsewhere.
+    env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
   )
 
 

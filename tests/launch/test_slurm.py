@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import psycopg
 import pytest
+from small_config import small_config
 
 from fer_jax import config as config_lib
 from fer_jax.training import checkpoint, records, task
@@ -38,16 +39,8 @@ def _launch(*arguments, **environment):
 def config(tmp_path_factory):
   """Of epochs long enough to be caught in, and of a second to compile."""
   root = tmp_path_factory.mktemp('slurm')
-  config = config_lib.get_base(model='residual_gru')
-  config.data.data_dir = str(root / 'data')
+  config = small_config(root / 'data')
   config.data.options.images = 400
-  config.data.image_size = 16
-  config.model.stem_filters = (4,)
-  config.model.filters = (4,)
-  config.model.blocks = (1,)
-  config.model.units = 4
-  config.model.head = (4,)
-  config.augment.enabled = False
   config.train.batch_size = 4
   config.train.epochs = EPOCHS
   path = root / 'config.json'

@@ -153,6 +153,12 @@ def test_mistakes_are_one_line(hosts):
   done = _run(hosts, *SLICE, 'status')
   assert done.returncode == 2
   assert 'slice is PREEMPTED; expected READY' in done.stderr
+  (hosts / 'state').write_text('READY\n')
+  start = ('start', '--', 'sweep', '--config=c.py', WORKDIR)
+  done = _run(hosts, *SLICE, *start)
+  assert done.returncode == 2
+  assert 'slice has 2 hosts; sweep uses one machine' in done.stderr
+  assert 'fer_jax sweep' not in (hosts / 'calls').read_text()
 
 
 def test_shellcheck_finds_nothing():
