@@ -403,11 +403,8 @@ def saved_bytes(name):
   }
 
 
-@pytest.mark.parametrize(
-  'name', ['densenet121_gru', 'vgg16_gru', 'xception_gru']
-)
-def test_a_network_is_rematerialised_block_by_block(name):
-  kept = saved_bytes(name)
+def test_a_network_is_rematerialised_block_by_block():
+  kept = saved_bytes('vgg16_gru')
   assert kept[True] < 0.5 * kept[False]
 
 

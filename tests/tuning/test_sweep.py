@@ -12,7 +12,7 @@ import small_sweeps
 from fer_jax import config as config_lib
 from fer_jax.data import ledger
 from fer_jax.errors import UserError
-from fer_jax.training import loop, population, records, task
+from fer_jax.training import loop, population, records, side_by_side, task
 from fer_jax.tuning import (
   Space,
   choice,
@@ -423,7 +423,9 @@ def test_populations_have_as_many_members_as_memory_holds(
 
   monkeypatch.setattr(population.Population, '__init__', init)
   monkeypatch.setattr(
-    worker.memory, 'waves', lambda count, *_, **__: [range(3), range(3, count)]
+    side_by_side.memory,
+    'waves',
+    lambda count, *_, **__: [range(3), range(3, count)],
   )
   _, content = sweep.run(
     config, domains, tmp_path, small_sweeps.settings(population=5, trials=5)
