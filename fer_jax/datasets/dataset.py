@@ -18,6 +18,7 @@ lock, so that an interrupted build is never read and the next one starts clean.
 import dataclasses
 import functools
 import importlib
+import os
 import pathlib
 import sys
 import types
@@ -298,6 +299,8 @@ class Dataset:
         return frames
 
     folder = self.root / 'records' / self.name / self.version
+    if not os.path.isfile(folder / 'dataset_info.json'):
+      raise ValueError(f'there is no {folder}/dataset_info.json')
     column = 'frames' if self.is_clips else 'image'
     return tfds.builder_from_directory(folder).as_data_source(
       split=RECORD_SPLIT, decoders={column: Encoded()}

@@ -5,6 +5,7 @@ named; a value that is not finite is no value.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -319,7 +320,8 @@ def _facts(workdir: pathlib.Path, trials: Sequence[Trial]) -> dict[str, Any]:
   """The first run.json there is: data and protocol are those of all trials."""
   for trial in trials:
     place = workdir / trial.workdir
-    if trial.workdir and (place / 'run.json').is_file():
+    # Not a path's own question, which fails on a name that no file can have.
+    if trial.workdir and os.path.isfile(place / 'run.json'):
       return runs.read(place).facts
   return {}
 
