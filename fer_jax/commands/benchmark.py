@@ -1,7 +1,6 @@
 """Times this package on this machine against peers, all in the same run."""
 
 import datetime
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from fer_jax import files
+from fer_jax.commands import sweep
 from fer_jax.commands.summary import parse_assignment
 from fer_jax.errors import UserError, nearest
 
@@ -218,20 +218,10 @@ def _require_search(values) -> None:
       )
   if not (values.populations or values.loops):
     raise UserError('--populations and --loops are empty: nobody searches')
-  for package in ('optuna', 'sqlalchemy'):
-    if importlib.util.find_spec(package) is None:
-      raise UserError(
-        f'--what=sweep needs {package}, which the extra tune installs: '
-        "pip install 'fer-jax[tune]'"
-      )
+  sweep.require_optuna('--what=sweep')
   from fer_jax.tuning import space
 
-  space.Space(space.load(_sweep_file()), values.config)
-
-
-def _sweep_file() -> pathlib.Path:
-  name = config_flags.get_config_filename(flags.FLAGS['config'])
-  return pathlib.Path(str(name).partition(':')[0])
+  space.Space(space.load(sweep.sweep_file()), values.config)
 
 
 def _search() -> dict:
@@ -240,7 +230,7 @@ def _search() -> dict:
 
   values = flags.FLAGS
   return sweep_throughput.measure(
-    sweep_throughput.Search(values.config, _sweep_file(), values.trials),
+    sweep_throughput.Search(values.config, sweep.sweep_file(), values.trials),
     populations=[int(size) for size in values.populations],
     loops=values.loops,
     rounds=values.rounds or 1,

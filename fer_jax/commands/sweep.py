@@ -93,6 +93,22 @@ def define_flags() -> None:
   flags.DEFINE_string('json', None, 'File to write sweep.json to as well.')
 
 
+def require_optuna(what: str) -> None:
+  """Raises UserError where Optuna is missing, which `what` needs."""
+  for package in ('optuna', 'sqlalchemy'):
+    if importlib.util.find_spec(package) is None:
+      raise UserError(
+        f'{what} needs {package}, which the extra tune installs: '
+        "pip install 'fer-jax[tune]'"
+      )
+
+
+def sweep_file() -> pathlib.Path:
+  """The file of --config, without what follows its colon."""
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  return pathlib.Path(str(name).partition(':')[0])
+
+
 def main(argv: list[str]) -> int:
   """Runs the verb."""
   values = flags.FLAGS
@@ -104,19 +120,13 @@ def main(argv: list[str]) -> int:
     )
   if not values.workdir:
     raise UserError('--workdir is missing; expected a folder for the sweep')
-  for package in ('optuna', 'sqlalchemy'):
-    if importlib.util.find_spec(package) is None:
-      raise UserError(
-        f'sweep needs {package}, which the extra tune installs: '
-        "pip install 'fer-jax[tune]'"
-      )
+  require_optuna('sweep')
 
   from fer_jax import files
   from fer_jax.tuning import crew, space
 
   files.require_writable(values.json)
-  source = config_flags.get_config_filename(flags.FLAGS['config'])
-  domains = space.load(str(source).partition(':')[0])
+  domains = space.load(sweep_file())
   if values.workers > 1:
     # Whatever is wrong with it, said once.
     space.Space(domains, values.config)

@@ -78,14 +78,19 @@ def test_left_amid_epochs_and_gone_on_with(
   assert steps < third.step < 2 * steps
   last = loop.train(config, parted)
   assert last == whole
-  assert _timeless(parted) == _timeless(tmp_path / 'whole')
+  _assert_alike(config, parted, tmp_path / 'whole')
+
+
+def _assert_alike(config, parted, whole):
+  """Records, final state, checkpoints: bit for bit, times aside."""
+  assert _timeless(parted) == _timeless(whole)
   jax.tree.map(
     np.testing.assert_array_equal,
     _final(config, parted),
-    _final(config, tmp_path / 'whole'),
+    _final(config, whole),
   )
   # What was left amid an epoch has taken nobody's place.
-  assert checkpoint.steps(parted) == checkpoint.steps(tmp_path / 'whole')
+  assert checkpoint.steps(parted) == checkpoint.steps(whole)
 
 
 class _Killed(BaseException):
@@ -114,13 +119,7 @@ def test_a_long_epoch_is_saved_amid_it(tiny_config, tmp_path, monkeypatch):
   sealed = checkpoint.latest_intact(parted)
   assert (sealed.epoch, sealed.partial.taken) == (0, 2)
   assert loop.train(config, parted) == whole
-  assert _timeless(parted) == _timeless(tmp_path / 'whole')
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    _final(config, parted),
-    _final(config, tmp_path / 'whole'),
-  )
-  assert checkpoint.steps(parted) == checkpoint.steps(tmp_path / 'whole')
+  _assert_alike(config, parted, tmp_path / 'whole')
 
 
 def test_a_signal_is_heard_and_handlers_are_given_back(capfd):
