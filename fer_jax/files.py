@@ -8,6 +8,7 @@ import lzma
 import math
 import os
 import pathlib
+import secrets
 import tokenize
 import zipfile
 import zlib
@@ -29,8 +30,9 @@ _DEEPEST = 64
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file through a temporary one beside it and a rename."""
   path = pathlib.Path(path)
-  # Not of `tempfile`, whose files nobody else may read.
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  # Not of `tempfile`, whose files nobody else may read. Drawn, for machines
+  # that share a folder have processes of the same number.
+  temporary = path.with_name(f'.{path.name}.{secrets.randbits(63)}')
   try:
     with temporary.open('wb') as f:
       f.write(content)

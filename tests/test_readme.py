@@ -1,6 +1,8 @@
-"""The README's tables are what the records beside it say."""
+"""The tables of speed are what the records beside them say."""
 
+import json
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -15,3 +17,15 @@ def test_tables_of_speed_are_those_of_the_records(name):
   assert len(lines) > 2, 'no record is there'
   missing = set(lines) - set((ROOT / 'README.md').read_text().splitlines())
   assert not missing, f'paste what `python launch/tables.py {name}` prints'
+
+
+def test_speeds_of_the_models_are_those_of_the_records():
+  page = (ROOT / 'docs' / 'models.md').read_text()
+  rows = re.findall(
+    r'^\| `(\w+)` \|.*\| ([\d,]+)(?: \(batch (\d+)\))? \|$', page, re.MULTILINE
+  )
+  assert len(rows) == 11
+  for model, rate, batch in rows:
+    path = ROOT / 'docs' / 'records' / 'models' / f'{model}_{batch or 64}.json'
+    own = json.loads(path.read_text())['train_step']['contenders']['fer_jax']
+    assert f'{own["images_per_second"]["median"]:,.0f}' == rate, model
