@@ -1,7 +1,7 @@
 """residual_bilstm on FER2013, the reference training for an accelerator.
 
 Data     FER2013: python -m fer_jax data build --dataset=fer2013 --source=...
-Cost     not measured yet; two CPU cores take days, see the config with _cpu.
+Cost     not measured yet; a day or more on two CPU cores, see the one with _cpu
 Score    not measured yet.
 Command  python -m fer_jax train --config=configs/fer2013_residual_bilstm.py \
            --workdir=runs/fer2013

@@ -125,6 +125,7 @@ def _config_mistake(error: Exception, arguments: list[str]) -> str:
   # ml_collections lists every field there is between name and suggestion.
   said = re.sub(r' Other fields present: .*(?=\\nDid|\nDid)', '', str(error))
   said = said.replace('\\n', ' ').replace("\\'", "'").strip('\'"')
+  said = said.replace("' Did you mean", '; did you mean')
   return f'{where}: {type(error).__name__}: {said}'
 
 

@@ -37,6 +37,9 @@ OPTIMIZERS = ('adam', 'adamw', 'sgd')
 SCHEDULES = ('constant', 'cosine', 'step', 'plateau')
 SELECTION_METRICS = ('accuracy', 'loss', 'last')
 
+MOST_COUNTED = 2**31 - 1
+"""What the training state counts, it counts in 32 bits."""
+
 Check = Callable[[Any], str | None]
 """Takes a value, returns what is allowed where the value is not, else None."""
 
@@ -294,7 +297,9 @@ FIELDS: dict[str, Field] = {
     0.1, 'what the step schedule multiplies by', _number(0, 1, above=True)
   ),
   'optim.plateau_patience': Field(
-    10, 'validations without improvement before a reduction', _whole(1)
+    10,
+    'validations without improvement before a reduction',
+    _whole(1, MOST_COUNTED),
   ),
   'optim.plateau_factor': Field(
     0.5, 'what the plateau schedule multiplies by', _number(0, 1, above=True)
@@ -348,7 +353,9 @@ FIELDS: dict[str, Field] = {
     _one_of(*SELECTION_METRICS),
   ),
   'train.patience': Field(
-    0, 'validations without improvement before stopping, 0 never', _whole(0)
+    0,
+    'validations without improvement before stopping, 0 never',
+    _whole(0, MOST_COUNTED),
   ),
   'train.on_divergence': Field(
     'stop',
@@ -439,7 +446,10 @@ def validate(config: Config) -> None:
   expected = dict(flatten(get_base(model=name, dataset=dataset)))
   for field in values:
     if field not in expected:
-      raise UserError(f'unknown config field {field}{nearest(field, expected)}')
+      raise UserError(
+        f'unknown config field {field}'
+        + (_of_another(field, name, dataset) or nearest(field, expected))
+      )
   for field in expected:
     if field not in values:
       raise UserError(f'config field {field} is missing')
@@ -454,6 +464,27 @@ def validate(config: Config) -> None:
     raise UserError(f'config.model: {error}') from error
   datasets.resolve_options(dataset, dict(config.data.options))
   protocol.configure(config.data.protocol, **protocol_options(config))
+
+
+def _of_another(field: str, model: str, dataset: str) -> str:
+  """What is amiss where a config's model or data set was renamed alone."""
+  for section, kind, name, known, fields in (
+    ('model.', 'model', model, models.available(), models.fields),
+    (
+      'data.options.',
+      'dataset',
+      dataset,
+      datasets.names(),
+      lambda each: datasets.builder_module(each).OPTIONS,
+    ),
+  ):
+    leaf = field.removeprefix(section)
+    if leaf != field and any(leaf in fields(each) for each in known):
+      return (
+        f', which {name} does not have; a config takes its fields from '
+        f'get_base({kind}={name!r})'
+      )
+  return ''
 
 
 def _known(values: dict[str, Any], field: str, names: Sequence[str]) -> str:
@@ -651,7 +682,11 @@ def describe_fields(config: Config | None = None) -> str:
   """
   values = dict(flatten(get_base() if config is None else config))
   model = _known(values, 'model.name', models.available())
-  meanings = {name: field.meaning for name, field in FIELDS.items()}
+  meanings = {}
+  for name, field in FIELDS.items():
+    allowed = field.check(None) or ''
+    choices = f'; {allowed}' if allowed.startswith('one of') else ''
+    meanings[name] = f'{field.meaning}{choices}'
   for name, field in models.described_fields(model).items():
     meanings[f'model.{name}'] = f'{field.source}: {field.note}'
   width = max(map(len, values))

@@ -22,6 +22,7 @@ difference to the first of --variants seed by seed.
 import json
 import math
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -57,6 +58,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'flags only, not {argv[1]!r}')
   from fer_jax import files, models, provenance
+  from fer_jax.errors import UserError
 
   measure = {'temporal': temporal, 'fer2013': fer2013}[DATA.value]
   try:
@@ -69,8 +71,11 @@ def main(argv):
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   result = {}
-  for model in MODELS.value:
-    result[model] = summarise(measure(model))
+  try:
+    for model in MODELS.value:
+      result[model] = summarise(measure(model))
+  except UserError as error:
+    sys.exit(f'launch/recurrence_study.py: {error}')
   record = {
     'data': DATA.value,
     'seeds': SEEDS.value,

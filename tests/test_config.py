@@ -27,6 +27,8 @@ def test_the_base_config_is_valid_and_every_field_is_described():
     ('optim.learning_rate', float('nan'), 'a number above 0'),
     ('train.batch_size', 0, 'a whole number of at least 1'),
     ('augment.crop', 1.5, 'above 0 and at most 1'),
+    ('train.patience', 2**31, 'at least 0 and at most 2147483647'),
+    ('optim.plateau_patience', 2**31, 'at least 1 and at most 2147483647'),
     ('optim.name', 'adan', 'one of adam, adamw, sgd'),
     ('data.channels', 2, 'one of 1, 3'),
     ('train.loss', 'hinge', 'cross_entropy'),

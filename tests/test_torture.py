@@ -11,11 +11,12 @@ from fer_jax.errors import UserError
 from fer_jax.training import checkpoint, records
 
 
-def test_three_lives_end_and_nothing_differs(tmp_path):
-  record = torture.torture(tmp_path / 'run', kills=2, terms=1, seed=1)
+def test_two_lives_end_and_nothing_differs(tmp_path):
+  # Of this seed the first ends amid training, the second as it starts.
+  record = torture.torture(tmp_path / 'run', kills=1, terms=1, seed=9)
   assert record['differences'] == []
   assert record['identical']
-  assert sum(record['ended'].values()) == 3
+  assert sum(record['ended'].values()) == 2
   assert record['slowest_leave_seconds'] < torture.LEAVE_SECONDS
   assert 'equal to the undisturbed run bit for bit' in torture.text(record)
 

@@ -3,14 +3,16 @@
 No split, optimiser, epochs or input size is given, and the head has seven units
 for six classes; the data set's six are taken. OAHEGA names no person and has
 no official split: the twin holds out a fifth with the copies of a photograph
-kept on one side.
+kept on one side. The weights are yours to download, see docs/models.md; without
+them both twins train from random ones, and the claim counts as unfinished.
 
 Cost     hours on an accelerator; not run yet
 Score    docs/records/claims: claimed and honest side by side
 Data     OAHEGA: python -m fer_jax data build --dataset=oahega --source=...
-Command  python -m fer_jax claims --only=p2
+Command  python -m fer_jax claims --only=p2 --pretrained=vgg16_gru=FILE
          python -m fer_jax train --workdir=runs/p2 \
-           --config=configs/papers/p2.py:vgg16_gru
+           --config=configs/papers/p2.py:vgg16_gru \
+           --config.train.pretrained=FILE
            (its twin: configs/papers/p2.py:vgg16_gru,honest)
 """
 
@@ -52,6 +54,7 @@ def _claim(model: str, system: str, claimed: float) -> Claim:
     recipe=RECIPE,
     protocol=PROTOCOL,
     honest=HONEST,
+    pretrained=True,
   )
 
 

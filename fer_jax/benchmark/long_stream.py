@@ -187,7 +187,12 @@ def main() -> None:
   parser.add_argument('--json', help='file to write the record to')
   values = parser.parse_args()
   from fer_jax import files
+  from fer_jax.errors import UserError
 
+  try:
+    files.require_writable(values.json)
+  except UserError as error:
+    parser.error(str(error))
   record = measure(
     pathlib.Path(values.folder), values.images, batch_size=values.batch_size
   )

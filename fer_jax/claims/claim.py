@@ -70,6 +70,8 @@ class Claim:
     recipe: fields of both configs.
     protocol: fields of the paper's config alone.
     honest: fields of its honest twin alone.
+    pretrained: whether the paper starts from published weights, which the
+      user has to have; both twins do then, or count as unfinished.
   """
 
   paper: str
@@ -82,6 +84,7 @@ class Claim:
   recipe: tuple[Mark, ...]
   protocol: tuple[Mark, ...]
   honest: tuple[Mark, ...]
+  pretrained: bool = False
 
   def marks(self, twin: str) -> tuple[Mark, ...]:
     """The fields that one of `TWINS` sets; a later one wins."""

@@ -8,7 +8,7 @@ equal, as two readings of one training, share their runs.
 import dataclasses
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,13 @@ class Limits:
   Attributes:
     max_seconds: of training, for each run; 0 is no limit.
     folds: of k-fold protocols; 0 is all.
+    weights: files of published weights by model, for the papers that start
+      from such.
   """
 
   max_seconds: float = 0.0
   folds: int = 1
+  weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load(folder: pathlib.Path) -> dict[str, Claim]:
@@ -90,6 +93,26 @@ def select(claims: dict[str, Claim], only: Sequence[str]) -> dict[str, Claim]:
   }
 
 
+def require_weights(
+  claims: dict[str, Claim], weights: Mapping[str, str]
+) -> None:
+  """Checks that files of weights are of claims that start from some.
+
+  Raises:
+    UserError: a model of no such claim, or a file that is not there.
+  """
+  models = sorted({c.model for c in claims.values() if c.pretrained})
+  for model, path in weights.items():
+    if model not in models:
+      raise UserError(
+        f'--pretrained={model}={path}: no claim that is run starts '
+        f'{model} from weights; those that do are of '
+        f'{", ".join(models) or "no model"}'
+      )
+    if not pathlib.Path(path).expanduser().is_file():
+      raise UserError(f'--pretrained={model}={path}: there is no such file')
+
+
 def run(
   name: str,
   claim: Claim,
@@ -122,6 +145,7 @@ def run(
     'reading': claim.reading,
     'counts': READINGS[claim.reading],
     'evidence': claim.evidence,
+    'pretrained': claim.pretrained,
     'marks': {
       twin: [dataclasses.asdict(mark) for mark in claim.marks(twin)]
       for twin in TWINS
@@ -132,6 +156,8 @@ def run(
     for twin in TWINS:
       config = claim.config(twin)
       config.data.data_dir = data_dir
+      if claim.pretrained:
+        config.train.pretrained = limits.weights.get(claim.model, '')
       dataset = task.load_dataset(config)
       fit(config, dataset)
       task.partition_of(config, dataset)
@@ -173,7 +199,8 @@ def _twin(
     'protocol' (name, leak flag, reason, options, digest), 'folds' run and
     'of_folds', 'epochs' run and 'of_epochs', 'finished', 'figure' as the
     paper counts it, 'accuracy' with its 'interval', 'without_twins', 'n',
-    'audit' (see `audit.of_protocol`) and the 'workdirs'.
+    'pretrained', the file of weights or '', 'audit' of all these folds (see
+    `_pooled_audit`) and the 'workdirs'.
   """
   folded = protocol.divides_into_folds(config.data.protocol)
   of_folds = config.data.folds if folded else 1
@@ -198,14 +225,17 @@ def _twin(
     'of_folds': of_folds,
     'epochs': epochs,
     'of_epochs': config.train.epochs,
-    'finished': folds == of_folds and all(m['finished'] for m in members),
+    'finished': folds == of_folds
+    and all(m['finished'] for m in members)
+    and bool(config.train.pretrained or not claim.pretrained),
+    'pretrained': config.train.pretrained,
     'figure': _figure(claim.reading, together['accuracy'], members, dataset),
     'accuracy': together['accuracy'],
     'interval': together['intervals']['accuracy'],
     'macro_f1': together['macro']['f1'],
     'without_twins': _pooled([m['without_twins'] for m in members]),
     'n': together['n'],
-    'audit': members[0]['audit'],
+    'audit': _pooled_audit(members),
     'seconds': sum(m['seconds'] for m in members),
     'workdirs': [m['workdir'] for m in members],
   }
@@ -262,13 +292,11 @@ def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:
 
 
 # What the table shows of an audit.
-_SHARE = forms.optional(forms.number)
+_SEEN = ('itself', 'exact_copy', 'twin', 'subject')
 _AUDIT = {
   'digest': forms.text,
   'figures': {
-    'share_of_test_seen': dict.fromkeys(
-      ('itself', 'exact_copy', 'twin', 'subject'), _SHARE
-    ),
+    'share_of_test_seen': dict.fromkeys(_SEEN, forms.optional(forms.number)),
     'nearest_neighbour': {'accuracy': forms.number},
   },
 }
@@ -288,6 +316,29 @@ def _pooled(parts: Sequence[dict[str, Any] | None]) -> float | None:
   known = [part for part in parts if part and part['n']]
   n = sum(part['n'] for part in known)
   return sum(part['n'] * part['accuracy'] for part in known) / n if n else None
+
+
+def _pooled_audit(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """What the table shows of the folds' audits, over all their test examples;
+  what one of them does not know is not known."""
+  weights = [len(m['labels']) for m in members]
+  audits = [m['audit'] for m in members]
+
+  def mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+      return None
+    return float(np.average(known, weights=weights))
+
+  return {
+    'share_of_test_seen': {
+      kind: mean([one['share_of_test_seen'][kind] for one in audits])
+      for kind in _SEEN
+    },
+    'nearest_neighbour': {
+      'accuracy': mean([one['nearest_neighbour']['accuracy'] for one in audits])
+    },
+  }
 
 
 def _mean(members, key: str) -> float | None:

@@ -66,7 +66,8 @@ _LEGEND = (
   'person seen   share of the test whose person trains or selects, where it is '
   'known',
   'epochs        run of those the paper gives: its protocol, honest; * marks a '
-  'claim that was not run in full and counts as unfinished',
+  'claim that was not run in full, or not from the weights that the paper '
+  'starts from, and counts as unfinished',
 )
 
 
@@ -121,6 +122,11 @@ def _notes(row: dict[str, Any]) -> list[str]:
   paper, honest = row['paper'], row['honest']
   lines = [f'{row["claim"]}: {row["system"]}', f'  counts   {row["counts"]}']
   lines.append(f'  shown by {row["evidence"]}')
+  if row['pretrained'] and not paper['pretrained']:
+    lines.append(
+      '  trained from random weights, which the paper does not: give its own '
+      'by --pretrained=MODEL=FILE'
+    )
   if row['reading'] != 'accuracy':
     lines.append(
       '  accuracy under its protocol, plainly: '

@@ -81,15 +81,10 @@ def main(argv: list[str]) -> int:
   files.require_writable(values.json)
   if values.output:
     pathlib.Path(values.output).mkdir(parents=True, exist_ok=True)
-  data_dir = pathlib.Path(values.data_dir or datasets.default_data_dir())
-  dataset = datasets.load(
-    values.dataset,
-    data_dir=data_dir,
-    checksum=values.checksum,
-    **builder_options(values.dataset, 'option', values.option),
-  )
+  dataset = _load(values.dataset, 'option', values.option, values.checksum)
   if values.classes:
     dataset = dataset.with_classes(values.classes)
+  other = _other(dataset)
   settings = _settings(dataset)
   figures, pairs = audit.of_dataset(dataset)
   result: dict[str, Any] = {
@@ -105,6 +100,7 @@ def main(argv: list[str]) -> int:
     print(f'{dataset.name}: auditing protocol {name}', file=sys.stderr)
     partition, opened = protocol.open_all(dataset, name, run='audit', **options)
     found, crossing = audit.of_protocol(dataset, opened)
+    found['folds'] = protocol.fold_coverage(dataset, name, **options)
     if not result['protocols']:
       lists = protocol.manifest(dataset, partition, opened)
       pairs = [*crossing, *pairs]
@@ -113,17 +109,7 @@ def main(argv: list[str]) -> int:
       {'protocol': partition.facts(), 'figures': found}
     )
   result['verdict'] = _verdict(result['protocols'], leak)
-  other = None
-  if values.against:
-    other = datasets.load(
-      values.against,
-      data_dir=data_dir,
-      checksum=values.against_checksum,
-      **builder_options(
-        values.against, 'against_option', values.against_option
-      ),
-    )
-    audit.require_comparable(dataset, other)
+  if other is not None:
     result['overlap'], shared = audit.overlap(dataset, other)
     pairs += shared
   result['seconds'] = time.monotonic() - begun
@@ -138,21 +124,52 @@ def main(argv: list[str]) -> int:
   return LEAK_FOUND if leak else 0
 
 
-def _settings(dataset: datasets.Dataset) -> list[tuple[str, dict[str, Any]]]:
-  """The protocol asked for, and the honest one to set beside it."""
+def _load(
+  name: str, flag: str, options: list[str], checksum: str | None
+) -> datasets.Dataset:
+  data_dir = flags.FLAGS.data_dir or datasets.default_data_dir()
+  given = builder_options(name, flag, options)
+  return datasets.load(name, data_dir=data_dir, checksum=checksum, **given)
+
+
+def _other(dataset: datasets.Dataset) -> datasets.Dataset | None:
+  """The set that --against names, if any."""
   from fer_jax.data import audit
 
   values = flags.FLAGS
-  honest, options = audit.honest_counterpart(dataset)
+  options, checksum = values.against_option, values.against_checksum
+  if not values.against:
+    if options or checksum:
+      flag = 'against_option' if options else 'against_checksum'
+      raise UserError(f'--{flag} needs --against')
+    return None
+  other = _load(values.against, 'against_option', options, checksum)
+  audit.require_comparable(dataset, other)
+  return other
+
+
+def _settings(dataset: datasets.Dataset) -> list[tuple[str, dict[str, Any]]]:
+  """The protocol asked for, and the honest one to set beside it."""
+  from fer_jax.data import audit, protocol
+
+  values = flags.FLAGS
   if values.protocol is None:
     if values.protocol_option:
       raise UserError('--protocol_option needs --protocol')
-    return [(honest, {'seed': values.protocol_seed, **options})]
-  given = _typed(assignments('protocol_option', values.protocol_option))
-  chosen = (values.protocol, {'seed': values.protocol_seed, **given})
-  if values.protocol == honest:
-    return [chosen]
-  return [chosen, (honest, {'seed': values.protocol_seed, **options})]
+    chosen = audit.protocols(dataset)
+  else:
+    given = _typed(assignments('protocol_option', values.protocol_option))
+    protocol.configure(values.protocol, **given)
+    chosen = [(values.protocol, given)]
+    try:
+      honest = audit.honest_counterpart(dataset)
+      chosen += [honest] if honest[0] != values.protocol else []
+    except UserError as error:
+      print(f'no honest protocol to set beside it: {error}', file=sys.stderr)
+  return [
+    (name, {'seed': values.protocol_seed, **options})
+    for name, options in chosen
+  ]
 
 
 def _typed(given: dict[str, str]) -> dict[str, Any]:
@@ -256,6 +273,10 @@ def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
     if any(share is not None for share in shares):
       cells = [wording.percent(share) for share in shares]
       lines.append(row(f'of the test, seen: {said}', cells))
+  for key, said in audit_page.COVERAGE.items():
+    cells = audit_page.covered(entries, key)
+    if cells:
+      lines.append(row(said, cells))
   for key, said in (
     ('accuracy', '1-nearest-neighbour on raw pixels'),
     ('accuracy_without_seen', '  without the examples seen'),

@@ -5,6 +5,7 @@ import pathlib
 from absl import flags
 
 from fer_jax import files
+from fer_jax.commands import data
 from fer_jax.errors import UserError
 
 SUMMARY = 'Claims of the papers, run as they were made and run honestly.'
@@ -35,6 +36,12 @@ def define_flags() -> None:
     None,
     "Folder of claims; configs/papers of the package's repository by default.",
   )
+  flags.DEFINE_multi_string(
+    'pretrained',
+    [],
+    'MODEL=FILE: published weights of a model, for the papers that start from '
+    'such; may be repeated. See docs/models.md for the files.',
+  )
   flags.DEFINE_bool('list', False, 'Name the claims and leave.')
   flags.DEFINE_string('json', None, 'File for the table as JSON.')
 
@@ -56,6 +63,8 @@ def main(argv: list[str]) -> int:
     for name, claim in claims.items():
       print(f'{name:<26} {100 * claim.claimed:6.2f} %  {claim.system}')
     return 0
+  weights = data.assignments('pretrained', values.pretrained)
+  running.require_weights(claims, weights)
   rows, members = [], {}
   for name, claim in claims.items():
     print(f'{name}: {claim.system}')
@@ -64,7 +73,7 @@ def main(argv: list[str]) -> int:
       claim,
       data_dir=str(values.data_dir or datasets.default_data_dir()),
       workdir=pathlib.Path(values.workdir),
-      limits=running.Limits(values.max_seconds, values.folds),
+      limits=running.Limits(values.max_seconds, values.folds, weights),
       members=members,
     )
     rows.append(row)

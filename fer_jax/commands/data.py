@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import pathlib
 from typing import Any
@@ -17,6 +18,15 @@ SUMMARY = 'Data sets: data build|list|describe|export.'
 _ACTIONS = ('build', 'list', 'describe', 'export')
 _EXPORTS = ('.csv', '.json', '.npz')
 _COLUMNS = ('id', 'official_split', 'label', 'class', 'sha256')
+# Which actions a flag is for; --data_dir and --json are for all.
+_ACTIONS_OF = {
+  'dataset': ('build', 'describe', 'export'),
+  'source': ('build',),
+  'option': ('build', 'describe', 'export'),
+  'skip_bad_rows': ('build',),
+  'checksum': ('describe', 'export'),
+  'output': ('describe', 'export'),
+}
 
 
 def define_flags() -> None:
@@ -66,15 +76,10 @@ def main(argv: list[str]) -> int:
     raise UserError(
       f'data has no action {action!r}; {known}{nearest(action, _ACTIONS)}'
     )
-  try:
-    return _act(action)
-  except OSError as error:
-    # A file that cannot be written, in nearly all cases: --output.
-    raise UserError(f'{error.filename}: {error.strerror}') from error
-
-
-def _act(action: str) -> int:
   values = flags.FLAGS
+  for flag, actions in _ACTIONS_OF.items():
+    if values[flag].value and action not in actions:
+      raise UserError(f'--{flag} is for {", ".join(actions)}, not for {action}')
   files.require_writable(values.json)
   data_dir = pathlib.Path(values.data_dir or datasets.default_data_dir())
   if action == 'list':
@@ -94,13 +99,15 @@ def assignments(flag: str, given: list[str]) -> dict[str, str]:
   """The NAME=VALUE texts of a flag that may be repeated.
 
   Raises:
-    UserError: one of them has no such form.
+    UserError: one of them has no such form, or a name comes twice.
   """
-  options = {}
+  options: dict[str, str] = {}
   for text in given:
     name, equals, value = text.partition('=')
     if not equals or not name:
       raise UserError(f'--{flag}={text}: NAME=VALUE is expected')
+    if name in options:
+      raise UserError(f'--{flag}={text}: {name} is given twice')
     options[name] = value
   return options
 
@@ -250,6 +257,9 @@ def _summarise(dataset: datasets.Dataset) -> dict[str, Any]:
     print(f'  options    {chosen}')
   if 'subject' in dataset.table:
     print(f'  subjects   {len(np.unique(dataset.table["subject"])):,}')
+  for name, value in dataset.notes.items():
+    said = value if isinstance(value, str) else json.dumps(value)
+    print(f'  note       {name.replace("_", " ")}: {said}')
   if metadata['skipped_rows']:
     print(
       f'  {metadata["skipped_rows"]:,} bad rows were left out; the first: '
@@ -313,14 +323,15 @@ def _describe(
   print('files: every SHA-256 is as recorded')
   if flags.FLAGS.output:
     folder = pathlib.Path(flags.FLAGS.output)
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for label, name in enumerate(dataset.class_names):
-      path = folder / f'{dataset.name}_{label}_{name}.png'
-      if overview.write_contact_sheet(dataset, label, path):
-        written.append(path)
-    written.append(folder / f'{dataset.name}_class_balance.png')
-    overview.write_class_balance(dataset, written[-1])
+    with files.writing(f'pictures to --output {folder}'):
+      folder.mkdir(parents=True, exist_ok=True)
+      for label, name in enumerate(dataset.class_names):
+        path = folder / f'{dataset.name}_{label}_{name}.png'
+        if overview.write_contact_sheet(dataset, label, path):
+          written.append(path)
+      written.append(folder / f'{dataset.name}_class_balance.png')
+      overview.write_class_balance(dataset, written[-1])
     print(f'wrote {len(written)} pictures to {folder}')
     result['pictures'] = [str(path) for path in written]
   return result
@@ -355,15 +366,16 @@ def _export(data_dir: pathlib.Path, options: dict[str, str]) -> dict[str, Any]:
       f'{dataset.name} has images of different shapes, which no .npz of one '
       'array holds; export a .csv or .json manifest'
     )
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with files.writing(f'--output {path}'):
+    path.parent.mkdir(parents=True, exist_ok=True)
   if path.suffix == '.npz':
-    column = 'frames' if dataset.is_clips else 'image'
-    pixels = np.stack(dataset.read(np.arange(len(dataset))))
-    arrays = {**dataset.table, column: pixels}
-    arrays['class_names'] = np.array(dataset.class_names)
-    np.savez(path, allow_pickle=False, **arrays)
+    arrays = _arrays(dataset)
+    with files.writing(f'--output {path}'):
+      np.savez(path, allow_pickle=False, **arrays)
   else:
-    _write_manifest(dataset, path)
+    manifest = _manifest(dataset, path.suffix)
+    with files.writing(f'--output {path}'):
+      files.write_text(path, manifest)
   print(f'wrote {len(dataset):,} rows to {path}')
   return {
     'file': str(path),
@@ -373,7 +385,18 @@ def _export(data_dir: pathlib.Path, options: dict[str, str]) -> dict[str, Any]:
   }
 
 
-def _write_manifest(dataset: datasets.Dataset, path: pathlib.Path) -> None:
+def _arrays(dataset: datasets.Dataset) -> dict[str, np.ndarray]:
+  """The table with all pixels, 'image' or 'frames'."""
+  column = 'frames' if dataset.is_clips else 'image'
+  return {
+    **dataset.table,
+    column: np.stack(dataset.read(np.arange(len(dataset)))),
+    'class_names': np.array(dataset.class_names),
+  }
+
+
+def _manifest(dataset: datasets.Dataset, suffix: str) -> str:
+  """Every row with the digest of its pixels, as csv or JSON."""
   table = dataset.table
   rows = list(
     zip(
@@ -385,12 +408,12 @@ def _write_manifest(dataset: datasets.Dataset, path: pathlib.Path) -> None:
       strict=True,
     )
   )
-  if path.suffix == '.csv':
-    with path.open('w', newline='') as file:
-      writer = csv.writer(file, lineterminator='\n')
-      writer.writerow(_COLUMNS)
-      writer.writerows(rows)
-    return
+  if suffix == '.csv':
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(_COLUMNS)
+    writer.writerows(rows)
+    return text.getvalue()
   manifest = {
     'dataset': dataset.name,
     'version': dataset.version,
@@ -399,4 +422,4 @@ def _write_manifest(dataset: datasets.Dataset, path: pathlib.Path) -> None:
     'class_names': list(dataset.class_names),
     'rows': [dict(zip(_COLUMNS, row, strict=True)) for row in rows],
   }
-  path.write_text(json.dumps(manifest, indent=1) + '\n')
+  return json.dumps(manifest, indent=1) + '\n'

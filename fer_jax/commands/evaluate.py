@@ -46,8 +46,8 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'tta',
     [],
-    "Test-time augmentation: 'flip', 'crops' or both; probabilities are "
-    'averaged over the views.',
+    "Test-time augmentation: 'flip', 'crops' or 'flip,crops'; probabilities "
+    'are averaged over the views.',
   )
   flags.DEFINE_string('json', None, 'File to write the figures to as well.')
 

@@ -52,7 +52,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return name.strip(), words[value.lower()]
   try:
     return name.strip(), ast.literal_eval(value)
-  except (ValueError, SyntaxError):
+  # The last three: what cannot be hashed, and what is nested too deeply.
+  except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
     return name.strip(), value
 
 

@@ -66,8 +66,8 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'storage',
     '',
-    'Database of the study, as postgresql://user:password@host/name; the '
-    'default is the file study.db in --workdir.',
+    'Database of the study, as postgresql://user@host/name with the password '
+    'in ~/.pgpass; the default is the file study.db in --workdir.',
   )
   flags.DEFINE_string(
     'study', '', "The study's name there; the default is the workdir's."
@@ -99,14 +99,16 @@ def require_optuna(what: str) -> None:
     if importlib.util.find_spec(package) is None:
       raise UserError(
         f'{what} needs {package}, which the extra tune installs: '
-        "pip install 'fer-jax[tune]'"
+        "pip install -e '.[tune]'"
       )
 
 
 def sweep_file() -> pathlib.Path:
   """The file of --config, without what follows its colon."""
   name = config_flags.get_config_filename(flags.FLAGS['config'])
-  return pathlib.Path(str(name).partition(':')[0])
+  file, _, argument = str(name).partition(':')
+  # A config.json follows the file that reads it.
+  return pathlib.Path(argument if argument.endswith('.json') else file)
 
 
 def main(argv: list[str]) -> int:

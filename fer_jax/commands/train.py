@@ -19,8 +19,8 @@ class _Steps(flags.ArgumentParser):
 
       return profile.STEPS if argument == 'true' else 0
     steps = int(argument)
-    if steps < 0:
-      raise ValueError('allowed is at least 0')
+    if not 0 <= steps < 2**31:
+      raise ValueError(f'allowed is 0 to {2**31 - 1}')
     return steps
 
 

@@ -154,7 +154,9 @@ def of_protocol(
     'share_of_validation_in_train': {
       'itself': _share(np.isin(validation, train)),
       'exact_copy': _share(found.exact_among(validation, train)),
-      'twin': _share(found.near_among(validation, train)),
+      'twin': _share(found.near_among(validation, train))
+      if twins.near_twins_are_copies(dataset)
+      else None,
     }
     if len(validation)
     else None,
@@ -218,21 +220,61 @@ def overlap(
   return figures, [pairs for pairs in shown if len(pairs.rows)]
 
 
+def protocols(dataset: Dataset) -> list[tuple[str, dict[str, Any]]]:
+  """What is audited where nothing is asked for: (name, options) of each.
+
+  The published splits where there are some; and `honest_counterpart`, where
+  those are not honest themselves.
+
+  Raises:
+    UserError: there is neither.
+  """
+  published = _published(dataset)
+  chosen = [(published, {})] if published else []
+  try:
+    honest = honest_counterpart(dataset)
+  except UserError:
+    if not chosen:
+      raise
+  else:
+    chosen += [honest] if honest not in chosen else []
+  return chosen
+
+
 def honest_counterpart(dataset: Dataset) -> tuple[str, dict[str, Any]]:
   """The honest protocol to set beside another, and its options.
 
-  The published splits where there are some, else folds that keep people, or
-  at least copies, apart.
+  The published splits where there are some that keep people apart, else folds
+  that do, or that keep at least copies apart.
+
+  Raises:
+    UserError: the set cannot be divided so.
   """
+  published = _published(dataset)
+  if published and not protocol.resolve(dataset, published).leaks:
+    return published, {}
+  parts = protocol.parts_apart(dataset)
+  if parts < 2:
+    raise UserError(
+      f'{dataset.name}: all examples are of one person, or copies of one '
+      'photograph, so no honest protocol divides them'
+    )
+  name = 'kfold_subjects' if 'subject' in dataset.table else 'kfold_twins'
+  options: dict[str, Any] = {'folds': parts} if parts < 10 else {}
+  if parts == 2:  # one trains and one is reported
+    options['validation_share'] = 0.0
+  protocol.resolve(dataset, name, **options)
+  return name, options
+
+
+def _published(dataset: Dataset) -> str:
+  """The protocol that takes the published splits; '' where there is none."""
   splits = set(np.unique(dataset.table['official_split']).tolist())
   if {'train', 'test'} <= splits:
-    return 'official', {}
+    return 'official'
   if dataset.name in protocol.CHALLENGE and {'train', 'validation'} <= splits:
-    return 'fer2013_dev', {}
-  if 'subject' in dataset.table:
-    people = len(np.unique(dataset.table['subject']))
-    return 'kfold_subjects', {'folds': min(10, people)} if people < 10 else {}
-  return 'kfold_twins', {}
+    return 'fer2013_dev'
+  return ''
 
 
 def _share(mask: np.ndarray) -> float:

@@ -329,15 +329,66 @@ def fold_count(dataset: Dataset, name: str, **options: Any) -> int:
       'test of several folds and none can be scored out of fold; train and '
       'evaluate one fold'
     )
-  if divides_into_folds(name):
-    return settings.folds
   if 'fold' in _PROTOCOLS[name].uses:
-    _require_subjects(dataset)
-    return len(np.unique(dataset.table['subject']))
-  folded = [n for n, known in _PROTOCOLS.items() if 'fold' in known.uses]
+    return _fold_count(dataset, settings)
+  folded = [
+    n
+    for n, known in _PROTOCOLS.items()
+    if 'fold' in known.uses and not known.reports_training
+  ]
   raise UserError(
     f'protocol {name} has no folds; those that have are {", ".join(folded)}'
   )
+
+
+def _fold_count(dataset: Dataset, settings: Settings) -> int:
+  if divides_into_folds(settings.name):
+    return settings.folds
+  return len(_subjects(dataset))
+
+
+def fold_coverage(
+  dataset: Dataset, name: str, **options: Any
+) -> dict[str, int] | None:
+  """How often the tests of a protocol's folds, all together, hold an example.
+
+  Hands out no ids, so that the ledger hears nothing of it.
+
+  Args:
+    dataset: a built data set.
+    name: one of `names()`.
+    **options: as for `resolve`, its seed among them; the fold does not matter.
+
+  Returns:
+    'folds', and how many examples are in the test of 'several' folds and of
+    'none'; None of a protocol without folds.
+  """
+  known = _PROTOCOLS.get(name)
+  if known is None or 'fold' not in known.uses:
+    return None
+  settings = configure(name, **options)
+  count = _fold_count(dataset, settings)
+  if not known.reports_training:
+    # What selects and how much trains decide nothing of the test.
+    settings = dataclasses.replace(
+      settings, validation_share=0.0, inner_folds=0, inner_fold=0
+    )
+  times = np.zeros(len(dataset), np.int64)
+  for fold in range(count):
+    lists = known.make(dataset, dataclasses.replace(settings, fold=fold))
+    lists = _without_twins(dataset, lists, settings.twins)
+    times[lists.train if known.reports_training else lists.test] += 1
+  return {
+    'folds': count,
+    'several': int((times > 1).sum()),
+    'none': int((times == 0).sum()),
+  }
+
+
+def parts_apart(dataset: Dataset) -> int:
+  """How many parts an honest protocol can divide a data set into, at most:
+  its people, or its photographs with their copies, that nothing links."""
+  return len(np.unique(_related(dataset, _pool(dataset))))
 
 
 def manifest(
@@ -551,17 +602,19 @@ def _related(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _of_subjects(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-  _require_subjects(dataset)
+  _subjects(dataset)
   return _related(dataset, rows)
 
 
-def _require_subjects(dataset: Dataset) -> None:
+def _subjects(dataset: Dataset) -> np.ndarray:
+  """str (s,), the people of a set in the order of their names."""
   if 'subject' not in dataset.table:
     raise UserError(
       f'{dataset.name} does not say who is in its images, so no protocol can '
       'keep people apart; kfold_twins and holdout keep copies of a photograph '
       'on one side'
     )
+  return np.unique(dataset.table['subject'])
 
 
 def _verdict_on_published(
@@ -702,7 +755,7 @@ def _hold_out(unit: _Unit) -> Callable[[Dataset, Settings], Lists]:
 def _leave_one_subject_out(dataset: Dataset, settings: Settings) -> Lists:
   rows = _pool(dataset)
   group = _of_subjects(dataset, rows)
-  subjects = np.unique(dataset.table['subject'])
+  subjects = _subjects(dataset)
   if settings.fold >= len(subjects):
     raise UserError(
       f'protocol option fold is {settings.fold}; {dataset.name} has '

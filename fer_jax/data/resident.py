@@ -47,7 +47,7 @@ def soft_targets(dataset: Dataset, index: np.ndarray) -> np.ndarray:
   if votes is not None and votes.shape[-1] == num_classes:
     counts = np.asarray(votes[index], np.float32)
     total = counts.sum(-1, keepdims=True)
-    shares = counts / np.maximum(total, 1.0)
+    shares = counts / np.where(total > 0, total, 1.0)
     # An image nobody voted on keeps its label.
     return np.where(total > 0, shares, _one_hot(label, num_classes))
   return _one_hot(label, num_classes)
@@ -94,8 +94,8 @@ def load_resident(
     raise UserError(
       f'{len(index)} examples of {dataset.name} at {image_size[0]}x'
       f'{image_size[1]}x{channels} need {needed / 2**20:,.0f} MiB, more than '
-      f'the {limit_bytes / 2**20:,.0f} MiB allowed; choose a smaller image '
-      'size, raise the limit or stream the data'
+      f'the {limit_bytes / 2**20:,.0f} MiB allowed; choose a smaller '
+      'data.image_size, or raise data.resident_gib'
     )
   resident = empty_images(len(index), image_size, channels, frames)
   step = max(_ROWS_A_READ // max(frames, 1), 1)

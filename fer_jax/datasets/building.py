@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,10 @@ def _root(
   return parent / f'{module.VERSION}-{_key(checksum, _plain(options))}'
 
 
+def _on_command_line(value: Any) -> str:
+  return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
   """Options as they look after a round trip through JSON."""
   return json.loads(json.dumps(options))
@@ -64,6 +69,10 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
     except BlockingIOError:
       print(f'waiting for another build in {folder}', file=sys.stderr)
       fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+      raise UserError(
+        f'cannot lock {lock.name}: {error.strerror}; expected a disk with locks'
+      ) from error
     yield
 
 
@@ -287,10 +296,13 @@ def load(
   ]
   if not found:
     extra = ''.join(
-      f' --option={key}={value}' for key, value in options.items()
+      f' --option={key}={shlex.quote(_on_command_line(resolved[key]))}'
+      for key in options
+      if resolved[key] != module.OPTIONS[key]
     )
     other = (
-      f' ({len(everything)} there with another version, source or options)'
+      f' ({len(everything)} there with another version, source or options, '
+      'which data list names)'
       if everything
       else ''
     )

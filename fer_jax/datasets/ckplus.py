@@ -215,10 +215,13 @@ def _place(
 def _sequences(
   source: Source, frames: list[str], labels: list[str], intake: Any
 ) -> list[_Sequence]:
-  """The labelled sequences, whole, in the order of their names.
+  """The labelled sequences in the order of their names.
+
+  One that is not whole, or has a label that is none, goes to `intake`.
 
   Raises:
-    UserError: half of the layout is missing, or a part of a sequence.
+    UserError: half of the layout is missing, a path is of no sequence, or one
+      has two labels.
   """
   for members, folder in ((frames, _IMAGES), (labels, 'Emotion')):
     if not members:
@@ -245,15 +248,17 @@ def _sequences(
         f'beside {source.label(labelled[key][0])}; one is expected'
       )
     labelled[key] = (name, apex)
-  sequences = [
-    _Sequence(
-      *key,
-      label=_label(source, name),
-      frames=_whole(source, key, filmed.get(key, []), name, apex),
-    )
-    for key, (name, apex) in sorted(labelled.items())
-  ]
-  intake.notes['unlabelled_sequences'] = len(filmed) - len(labelled)
+  sequences = []
+  for key, (name, apex) in sorted(labelled.items()):
+    try:
+      label = _label(source, name)
+      whole = _whole(source, key, filmed.get(key, []), name, apex)
+    except UserError as error:
+      where, _, why = str(error).partition(': ')
+      intake.reject(where, why)
+      continue
+    sequences.append(_Sequence(*key, label=label, frames=whole))
+  intake.notes['unlabelled_sequences'] = len(filmed.keys() - labelled.keys())
   return sequences
 
 
@@ -334,19 +339,11 @@ def _images(
   label: int,
   intake: Any,
 ) -> Iterator[dict[str, Any]]:
-  for name in frames:
-    try:
-      image = layout.read_picture(source, name, channels=1)
-    except ValueError as error:
-      intake.reject(source.label(name), str(error))
-      continue
+  def describe(name: str) -> dict[str, Any]:
     stem = name.rsplit('/', 1)[-1].rsplit('.', 1)[0]
-    yield {
-      'id': f'ckplus/{stem}',
-      'label': label,
-      'image': image,
-      **sequence.columns,
-    }
+    return {'id': f'ckplus/{stem}', 'label': label, **sequence.columns}
+
+  yield from layout.examples(source, frames, describe, intake, channels=1)
 
 
 def _clip(
@@ -394,30 +391,28 @@ def _folder_examples(
   intake.notes['other_files'] = len(source.members) - len(shown)
   intake.notes['subjects_known'] = places is not None
   intake.expect(len(shown))
-  seen: set[str] = set()
-  for name in shown:
+
+  def describe(name: str) -> dict[str, Any]:
     folder, file = _folder(name), name.rsplit('/', 1)[-1]
-    columns: dict[str, Any] = {'official_split': 'none'}
-    example_id = f'ckplus/{folder}/{file}'
-    if places is not None and name in places:
-      subject, sequence = places[name]
-      columns |= {'subject': subject, 'sequence': f'{subject}/{sequence}'}
-      example_id = f'ckplus/{file.rsplit(".", 1)[0]}'
-    try:
-      if folder not in _CLASS_FOLDERS:
-        raise ValueError(
-          f'unknown class folder {folder!r}; known are '
-          f'{", ".join(_CLASS_FOLDERS)}'
-        )
-      if example_id in seen:
-        raise ValueError('a second copy of this picture')
-      seen.add(example_id)
-      image = layout.read_picture(source, name, size=(_SIDE, _SIDE), channels=1)
-    except ValueError as error:
-      intake.reject(source.label(name), str(error))
-      continue
-    label = _CLASS_FOLDERS[folder]
-    yield {'id': example_id, 'label': label, 'image': image, **columns}
+    if folder not in _CLASS_FOLDERS:
+      raise ValueError(
+        f'unknown class folder {folder!r}; known are '
+        f'{", ".join(_CLASS_FOLDERS)}'
+      )
+    example = {'label': _CLASS_FOLDERS[folder], 'official_split': 'none'}
+    if places is None:
+      return {'id': f'ckplus/{folder}/{file}', **example}
+    subject, number = places[name]
+    return {
+      'id': f'ckplus/{file.rsplit(".", 1)[0]}',
+      **example,
+      'subject': subject,
+      'sequence': f'{subject}/{number}',
+    }
+
+  yield from layout.examples(
+    source, shown, describe, intake, size=(_SIDE, _SIDE), channels=1
+  )
 
 
 def _folder(name: str) -> str:

@@ -260,14 +260,17 @@ class Dataset:
     """Compares every file of the build with its recorded SHA-256.
 
     Raises:
-      UserError: a file differs.
+      UserError: a file is missing or differs.
     """
     for name, known in self.metadata['files'].items():
-      if sources.sha256_of(self.root / name) != known['sha256']:
-        raise UserError(
-          f'{self.root / name} is damaged (its SHA-256 differs from the '
-          f'recorded one); delete {self.root} and build again'
-        )
+      path = self.root / name
+      if not path.exists():
+        wrong = 'is missing'
+      elif sources.sha256_of(path) != known['sha256']:
+        wrong = 'is damaged (its SHA-256 differs from the recorded one)'
+      else:
+        continue
+      raise UserError(f'{path} {wrong}; delete {self.root} and build again')
 
   @functools.cached_property
   def _pixels(self) -> np.ndarray | None:
@@ -319,6 +322,11 @@ def read_metadata(root: pathlib.Path) -> dict[str, Any]:
     wrong = forms.misfit(metadata, _METADATA)
     if not wrong and any(map(_leads_outside, metadata['files'])):
       wrong = 'files are named outside the build'
+    if not wrong and metadata['name'] != root.absolute().parent.name:
+      wrong = (
+        f'it is a build of {metadata["name"]!r}, in the folder of '
+        f'{root.absolute().parent.name!r}'
+      )
   except UserError as error:
     wrong = str(error)
   if wrong:

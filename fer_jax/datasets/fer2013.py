@@ -388,25 +388,24 @@ def _folder_examples(
   intake.notes['other_files'] = len(source.members) - len(inside)
   intake.notes['test_unsplit'] = False
   intake.expect(len(inside))
-  seen: set[str] = set()
-  for name in inside:
-    try:
-      label, split = _folder_place(name)
-      example_id = f'fer2013/{"/".join(name.split("/")[-3:])}'
-      if example_id in seen:
-        raise ValueError('a second copy of this file, deeper in the folders')
-      seen.add(example_id)
-      image = layout.read_picture(
-        source, name, size=(SIDE, SIDE), channels=1, to_grey=_grey
-      )
-    except ValueError as error:
-      intake.reject(source.label(name), str(error))
-      continue
-    if split == 'test_unsplit':
-      intake.notes['test_unsplit'] = True
-    yield {
-      'id': example_id,
+
+  def describe(name: str) -> dict[str, Any]:
+    label, split = _folder_place(name)
+    return {
+      'id': f'fer2013/{"/".join(name.split("/")[-3:])}',
       'label': label,
       'official_split': split,
-      'image': image,
     }
+
+  for example in layout.examples(
+    source,
+    inside,
+    describe,
+    intake,
+    size=(SIDE, SIDE),
+    channels=1,
+    to_grey=_grey,
+  ):
+    if example['official_split'] == 'test_unsplit':
+      intake.notes['test_unsplit'] = True
+    yield example

@@ -7,9 +7,10 @@ Accepted, as a folder, zip, tar or compressed tar, with any folders around it:
   <class>/<file>           official split `none`
 
 Pictures are of any size, and turned upright where their camera noted how it was
-held. The classes are the folders' names in alphabetical order, or those of the
-option `classes`, in its order; it has to name them all. The option `channels`
-says whether grey pictures (1) or RGB (3) are stored.
+held. A .gif or .heic is a bad row; files that are no pictures are counted in
+the notes. The classes are the folders' names in alphabetical order, or those of
+the option `classes`, in its order; it has to name them all. The option
+`channels` says whether grey pictures (1) or RGB (3) are stored.
 
 The option `subjects` names a csv in the source with the columns file and
 subject, so that no person need be on two sides of a split: file is the path
@@ -30,7 +31,7 @@ from typing import Any
 from fer_jax.datasets import layout, sources
 from fer_jax.errors import UserError
 
-VERSION = '1.1.0'
+VERSION = '1.2.0'
 DESCRIPTION = 'Your own pictures, as <split>/<class>/<file> or <class>/<file>'
 LICENCE = 'as whoever made the pictures gives them to you'
 OPTIONS: dict[str, Any] = {
@@ -142,24 +143,29 @@ def examples(
   pictures = _pictures(source)
   labels = {name: i for i, name in enumerate(class_names_in(source, options))}
   subjects = _read_subjects(source, options['subjects'], pictures)
+  intake.notes['other_files'] = len(source.members) - len(pictures)
   intake.expect(len(pictures))
-  for picture in pictures:
-    try:
-      image = layout.read_picture(
-        source, picture.name, channels=options['channels'], upright=True
-      )
-    except ValueError as error:
-      intake.reject(source.label(picture.name), str(error))
-      continue
+  by_name = {picture.name: picture for picture in pictures}
+
+  def describe(name: str) -> dict[str, Any]:
+    picture = by_name[name]
     example = {
       'id': f'image_folder/{picture.place}',
       'label': labels[picture.class_name],
       'official_split': SPLITS.get(picture.split.lower(), 'none'),
-      'image': image,
     }
     if subjects:
       example['subject'] = subjects[picture.place]
-    yield example
+    return example
+
+  yield from layout.examples(
+    source,
+    by_name,
+    describe,
+    intake,
+    channels=options['channels'],
+    upright=True,
+  )
 
 
 def _locate(source: sources.Source, name: str) -> _Picture:

@@ -68,28 +68,27 @@ def examples(
     )
   intake.notes['other_files'] = len(source.members) - len(shown)
   intake.expect(len(shown))
-  seen: set[str] = set()
-  for name in shown:
-    file = name.rsplit('/', 1)[-1]
-    stem = file.rsplit('.', 1)[0].upper()
-    try:
-      found = _NAME.fullmatch(file)
-      if found is None:
-        raise ValueError(
-          'a name such as KA.AN1.39.tiff is expected: person, expression '
-          f'({", ".join(_LABELS)}) with its take, number'
-        )
-      if stem in seen:
-        raise ValueError('a second copy of this picture')
-      seen.add(stem)
-      image = layout.read_picture(source, name, size=(_SIDE, _SIDE), channels=1)
-    except ValueError as error:
-      intake.reject(source.label(name), str(error))
-      continue
-    yield {
-      'id': f'jaffe/{stem}',
-      'label': _LABELS[found['expression'].upper()],
-      'official_split': 'none',
-      'subject': found['subject'].upper(),
-      'image': image,
-    }
+  yield from layout.examples(
+    source, shown, _describe, intake, size=(_SIDE, _SIDE), channels=1
+  )
+
+
+def _describe(name: str) -> dict[str, Any]:
+  """What a picture's name says.
+
+  Raises:
+    ValueError: it has another form.
+  """
+  file = name.rsplit('/', 1)[-1]
+  found = _NAME.fullmatch(file)
+  if found is None:
+    raise ValueError(
+      'a name such as KA.AN1.39.tiff is expected: person, expression '
+      f'({", ".join(_LABELS)}) with its take, number'
+    )
+  return {
+    'id': f'jaffe/{file.rsplit(".", 1)[0].upper()}',
+    'label': _LABELS[found['expression'].upper()],
+    'official_split': 'none',
+    'subject': found['subject'].upper(),
+  }

@@ -6,7 +6,8 @@ a layout is known by the ends of its members' paths, never by their beginning.
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,20 +18,25 @@ from fer_jax.errors import UserError
 PICTURE_SUFFIXES = (
   '.jpg',
   '.jpeg',
+  '.jfif',
   '.png',
   '.bmp',
   '.tif',
   '.tiff',
   '.webp',
+  '.pgm',
+  '.ppm',
 )
+# Pictures as well, which are named rather than passed over.
+_UNREAD_SUFFIXES = ('.gif', '.heic', '.heif', '.avif', '.jp2')
 # No picture of a face set and no list of its labels is near these sizes.
 LONGEST_PICTURE_FILE = 1 << 24
 LONGEST_TEXT_FILE = 1 << 26
 
 
 def is_picture(name: str) -> bool:
-  """Whether a member's name is that of a picture."""
-  return name.lower().endswith(PICTURE_SUFFIXES)
+  """Whether a member's name is that of a picture, which may be unreadable."""
+  return name.lower().endswith((*PICTURE_SUFFIXES, *_UNREAD_SUFFIXES))
 
 
 def find(source: Source, tail: str) -> str | None:
@@ -167,6 +173,37 @@ def csv_rows(
     raise UserError(f'{source.label(name)}: an empty file')
 
 
+def examples(
+  source: Source,
+  names: Iterable[str],
+  describe: Callable[[str], dict[str, Any]],
+  intake: Any,
+  **how: Any,
+) -> Iterator[dict[str, Any]]:
+  """Examples of one picture each; bad ones go to `intake`.
+
+  Args:
+    source: what the user gave.
+    names: members, in the order of the examples.
+    describe: gives all of a member's example but the image; raises ValueError
+      where there is none.
+    intake: see `registry`.
+    **how: as for `read_picture`.
+  """
+  seen: set[str] = set()
+  for name in names:
+    try:
+      example = describe(name)
+      if example['id'] in seen:
+        raise ValueError('a second copy of this picture')
+      seen.add(example['id'])
+      example['image'] = read_picture(source, name, **how)
+    except ValueError as error:
+      intake.reject(source.label(name), str(error))
+      continue
+    yield example
+
+
 def read_picture(
   source: Source,
   name: str,
@@ -189,8 +226,13 @@ def read_picture(
     upright: turns it as its camera noted, and gives an array then.
 
   Raises:
-    ValueError: not a picture, or one of another size.
+    ValueError: not a picture, one of a kind that is not read, or of another
+      size.
   """
+  if name.lower().endswith(_UNREAD_SUFFIXES):
+    raise ValueError(
+      f'pictures of this kind are not read; {", ".join(PICTURE_SUFFIXES)} are'
+    )
   encoded = picture_bytes(source, name)
   decode = pictures.decode_upright if upright else pictures.decode_with_format
   image, form = decode(encoded)

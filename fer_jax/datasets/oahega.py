@@ -53,11 +53,11 @@ def examples(
   table = layout.find(source, 'data.csv')
   if table is not None:
     _check_table(source, table, pictures)
-  inside = set(pictures.values())
+  places = {name: place for place, name in pictures.items()}
   outside = [
     name
     for name in source.members
-    if layout.is_picture(name) and name not in inside
+    if layout.is_picture(name) and name not in places
   ]
   intake.notes['data_csv'] = table is not None
   intake.expect(len(pictures))
@@ -66,18 +66,15 @@ def examples(
       source.label(name),
       f'a picture outside the folders {", ".join(CLASS_NAMES)}',
     )
-  for place, name in pictures.items():
-    try:
-      image = layout.read_picture(source, name, channels=3)
-    except ValueError as error:
-      intake.reject(source.label(name), str(error))
-      continue
-    yield {
-      'id': f'oahega/{place}',
-      'label': CLASS_NAMES.index(place.partition('/')[0]),
+
+  def describe(name: str) -> dict[str, Any]:
+    return {
+      'id': f'oahega/{places[name]}',
+      'label': CLASS_NAMES.index(places[name].partition('/')[0]),
       'official_split': 'none',
-      'image': image,
     }
+
+  yield from layout.examples(source, places, describe, intake, channels=3)
 
 
 def _class_folder(source: sources.Source, class_name: str) -> dict[str, str]:

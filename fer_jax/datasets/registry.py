@@ -59,6 +59,7 @@ Arrays are stored as PNG. Options and the source's checksum are in the path of
 a build, so a build is never mistaken for another one.
 """
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -123,21 +124,32 @@ def _coerce(name: str, option: str, default: Any, value: Any) -> Any:
       raise UserError(f'{where}: {value!r} is neither true nor false')
     return found
   if isinstance(default, (int, float)):
-    kind = type(default)
+    what = 'a whole number' if isinstance(default, int) else 'a number'
     try:
-      number = float(value)
-      if isinstance(value, bool) or not np.isfinite(number):
-        raise ValueError
-      if kind is int and number != int(number):
-        raise ValueError
+      return _number(value, type(default))
     except (TypeError, ValueError, OverflowError):
-      what = 'a whole number' if kind is int else 'a number'
       raise UserError(f'{where}: {value!r} is not {what}') from None
-    # A float holds no whole number above 2**53 exactly.
-    return value if kind is int and isinstance(value, int) else kind(number)
   if not isinstance(value, str):
     raise UserError(f'{where}: {value!r} is not text')
   return value
+
+
+def _number(value: Any, kind: type) -> Any:
+  """A value as int or float.
+
+  Raises:
+    TypeError, ValueError, OverflowError: it is none.
+  """
+  number = float(value)
+  if isinstance(value, bool) or not np.isfinite(number):
+    raise ValueError
+  if kind is int:
+    if number != int(number):
+      raise ValueError
+    # A float holds no whole number above 2**53 exactly.
+    with contextlib.suppress(ValueError):  # of '1e3'
+      return int(value)
+  return kind(number)
 
 
 def resolve_options(name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -203,20 +203,39 @@ class Source:
       raise UserError(f'{where}{inside}: cannot be read ({error})') from None
 
   def _list_folder(self) -> None:
-    seen = set()
-    for folder, subfolders, files in os.walk(self.path, followlinks=True):
-      real = os.path.realpath(folder)
-      if real in seen:
+    def unreadable(error: OSError) -> None:
+      raise UserError(f'{error.filename}: cannot be read ({error.strerror})')
+
+    seen: dict[str, pathlib.Path] = {}
+    for name, subfolders, files in os.walk(
+      self.path, onerror=unreadable, followlinks=True
+    ):
+      folder = pathlib.Path(name)
+      earlier = seen.setdefault(os.path.realpath(folder), folder)
+      if earlier in folder.parents:  # a link that would never end
         subfolders.clear()
         continue
-      seen.add(real)
+      if earlier != folder:
+        raise UserError(
+          f'{folder} is {earlier} again, by a link; each folder once is '
+          'expected'
+        )
+      subfolders[:] = [one for one in subfolders if not _is_litter(one)]
       for file in files:
-        path = pathlib.Path(folder, file)
-        name = path.relative_to(self.path).as_posix()
-        if path.is_file() and not _is_litter(name):
-          _check_text(self.path, name)
-          self._sizes[name] = path.stat().st_size
-          self._openers[name] = lambda path=path: path.open('rb')
+        self._add_file(folder / file)
+
+  def _add_file(self, path: pathlib.Path) -> None:
+    name = path.relative_to(self.path).as_posix()
+    if _is_litter(name):
+      return
+    if path.is_symlink() and not path.exists():
+      raise UserError(
+        f'{path}: a link to {os.readlink(path)}, which is not there'
+      )
+    if path.is_file():
+      _check_text(self.path, name)
+      self._sizes[name] = path.stat().st_size
+      self._openers[name] = lambda: path.open('rb')
 
   def _list_file(self) -> None:
     with self.path.open('rb') as file:

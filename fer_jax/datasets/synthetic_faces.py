@@ -166,7 +166,7 @@ def class_names(options: dict[str, Any]) -> tuple[str, ...]:
 
 
 def examples(source, options: dict[str, Any], intake) -> Iterator[dict]:
-  """Yields the data set's examples; the contract is in `dataset`."""
+  """Yields the data set's examples; the contract is in `registry`."""
   del source
   look = _look(options)
   intake.expect(options['images'])

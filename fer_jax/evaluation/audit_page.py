@@ -19,6 +19,12 @@ SEEN = {
 }
 """What of a test example may be in training, as a reader is told."""
 
+COVERAGE = {
+  'several': 'examples in the test of several folds',
+  'none': 'examples in the test of no fold',
+}
+"""What the tests of all folds together hold, as a reader is told."""
+
 SAID = {True: 'leaks', False: 'honest', None: 'cannot be told'}
 """What a protocol says of itself."""
 
@@ -82,6 +88,10 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
     for key, said in SEEN.items()
     if any(share[key] is not None for share in shares)
   ]
+  for key, said in COVERAGE.items():
+    cells = covered(protocols, key)
+    if cells:
+      rows.append([said, *cells])
   neighbours = [entry['figures']['nearest_neighbour'] for entry in protocols]
   for key, said in (
     ('accuracy', 'accuracy of 1-nearest-neighbour on raw pixels'),
@@ -102,6 +112,15 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
     'Protocols',
     page.table('What each protocol lets through', headers, rows),
   )
+
+
+def covered(protocols: list[dict[str, Any]], key: str) -> list[str]:
+  """How many examples, of `COVERAGE`, of each protocol; [] where none has
+  folds."""
+  folds = [entry['figures']['folds'] for entry in protocols]
+  if not any(folds):
+    return []
+  return [wording.MISSING if f is None else f'{f[key]:,}' for f in folds]
 
 
 def _set(figures: dict[str, Any]) -> Html:

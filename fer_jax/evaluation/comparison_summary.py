@@ -66,7 +66,7 @@ def _pairs(pairs: Sequence[dict[str, Any]]) -> list[str]:
     return _percent(found['difference'], found['interval'], sign='+')
 
   return [
-    'b and c: units right in the first run alone, in the second alone; p: '
+    'b and c: units of which the first run has more right, and the second; p: '
     'McNemar, exact',
     *_table(
       (

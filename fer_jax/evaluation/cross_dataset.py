@@ -91,7 +91,8 @@ def evaluate_on(
   """Scores a run's best checkpoint on another data set.
 
   Writes metrics_on_NAME.json and predictions_on_NAME.npz, or those of
-  on_NAME_SPLIT. A look at rows that may be some protocol's test is recorded
+  on_NAME_SPLIT; with augmentations under a name of their own, see
+  `workdir.part_of`. A look at rows that may be some protocol's test is recorded
   in the other set's ledger before its figures are written anywhere else.
 
   Args:
@@ -221,8 +222,15 @@ def evaluate_on(
     )
   metrics['seconds'] = time.monotonic() - begun
   part = f'on_{name}' if split == ALL else f'on_{name}_{split}'
-  units = evaluate.units_of(dataset, index)[1]
-  evaluation = Evaluation(part, metrics, rows.ids, logits, labels, None, units)
+  evaluation = Evaluation(
+    workdir_lib.part_of(part, views),
+    metrics,
+    rows.ids,
+    logits,
+    labels,
+    None,
+    evaluate.units_of(dataset, index)[1],
+  )
   hosts.on_first(lambda: workdir_lib.write_evaluation(workdir, evaluation))
   return metrics
 

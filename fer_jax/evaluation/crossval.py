@@ -132,13 +132,7 @@ _SHARE = forms.optional(forms.number)
 _SPREAD = dict.fromkeys(SPREAD, _SHARE)
 # What the page and the terminal show.
 _CONTENT = {
-  'model': forms.text,
-  'dataset': {'name': forms.text},
-  'protocol': {
-    'name': forms.text,
-    'leaks': forms.flag,
-    'reason': forms.text,
-  },
+  **workdir_lib.OF,
   'class_names': [forms.text],
   'folds': [
     _SPREAD
@@ -156,9 +150,8 @@ _CONTENT = {
     {'seed': forms.count, 'accuracy': forms.number, 'macro_f1': forms.number}
   ],
   'out_of_fold': {
+    **workdir_lib.ACCURACY,
     'n': forms.count,
-    'accuracy': forms.number,
-    'intervals': {'accuracy': forms.optional(forms.pair)},
     'confusion': [[forms.count]],
     'accuracy_mean': forms.number,
     'accuracy_deviation': _SHARE,

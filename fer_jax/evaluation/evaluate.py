@@ -146,22 +146,18 @@ def evaluate_once(workdir: str | pathlib.Path, split: str) -> Evaluation:
 
 # What is relied on beside that which every reader does.
 _ONCE = {
-  'accuracy': forms.number,
+  **workdir_lib.ACCURACY,
+  **workdir_lib.OF,
   'balanced_accuracy': forms.number,
   'loss': forms.number,
   'auc_macro': forms.optional(forms.number),
   'macro': {'f1': forms.number},
-  'intervals': {'accuracy': forms.optional(forms.pair)},
   'absent_classes': [forms.text],
   'checkpoint': {'step': forms.count, 'epoch': forms.number},
   'views': [forms.text],
   'slices': {'*': forms.anything},
-  'model': forms.text,
-  'dataset': {'name': forms.text},
   'protocol': {
-    'name': forms.text,
-    'leaks': forms.flag,
-    'reason': forms.text,
+    **workdir_lib.OF['protocol'],
     'options': {'*': forms.anything},
     'digest': forms.text,
   },
@@ -194,6 +190,9 @@ def predict_rows(
   """(logits float32 (n, K), labels int32 (n,)) of rows of a data set.
 
   Of several hosts each reads and predicts its share of them.
+
+  Raises:
+    UserError: the data is damaged, or a logit is not finite.
   """
   logits, labels = [], []
   own = hosts.share(index)
@@ -203,10 +202,16 @@ def predict_rows(
       predictor.predict(batch['image'], batch.get('frame_mask'), views=views)
     )
     labels.append(batch['label'])
-  return (
-    hosts.gathered(np.concatenate(logits), len(index)),
-    hosts.gathered(np.concatenate(labels), len(index)),
-  )
+  all_logits = hosts.gathered(np.concatenate(logits), len(index))
+  all_labels = hosts.gathered(np.concatenate(labels), len(index))
+  bad = np.flatnonzero(~np.isfinite(all_logits).all(axis=-1))
+  if len(bad):
+    raise UserError(
+      f'the checkpoint of step {predictor.step} gives logits that are not '
+      f'finite on {len(bad)} of {len(index)} examples, the first '
+      f'{dataset.table["id"][index[bad[0]]]}'
+    )
+  return all_logits, all_labels
 
 
 def figures(

@@ -140,7 +140,8 @@ def curves(lines: Sequence[Line], *, title: str, percent: bool) -> bytes:
     if percent:
       axes.yaxis.set_major_formatter(PercentFormatter(1))
     else:
-      axes.set_ylim(0, 1.06 * max(float(np.max(line.y)) for line in lines))
+      # A loss of 0 throughout has an axis, too.
+      axes.set_ylim(0, 1.06 * max(1e-9, *(float(np.max(n.y)) for n in lines)))
     columns = 1 if any(len(line.label) > 22 for line in lines) else 2
     figure.legend(loc='outside lower center', ncols=columns)
     return png(figure)
@@ -262,7 +263,7 @@ def roc_of_folds(
       false_positive_rate,
       mean,
       color=COLOURS[0],
-      label=f'mean ± deviation  {area:.3f}',
+      label=f'mean ± deviation, AUC {area:.3f}',
     )
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
@@ -316,7 +317,7 @@ def reliability(bins: Sequence[dict[str, Any]], error: float) -> bytes:
     diagram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     diagram.set_ylabel('Accuracy')
     diagram.set_title(f'Reliability, calibration error {100 * error:.1f} %')
-    diagram.legend(loc='upper left')
+    figure.legend(loc='outside lower center', ncols=2)
     histogram.bar(
       centres,
       [part['count'] / total for part in filled],

@@ -344,9 +344,10 @@ def _elsewhere_section(run: Run) -> Html:
   for metrics in run.elsewhere.values():
     data = metrics.get('dataset', {})
     seen = (metrics.get('copies'), metrics.get('near_copies'))
+    of = [data.get('name'), metrics.get('split'), *metrics.get('views', ())]
     rows.append(
       (
-        f'{data.get("name")}, {metrics.get("split")}',
+        ', '.join(str(part) for part in of if part != 'plain'),
         f'{metrics["n"]:,}',
         wording.percent(metrics['accuracy']),
         wording.interval(metrics, 'accuracy'),
@@ -361,7 +362,7 @@ def _elsewhere_section(run: Run) -> Html:
     page.table(
       'The best checkpoint on data it was not trained for',
       (
-        'Data, split',
+        'Data, split, views',
         'n',
         'Accuracy',
         '95 % interval',
@@ -401,7 +402,7 @@ def _slice_table(metrics: dict[str, Any]) -> Html:
   return page.table(
     'Parts of the split; a twin is a copy, or nearly one, of an image that '
     'trained or selected',
-    ('Part', 'n', 'Accuracy', '95 % interval', 'F1'),
+    ('Part', 'n', 'Accuracy', '95 % interval', 'Macro F1'),
     [
       (
         SLICE_NAMES.get(name, name.replace('_', ' ')),
@@ -433,7 +434,14 @@ def _group_tables(metrics: dict[str, Any]) -> list[Html]:
     parts += [
       page.table(
         f'By {attribute.replace("_", " ")}',
-        ('Group', 'n', 'Accuracy', '95 % interval', 'F1', '95 % interval'),
+        (
+          'Group',
+          'n',
+          'Accuracy',
+          '95 % interval',
+          'Macro F1',
+          '95 % interval',
+        ),
         rows,
       ),
       page.tag('p', wording.gap(figures['gap'])),

@@ -25,7 +25,7 @@ def text(metrics: dict[str, Any]) -> str:
     f'{checkpoint["step"]}), views {"+".join(metrics["views"])}',
     *_choices(metrics),
     '',
-    f'[95 % of resampling each {metrics["unit"]} as a whole]',
+    f'[95 % interval, each {metrics["unit"]} resampled as a whole]',
     *_scores(metrics),
     '',
     *_classes(metrics),

@@ -171,7 +171,7 @@ def parallel(sweep: Sweep) -> bytes:
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(rows[-1] - 0.5, 0.55)
     axes.set_axis_off()
-    axes.set_title('Parallel coordinates, the best trial thick')
+    axes.set_title('Parallel coordinates: best thick, pruned dotted')
     return plots.png(figure)
 
 
@@ -205,7 +205,7 @@ def slice_of(sweep: Sweep, parameter: Parameter) -> bytes:
       places = [float(t.params[parameter.name]) for t in trials]
       if scale.log:
         axes.set_xscale('log')
-        if scale.high / scale.low >= 10:
+        if max(places) / min(places) >= 10:
           axes.xaxis.set_minor_formatter(NullFormatter())
       elif all(place == round(place) for place in places):
         axes.xaxis.set_major_locator(

@@ -237,17 +237,19 @@ def read_evaluation(workdir: pathlib.Path, split: str) -> Evaluation | None:
 
 def _flags(split: str) -> str:
   """The flags of `evaluate` that make the files of a split."""
-  if split.startswith('on_'):
-    name = split.removeprefix('on_')
-    for official in OFFICIAL_SPLITS:
-      if name.endswith(f'_{official}'):
-        name = name.removesuffix(f'_{official}')
-        return f'--dataset={name} --split={official}'
-    return f'--dataset={name}'
-  name, _, views = split.partition('_')
-  return f'--split={name}' + (
-    f' --tta={views.replace("_", ",")}' if views else ''
-  )
+  # The plain view, of which nothing is said, fits last.
+  views = next(v for v in reversed(VIEWS) if split.endswith(part_of('', v)))
+  split = split.removesuffix(part_of('', views))
+  names = [view for view in views if view != 'plain']
+  augmented = f' --tta={",".join(names)}' if names else ''
+  if not split.startswith('on_'):
+    return f'--split={split}{augmented}'
+  name = split.removeprefix('on_')
+  for official in OFFICIAL_SPLITS:
+    if name.endswith(f'_{official}'):
+      name = name.removesuffix(f'_{official}')
+      return f'--dataset={name} --split={official}{augmented}'
+  return f'--dataset={name}{augmented}'
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -255,6 +257,22 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   np.savez_compressed(buffer, **dict[str, Any](arrays))
   files.write_bytes(path, buffer.getvalue())
 
+
+OF = {
+  'model': forms.text,
+  'dataset': {'name': forms.text},
+  'protocol': {
+    'name': forms.text,
+    'leaks': forms.flag,
+    'reason': forms.text,
+  },
+}
+"""What figures are of, where they are shown."""
+
+ACCURACY = {
+  'accuracy': forms.number,
+  'intervals': {'accuracy': forms.optional(forms.pair)},
+}
 
 # What readers rely on where it is there; which figures they need, they say.
 _TRIPLE = {

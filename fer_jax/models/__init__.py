@@ -1,6 +1,7 @@
 """Models by name, and the composition they are all made of."""
 
 from fer_jax.models.fusion import FusionModel
+from fer_jax.models.pretrained import load_pretrained
 from fer_jax.models.registry import (
   available,
   check,
@@ -19,5 +20,6 @@ __all__ = [
   'create',
   'described_fields',
   'fields',
+  'load_pretrained',
   'specify',
 ]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.models.fusion import FusionModel
-from fer_jax.nn import Conv, DepthwiseConv
+from fer_jax.nn import GRU, LSTM, Conv, DepthwiseConv
 
 _SCOPE = re.compile(r'layer:([\w.]+)')
 
@@ -34,11 +34,11 @@ def layer_table(model: FusionModel) -> dict[str, Any]:
     `depth`, 0 for a stage and 1 or more for layers inside the one above,
     whose figures that one includes; `output_shape` without the batch axis;
     `trainable` and `non_trainable` parameters; `multiply_adds` of
-    convolutions (by their definition, whatever form computes them) and
-    matrix products; `output_bytes`. And `totals`: the sums over stages,
-    and `saved_bytes`, what differentiation keeps of one image for the
-    backward pass, with the forms of this platform and before XLA fuses
-    any of it away.
+    convolutions and recurrent layers (by their definition, whatever form or
+    backend computes them) and matrix products; `output_bytes`. And
+    `totals`: the sums over stages, and `saved_bytes`, what differentiation
+    keeps of one image for the backward pass, with the forms of this
+    platform and before XLA fuses any of it away.
   """
   outputs, features, products = _trace(model)
   rows: list[Row] = []
@@ -175,9 +175,11 @@ def _trace(model: FusionModel):
   def call(state, images):
     traced = nnx.merge(graphdef, state)
     for _, module in nnx.iter_graph(traced):
+      # The definition, not the form that is fast here.
       if isinstance(module, Conv | DepthwiseConv):
-        # A convolution's definition, not the form that is fast here.
         module.form = 'lax'
+      elif isinstance(module, LSTM | GRU):
+        module.backend = 'scan'
     with _intercepted_calls(traced, outputs):
       _, found = traced(images, return_features=True)
     features.update(found)

@@ -276,13 +276,19 @@ def restore(sealed: Sealed, target: State, *, device: Any = None) -> State:
         f'{there or "absent"} there and {here or "absent"} here'
       )
   place = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
+  path = str(sealed.path.absolute())  # Orbax refuses others
   if hosts.count() > 1:  # each has a copy of its own, which Orbax calls NumPy's
     copies = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
-    return jax.device_put(ocp.load(str(sealed.path), copies), place)
+    return jax.device_put(ocp.load(path, copies), place)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target
   )
-  return ocp.load(str(sealed.path), abstract)
+  state = ocp.load(path, abstract)
+  if device is not None:
+    return state
+  # Not committed to its device, as a first state is not: what is compiled for
+  # one of them serves the other.
+  return jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
 
 
 def _arrays(tree: Any) -> dict[str, str]:

@@ -15,7 +15,13 @@ import time
 from fer_jax import config as config_lib
 from fer_jax.data import protocol
 from fer_jax.errors import UserError
-from fer_jax.training import population, preemption, side_by_side, task
+from fer_jax.training import (
+  memory,
+  population,
+  preemption,
+  side_by_side,
+  task,
+)
 from fer_jax.training.workdir import claimed
 
 
@@ -75,8 +81,8 @@ def train(
     notice: leaves after the block under way once it is asked.
 
   Raises:
-    UserError: as `loop.train`; or the protocol has no folds, or a fold's loss
-      is not finite.
+    UserError: as `loop.train`; or the protocol has no folds, a fold's loss is
+      not finite, or memory does not hold a single one.
   """
   config_lib.validate(config)
   if config.data.fold:
@@ -84,6 +90,7 @@ def train(
       f'data.fold is {config.data.fold}; a cross-validation trains all folds, '
       'and allowed is 0'
     )
+  side_by_side.require_residence(config)
   workdir = pathlib.Path(workdir)
   notice = notice or preemption.Notice()
   begun = time.monotonic()
@@ -112,25 +119,41 @@ def train(
 
     members = list(map(member, places))
     waves = side_by_side.waves(shared, members, len(members))
-    finished, lost = True, []
-    for number, wave in enumerate(waves):
+    finished, lost, trained = True, [], 0
+    stale: set[int] = set()  # members of waves that did not fit
+    while waves:
       left = max_seconds - (time.monotonic() - begun) if max_seconds else 0.0
       if notice.agreed():
         finished = False
         break
       if max_seconds and left <= 0:
-        if number:
+        if trained:
           finished = False
           break
         left = 1e-9  # one epoch all the same
-      done, diverged = _train_wave(
-        [places[m] for m in wave],
-        [members[m] for m in wave],
-        shared,
-        notice,
-        member,
-        max_seconds=left,
-      )
+      wave = waves.pop(0)
+      for m in stale.intersection(wave):
+        members[m] = member(places[m])
+      try:
+        with memory.exhaustion_told():
+          done, diverged = _train_wave(
+            [places[m] for m in wave],
+            [members[m] for m in wave],
+            shared,
+            notice,
+            member,
+            max_seconds=left,
+          )
+      except memory.ExhaustedError as error:
+        # More than was predicted: from the checkpoints on, in two halves.
+        half = len(wave) // 2
+        if not half:
+          raise
+        print(f'{len(wave)} runs side by side are too many: {error}')
+        waves[:0] = [wave[:half], wave[half:]]
+        stale.update(wave)
+        continue
+      trained += 1
       finished &= done
       lost += [str(place.workdir) for place in diverged]
     if lost and finished:
@@ -138,7 +161,7 @@ def train(
         f'the loss is not finite in {", ".join(lost)}; the other folds are '
         'trained; a smaller optim.learning_rate or optim.clip_norm may help'
       )
-  return Outcome(tuple(places), finished, time.monotonic() - begun, len(waves))
+  return Outcome(tuple(places), finished, time.monotonic() - begun, trained)
 
 
 def _places(config, dataset, workdir: pathlib.Path, seeds: int) -> list[Place]:

@@ -174,6 +174,11 @@ def _files_of(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / 'config.json'
   if not path.exists():
     raise UserError(f'{workdir} is no workdir of a run: it has no config.json')
+  if not (workdir / 'run.json').exists():
+    raise UserError(
+      f'{workdir} is no workdir of a run: it has no run.json; of a '
+      'cross-validation or a sweep name one of its runs, as fold_0'
+    )
   return {
     'config': files.read_json(path),
     'class_names': read_run(workdir)['class_names'],

@@ -272,6 +272,7 @@ class Run:
     totals = step_lib.sums_of(earlier)
     first = earlier.taken if earlier else 0
     begun = time.monotonic() - (earlier.seconds if earlier else 0.0)
+    timed = begun, 0
     before = epoch * self._task.feed.steps_per_epoch
     previous = None
     self._pace.begin()
@@ -285,10 +286,12 @@ class Run:
       # while the next one already runs.
       # A first step's time is compilation and tells nothing of the rate.
       if previous is not None and previous[1] > first + 1:
-        self._show(epoch, *previous, begun)
+        self._show(epoch, *previous, timed)
         self._pace.done(previous[1])
       previous = (totals, taken)
-      self._note_first_step(totals)
+      if self._since is not None:
+        self._note_first_step(totals, self._since)
+        timed = time.monotonic(), taken
       if self._profile.steps:
         self._profile.after_block(totals, before + taken)
       # As the first of several hosts says: all have to do the same.
@@ -376,21 +379,19 @@ class Run:
       self._freezing = now
       self._display.line(freezing.describe(now, state.params))
 
-  def _note_first_step(self, sums) -> None:
-    if self._since is None:
-      return
+  def _note_first_step(self, sums, since: float) -> None:
     jax.block_until_ready(sums)
     self._notice.starting = False
-    seconds = time.time() - self._since
     self._since = None
-    note(self._workdir, {'seconds_to_first_step': seconds})
+    note(self._workdir, {'seconds_to_first_step': time.time() - since})
 
-  def _show(self, epoch, sums, taken, begun) -> None:
+  def _show(self, epoch, sums, taken, timed) -> None:
     per_epoch = self._task.feed.steps_per_epoch
     done = epoch * per_epoch + taken
     loss = step_lib.means(sums)['loss']  # waits for the block
     self._heartbeat.beat(step=done, epoch=epoch + 1)
-    rate = taken / (time.monotonic() - begun)
+    moment, before = timed
+    rate = (taken - before) / (time.monotonic() - moment)
     self._display.running(
       epoch + 1,
       done,

@@ -1,9 +1,11 @@
 """What a population takes of a device's memory, told before it is made."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,6 +21,30 @@ from fer_jax.training.state import TrainState
 USABLE = 0.8
 """Share of a device's memory that is planned with: programs, fragments and
 other processes take some."""
+
+HELPS = 'a smaller train.batch_size, data.image_size or model helps'
+
+
+class ExhaustedError(UserError):
+  """A device holds less than what it was given to do."""
+
+
+@contextlib.contextmanager
+def exhaustion_told() -> Iterator[None]:
+  """Tells in a line where JAX finds that a device's memory is full.
+
+  Raises:
+    ExhaustedError: in the place of JAX's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    said = str(error).strip().splitlines()[0]
+    raise ExhaustedError(
+      f'the device has too little memory ({said}); {HELPS}'
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +134,7 @@ def waves(
     raise UserError(
       f'one run needs {least / 2**20:,.0f} MiB of memory, '
       f'{need.shared / 2**20:,.0f} of them for the data set; allowed is at '
-      f'most {limit / 2**20:,.0f}: a smaller train.batch_size, '
-      'data.image_size or model helps'
+      f'most {limit / 2**20:,.0f}: {HELPS}'
     )
   each = predicted_bytes(need, 2, mapping) - least
   places = (1 + (limit - least) // each) * devices

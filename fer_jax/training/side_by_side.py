@@ -67,6 +67,15 @@ class Shared:
     return task.state_maker(self.config, class_count)
 
 
+def require_residence(config: config_lib.Config) -> None:
+  """Raises UserError where the config wants its set streamed."""
+  if config.data.residence == 'stream':
+    raise UserError(
+      "data.residence is 'stream'; runs that train side by side share one set "
+      "in memory, and allowed is 'auto' or 'device'"
+    )
+
+
 def resident_set(
   config: config_lib.Config,
   dataset: Dataset,

@@ -232,9 +232,18 @@ def plan_of(
     config: of the run.
     dataset: of the list.
     train: int (n,), rows of its table.
+
+  Raises:
+    UserError: the run has more steps than can be counted.
   """
   size = config.train.batch_size
   steps_per_epoch = feed_lib.padded_length(len(train), size) // size
+  most = config_lib.MOST_COUNTED // steps_per_epoch
+  if config.train.epochs > most:
+    raise UserError(
+      f'train.epochs is {config.train.epochs}; allowed is at most {most}, of '
+      f'{steps_per_epoch} steps each: they are counted in 32 bits'
+    )
   return step_lib.Plan(
     key=jax.random.key(config.seed),
     milestones=milestones(config, steps_per_epoch),

@@ -7,7 +7,7 @@ the first one's.
 import contextlib
 import fcntl
 import pathlib
-from typing import Any
+from typing import IO, Any
 
 from fer_jax import config as config_lib
 from fer_jax import files, forms, hosts, provenance
@@ -55,16 +55,37 @@ def _claimed(workdir: pathlib.Path, config: config_lib.Config):
       f'cannot write to --workdir {workdir}: {error.strerror}'
     ) from error
   with lock:  # the kernel frees it however the process ends
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not taken(lock):
       raise UserError(
         f'another process trains in --workdir {workdir}; wait for it, or '
         'choose another'
-      ) from None
+      )
     files.remove_temporaries(workdir)
     _write_config(workdir, config)
     yield
+
+
+def taken(file: IO[str], *, wait: bool = False) -> bool:
+  """Takes the lock of a file; False where somebody else has it.
+
+  Args:
+    file: open for writing, without which NFS gives no such lock.
+    wait: for who has it.
+
+  Raises:
+    UserError: its disk has no locks.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except OSError as error:
+    # The second is what some network shares say.
+    if not wait and isinstance(error, BlockingIOError | PermissionError):
+      return False
+    raise UserError(
+      f'cannot lock {file.name}: {error.strerror}; expected a disk with locks, '
+      'as NFS from version 4 is'
+    ) from error
+  return True
 
 
 def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
@@ -101,6 +122,7 @@ def _require_same_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
   earlier = read_run(workdir)
   for what, there, here in (
     ('checksum', earlier.get('dataset', {}), facts['dataset']),
+    ('version', earlier.get('dataset', {}), facts['dataset']),
     ('digest', earlier.get('protocol', {}), facts['protocol']),
   ):
     if there.get(what) != here[what]:

@@ -64,7 +64,7 @@ def devices() -> tuple[str, int]:
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ['no reason given'])[-1]
     raise UserError(f'JAX finds no devices: {last}')
-  platform, number = done.stdout.split()
+  platform, number = done.stdout.split()[-2:]  # plugins may say things before
   return platform, int(number)
 
 

@@ -14,17 +14,17 @@ them, as NFS from version 4 does.
 
 import contextlib
 import dataclasses
-import fcntl
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.training import records
-from fer_jax.training.workdir import claimed
+from fer_jax.training.workdir import claimed, taken
 from fer_jax.tuning import shapes
 from fer_jax.tuning.space import OutsideError, Space
 from fer_jax.tuning.study import RUN_NOTE, Study
@@ -49,6 +49,7 @@ class Run:
     shape: its text; equal ones share what is compiled.
     claim: holds the workdir until it is closed.
     trial_id: of the study; None for a finalist.
+    looks: whether its turn is a first look at its shape.
   """
 
   name: str
@@ -58,6 +59,7 @@ class Run:
   shape: str
   claim: contextlib.ExitStack
   trial_id: int | None = None
+  looks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,12 @@ class Trials:
   """The trials of a study."""
 
   def __init__(
-    self, study: Study, space: Space, workdir: pathlib.Path, count: int
+    self,
+    study: Study,
+    space: Space,
+    workdir: pathlib.Path,
+    count: int,
+    first_looks: int = 0,
   ) -> None:
     """Makes the queue.
 
@@ -96,11 +103,13 @@ class Trials:
       space: what they vary.
       workdir: of the sweep.
       count: how many there are to be.
+      first_looks: of `shapes.first_looks`.
     """
     self._study = study
     self._space = space
     self._workdir = workdir
     self._count = count
+    self._first_looks = first_looks
     self._held: set[int] = set()
 
   def left(self) -> bool:
@@ -115,12 +124,11 @@ class Trials:
       for run in self._orphans():
         return run
       while _asked(self._study.trials()) < self._count:
-        kept = self._kept_shape()
-        new = self._new(kept)
+        turn, shape = self._next_turn()
+        new = self._new(shape)
         if new is None:
           continue
-        run = self._claimed(new)
-        turn = 'free' if kept is None else 'kept'
+        run = self._claimed(new, looks=turn == 'look')
         self._study.note_of_trial(new.trial_id, turn=turn)
         return run
       return None
@@ -219,7 +227,7 @@ class Trials:
       self._study.tell(trial_id, TrialState.FAIL)
       return None
 
-  def _claimed(self, drawn: '_Drawn') -> Run:
+  def _claimed(self, drawn: '_Drawn', looks: bool = False) -> Run:
     config = self._space.config_of(drawn.params)
     workdir = self._trial_folder(drawn.number)
     claim = contextlib.ExitStack()
@@ -233,6 +241,7 @@ class Trials:
       self._space.shape_text(drawn.params),
       claim,
       drawn.trial_id,
+      looks,
     )
 
   def _trial_folder(self, number: int) -> pathlib.Path:
@@ -245,27 +254,48 @@ class Trials:
       not grid or at >= len(grid) or self._space.shape_text(grid[at]) == shape
     )
 
-  def _kept_shape(self) -> dict[str, Any] | None:
-    """The shape that the next turn keeps; None to draw one."""
+  def _next_turn(self) -> tuple[str, dict[str, Any] | None]:
+    """What kind of turn is next, as is noted of its first trial, and the values
+    of its shape; None to let the sampler draw them."""
     if self._study.grid or not self._space.has_shapes:
-      return None
+      return 'free', None
     trials = self._study.trials()
+    seen = {
+      self._space.shape_text(self._study.values_of(t))
+      for t in trials
+      if t.params
+    }
+    if len(seen) < self._first_looks:
+      seed = (self._study.settings.seed, len(trials))
+      shape = self._space.unseen_shape(seen, np.random.default_rng(seed))
+      if shape is not None:
+        return 'look', shape
     turns = [t.user_attrs.get('turn') for t in trials]
-    sign = 1 if self._study.larger_is_better else -1
     chosen = shapes.choose(
       [
-        shapes.Tried(
-          self._space.shape_text(self._study.values_of(t)),
-          sign * (t.value or 0.0) if t.state == TrialState.COMPLETE else None,
-          t.user_attrs[RUN_NOTE],
-        )
+        self._tried(t)
         for t in trials
         if t.state.is_finished() and RUN_NOTE in t.user_attrs
       ],
       free_turns=turns.count('free'),
       kept_turns=turns.count('kept'),
     )
-    return None if chosen is None else self._shape_values(trials, chosen)
+    if chosen is None:
+      return 'free', None
+    return 'kept', self._shape_values(trials, chosen)
+
+  def _tried(self, trial: FrozenTrial) -> shapes.Tried:
+    """A trial that has ended, for `shapes`."""
+    params, notes = self._study.values_of(trial), trial.user_attrs
+    complete = trial.state == TrialState.COMPLETE
+    sign = 1 if self._study.larger_is_better else -1
+    epochs = params.get('train.epochs', self._space.base.train.epochs)
+    return shapes.Tried(
+      self._space.shape_text(params),
+      sign * (trial.value or 0.0) if complete else None,
+      notes[RUN_NOTE],
+      1.0 if complete else notes['epoch'] / epochs,
+    )
 
   def _shape_values(
     self, trials: Sequence[FrozenTrial], shape: str
@@ -371,7 +401,7 @@ class Repeats:
 def asking(workdir: pathlib.Path) -> Iterator[None]:
   """One process of a sweep at a time."""
   with (workdir / LOCK).open('w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    taken(lock, wait=True)
     yield
 
 
@@ -399,12 +429,8 @@ def _is_free(workdir: pathlib.Path) -> bool:
   path = workdir / '.lock'
   if not path.exists():
     return True
-  with path.open('r') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      return False
-  return True
+  with path.open('r+') as lock:
+    return taken(lock)
 
 
 def _has_ended(workdir: pathlib.Path) -> bool:

@@ -17,8 +17,9 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
+import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ OF_DATA = frozenset({'data.image_size', 'data.channels', 'data.balance'})
 
 DRAWS = 200
 """Configs that are drawn and checked before anything compiles."""
+
+SHAPE_DRAWS = 1000
+"""For a shape that no trial has had: one that is not among them is let go."""
 
 LARGEST_GRID = 100_000
 
@@ -242,13 +246,37 @@ class Space:
     return config
 
   def shape_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a trial's values that make its shape."""
-    return {f: v for f, v in params.items() if f not in SCALARS}
+    """Those of a trial's values that make its shape, in the space's order."""
+    return {
+      field: params[field]
+      for field in self.domains
+      if field in params and field not in SCALARS
+    }
 
   def shape_text(self, params: Mapping[str, Any]) -> str:
     """The shape in a line, equal where shapes are."""
     shape = self.shape_of(params)
     return ' '.join(f'{f}={v!r}'.replace(' ', '') for f, v in shape.items())
+
+  def unseen_shape(
+    self, seen: Collection[str], generator: np.random.Generator
+  ) -> dict[str, Any] | None:
+    """A shape drawn evenly among those that no trial has had.
+
+    Args:
+      seen: texts of the others.
+      generator: draws.
+
+    Returns:
+      Its values; None where no other was found.
+    """
+    for _ in range(SHAPE_DRAWS):
+      shape = self.shape_of(
+        self.suggest(lambda _, domain: _draw_evenly(generator, domain))
+      )
+      if self.shape_text(shape) not in seen:
+        return shape
+    return None
 
   @functools.cached_property
   def has_shapes(self) -> bool:
@@ -499,6 +527,21 @@ def _draw(generator: np.random.Generator, domain: Domain) -> Any:
   if domain.kind == 'integer':
     return int(generator.integers(int(ends[0]), int(ends[1]), endpoint=True))
   return float(generator.uniform(*ends))
+
+
+def _draw_evenly(generator: np.random.Generator, domain: Domain) -> Any:
+  """A value as a search at random draws it."""
+  if domain.kind == 'choice':
+    return domain.choices[generator.integers(len(domain.choices))]
+  assert domain.low is not None
+  assert domain.high is not None
+  low, high = domain.low, domain.high
+  if domain.kind == 'integer':
+    return int(generator.integers(int(low), int(high), endpoint=True))
+  if domain.kind == 'uniform':
+    return float(generator.uniform(low, high))
+  drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
+  return float(np.clip(drawn, low, high))  # rounding may leave the range
 
 
 def _hashable(value: Any) -> Any:

@@ -75,7 +75,7 @@ def parse_url(url: str) -> str:
     shown = re.sub('://.*@', '://***@', url)
     raise UserError(
       f'--storage={shown} is no URL of a database; expected as '
-      'sqlite:////absolute/path.db or postgresql://user:password@host/name'
+      'sqlite:////absolute/path.db or postgresql://user@host/name'
     ) from None
   return url
 
@@ -363,7 +363,7 @@ def _open(
       raise UserError(
         f'--storage={storage.shown} needs a driver that is not installed '
         f'({error.__cause__ or error}); the extra postgres has the one of '
-        "PostgreSQL: pip install 'fer-jax[postgres]'"
+        "PostgreSQL: pip install -e '.[postgres]'"
       ) from error
     except (
       sqlalchemy.exc.SQLAlchemyError,

@@ -178,8 +178,8 @@ def text(content: dict[str, Any]) -> str:
   """The result for the terminal."""
   metric, cost = content['metric'], content['cost']
   lines = [
-    f'{counts(content)}, {cost["shapes"]} shapes, {cost["compilations"]} '
-    f'compilations, {cost["device_minutes"]:.1f} device minutes'
+    f'{counts(content)}, shapes {cost["shapes"]}, compilations '
+    f'{cost["compilations"]}, device minutes {cost["device_minutes"]:.1f}'
   ]
   for finalist in content['finalists']:
     trial = content['trials'][finalist['trial']]
@@ -192,7 +192,10 @@ def text(content: dict[str, Any]) -> str:
     lines.append(line)
   best = content['best']
   params = content['trials'][best['trial']]['params']
+  repeated = any(f['mean'] is not None for f in content['finalists'])
+  of_seeds = ', the mean over those seeds' if repeated else ''
   lines.append(
     f'best: trial {best["trial"]}, validation {metric} {best["value"]:.4f}'
+    f'{of_seeds}'
   )
   return '\n'.join([*lines, *(f'  {f} = {v}' for f, v in params.items())])

@@ -6,6 +6,7 @@ seeds, and writes what came of it. Killed, it is started again.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import secrets
 import time
@@ -15,8 +16,8 @@ from typing import Any
 from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.errors import UserError
-from fer_jax.training import preemption, task
-from fer_jax.tuning import queue, search, summary
+from fer_jax.training import preemption, side_by_side, task
+from fer_jax.tuning import queue, search, shapes, summary
 from fer_jax.tuning.space import Domain, Space
 from fer_jax.tuning.study import Storage, Study, parse_url
 from fer_jax.tuning.worker import Manner, Worker, population_size
@@ -94,6 +95,7 @@ def run(
   with files.writing(f'to --workdir {workdir}'):
     workdir.mkdir(parents=True, exist_ok=True)
   # Before any trial is blamed for it.
+  side_by_side.require_residence(config)
   task.partition_of(config, task.load_dataset(config))
   study = _study(config, space, workdir, settings)
   with queue.asking(workdir):
@@ -131,7 +133,8 @@ def run(
     return bool(limit) and time.monotonic() - begun > limit
 
   worker = Worker(Manner(size, settings.how, late, notice, watch))
-  finished = worker.work(queue.Trials(study, space, workdir, count))
+  looks = shapes.first_looks(count, size)
+  finished = worker.work(queue.Trials(study, space, workdir, count, looks))
   if finished:
     repeats = _repeats(study, space, workdir, settings)
     if repeats:
@@ -205,7 +208,7 @@ def _require_same_sweep(
     study.note('search', searched)
     first = space.stored_base()
     if first is not None and not study.grid:
-      # What is found is then never worse than what there was.
+      # What is found is then no worse than what there was, if it is not pruned.
       study.enqueue(first)
     study.note('id', token)  # last: until then all of it is done again
     return
@@ -249,14 +252,13 @@ def _repeats(
   A trial is among the best partly since its seed was lucky; under others its
   value is what one may expect of its config.
   """
-  used = space.domains.get('seed')
-  first = 1 + max([space.base.seed, *(used.extremes() if used else ())])
+  seeds = _other_seeds(study, space, settings.seeds)
   repeats = []
   for trial in study.best_first()[: settings.top]:
     params = study.values_of(trial)
-    for number in range(settings.seeds):
+    for seed in seeds:
       config = space.config_of(params)
-      config.seed = first + number
+      config.seed = seed
       folder = f'{trial.number:04d}_seed_{config.seed}'
       repeats.append(
         queue.Repeat(
@@ -268,3 +270,16 @@ def _repeats(
         )
       )
   return repeats
+
+
+def _other_seeds(study: Study, space: Space, count: int) -> list[int]:
+  """Seeds that no trial has had: those that follow all of the space."""
+  searched = space.domains.get('seed')
+  first = 1 + max([space.base.seed, *(searched.extremes() if searched else ())])
+  had = {
+    study.values_of(trial).get('seed', space.base.seed)
+    for trial in study.trials()
+  }
+  # A key has 32 bits of a seed.
+  following = (seed % 2**32 for seed in itertools.count(first))
+  return list(itertools.islice((s for s in following if s not in had), count))

@@ -18,12 +18,18 @@ import numpy as np
 from fer_jax import config as config_lib
 from fer_jax.data import protocol
 from fer_jax.errors import UserError
-from fer_jax.training import population, preemption, side_by_side, task
+from fer_jax.training import (
+  memory,
+  population,
+  preemption,
+  side_by_side,
+  task,
+)
 from fer_jax.tuning.queue import Ending, Run
 
 TURN = 2
 """Runs that a turn asks for, in populations: where shapes can differ, one must
-end for the next to begin."""
+end for the next to begin. A first look at a shape asks for one population."""
 
 LARGEST_AUTO = 16
 """Members of a population whose size is not given, on an accelerator."""
@@ -112,6 +118,7 @@ class Worker:
     self._manner = manner
     self._bench: Bench | None = None
     self._images: tuple[Any, Any] = (None, None)
+    self._sizes: dict[str, int] = {}  # of shapes that did not fit larger
 
   def work(self, queue: Queue) -> bool:
     """Trains all that a queue hands out; False where it stopped before.
@@ -135,7 +142,8 @@ class Worker:
     # Nothing is unsaved before the first block, which may be minutes away.
     self._manner.notice.starting = True
     try:
-      bench = self._bench_of(head)
+      with memory.exhaustion_told():
+        bench = self._bench_of(head)
     except UserError as error:
       try:
         task.load_dataset(head.config)
@@ -145,12 +153,17 @@ class Worker:
       print(f'{head.name} cannot be trained: {error}', flush=True)
       queue.end(head, Ending('failed', reason=str(error)))
       return
-    limit = TURN * bench.size if head.shape else math.inf
+    limit = (1 if head.looks else TURN) * self._manner.size
     with Seats(queue, bench, self._manner) as seats:
-      seats.fill([head, *queue.more(head.shape, bench.size - 1)])
-      while seats.taken and seats.epoch():
-        wanted = min(seats.free, limit - seats.given)
-        seats.fill(queue.more(head.shape, int(wanted)))
+      try:
+        with memory.exhaustion_told():
+          seats.fill([head, *queue.more(head.shape, bench.size - 1)])
+          while seats.taken and seats.epoch():
+            wanted = limit - seats.given if head.shape else math.inf
+            seats.fill(queue.more(head.shape, int(min(seats.free, wanted))))
+      except memory.ExhaustedError as error:
+        self._sizes[head.shape] = seats.give_up(str(error))
+        self._bench = None
 
   def _bench_of(self, run: Run) -> 'Bench':
     """Where runs of a shape train: the one at hand, or another.
@@ -177,7 +190,8 @@ class Worker:
       config, blueprint, *self._images[1], how=self._manner.how
     )
     bench = Bench(run.shape, shared, partition)
-    bench.size = _places(shared, bench.example(), self._manner.size)
+    size = self._sizes.get(run.shape, self._manner.size)
+    bench.size = _places(shared, bench.example(), size)
     return bench
 
 
@@ -266,6 +280,34 @@ class Seats:
       for run in filter(None, self._runs):
         self._queue.release(run)
       self._runs = []
+
+  def give_up(self, reason: str) -> int:
+    """Leaves runs that memory does not hold as their checkpoints have them.
+
+    Of several all are let go, for whoever asks next; one alone ends.
+
+    Args:
+      reason: in a line.
+
+    Returns:
+      How many may fit.
+    """
+    self._amid_epoch = True  # nothing on the device is to be saved
+    self._desk.close()
+    together = self._bench.together
+    places = self.taken if together is None else len(together)
+    if places > 1:
+      self._desk.line(
+        f'{places} trials side by side are too many, {places // 2} are next: '
+        f'{reason}'
+      )
+      return places // 2
+    for m, run in enumerate(self._runs):
+      if run is not None:
+        self._queue.end(run, Ending('failed', reason=reason))
+        self._runs[m] = None
+        self._desk.line(f'{run.name}: failed ({reason})')
+    return 1
 
   @property
   def taken(self) -> int:

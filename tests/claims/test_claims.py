@@ -9,6 +9,7 @@ import json
 import pathlib
 import types
 
+import numpy as np
 import pytest
 import small_config
 
@@ -18,6 +19,7 @@ from fer_jax.data import ledger, protocol
 from fer_jax.errors import UserError
 from fer_jax.training import task
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
 PAPERS = pathlib.Path(__file__).parents[2] / 'configs' / 'papers'
 CLAIMS = running.load(PAPERS)
 
@@ -233,6 +235,65 @@ def test_folds_are_pooled_by_their_size():
   parts = [{'n': 10, 'accuracy': 1.0}, {'n': 30, 'accuracy': 0.5}]
   assert running._pooled([*parts, None, {'n': 0, 'accuracy': None}]) == 25 / 40
   assert running._pooled([None]) is None
+
+
+def _member(size: int, share: float) -> dict:
+  """What a run gives whose audit has one share everywhere, twins unknown."""
+  return {
+    'protocol': {'name': 'made_up'},
+    'epoch': 2,
+    'finished': True,
+    'units': np.arange(size).astype(str),
+    'logits': np.eye(3)[np.arange(size) % 3],
+    'labels': np.arange(size) % 3,
+    'train_accuracy': 1.0,
+    'without_twins': None,
+    'audit': {
+      'share_of_test_seen': dict.fromkeys(running._SEEN, share)
+      | {'twin': None},
+      'nearest_neighbour': {'accuracy': share},
+    },
+    'seconds': 1.0,
+    'workdir': 'run',
+  }
+
+
+def test_audits_of_folds_are_pooled_and_weights_of_a_paper_count(
+  claim, tmp_path, monkeypatch
+):
+  members = iter([_member(10, 0.2), _member(30, 0.6)] + 2 * [_member(9, 0.1)])
+  monkeypatch.setattr(running, '_member', lambda *_: next(members))
+  dataset = types.SimpleNamespace(class_names=('a', 'b', 'c'))
+
+  def made(claim, twin, **fields):
+    config = claim.config(twin)
+    config.train.update(fields)
+    limits = running.Limits(folds=2)
+    return running._twin(claim, config, dataset, tmp_path, limits, {})
+
+  found = made(claim, 'paper')['audit']
+  assert found['nearest_neighbour']['accuracy'] == pytest.approx(20 / 40)
+  assert found['share_of_test_seen']['exact_copy'] == pytest.approx(20 / 40)
+  assert found['share_of_test_seen']['twin'] is None
+
+  official = (chosen('data.protocol', 'official', 'one part'),)
+  claim = dataclasses.replace(claim, pretrained=True, honest=official)
+  assert not made(claim, 'honest')['finished']
+  assert made(claim, 'honest', pretrained='weights.h5')['finished']
+
+
+def test_files_of_weights_are_of_claims_that_start_from_some(tmp_path):
+  papers = {claim.paper for claim in CLAIMS.values() if claim.pretrained}
+  assert papers == {'P2'}
+  for model, said in (
+    ('cnn_model1', 'no claim that is run starts cnn_model1 from weights; '),
+    ('vgg16_gru', 'there is no such file'),
+  ):
+    weights = {model: str(tmp_path / 'w.h5')}
+    with pytest.raises(UserError, match=said):
+      running.require_weights(CLAIMS, weights)
+  (tmp_path / 'w.h5').touch()
+  running.require_weights(CLAIMS, weights)
 
 
 def test_an_audit_that_is_not_ours_is_named(tmp_path):

@@ -85,6 +85,13 @@ def test_a_leaky_protocol_stands_beside_the_honest_one(place, capsys):
   assert 'oversample_then_split says that it leaks, and it does' in said
   (line,) = [n for n in said.splitlines() if n.startswith('  protocol ')]
   assert line.split() == ['protocol', 'oversample_then_split', 'fer2013_dev']
+  assert 'several folds' not in said
+
+
+def test_the_tests_of_all_folds_are_counted(place, capsys):
+  _run(place, 'folds=3', 'validation_share=0', protocol='evaluate_on_train')
+  (line,) = [n for n in capsys.readouterr().out.splitlines() if 'several' in n]
+  assert line.split()[-2:] == ['140', '–']
 
 
 @pytest.mark.parametrize(
@@ -112,9 +119,15 @@ def test_green_is_what_is_honest_by_word_and_by_deed(leaks, found, shown):
     ([], {'protocol': 'kfold_image'}, "did you mean 'kfold_images'"),
     ([], {'classes': 'angry,happpy'}, "has no class 'happpy'"),
     ([], {'dataset': 'fer'}, "no data set 'fer'"),
+    ([], {'against': 'jaffe'}, 'no build of jaffe'),
+    ([], {'against_checksum': 'abc'}, '--against_checksum needs --against'),
   ],
 )
-def test_mistakes(place, arguments, values, said):
+def test_mistakes(place, arguments, values, said, monkeypatch):
+  from fer_jax.data import audit as audit_lib
+
+  # Told before minutes of work.
+  monkeypatch.setattr(audit_lib, 'of_dataset', None)
   values = {'dataset': 'fer2013', **values}
   classes = values.pop('classes', None)
   with flagsaver.flagsaver(data_dir=str(place), **values):

@@ -1,13 +1,14 @@
 """The benchmark verb: its flags, its record, its mistakes."""
 
+import importlib
 import json
 import os
-import subprocess
-import sys
 
+import forked
 import pytest
 
-from fer_jax.benchmark import contest, train_step
+from fer_jax.benchmark import compilation, contest, train_step
+from fer_jax.benchmark.worker import Worker
 from fer_jax.commands import benchmark
 from fer_jax.errors import UserError
 
@@ -22,26 +23,17 @@ TINY = [
 ]
 
 
-def run(*arguments, timeout=300):
-  return subprocess.run(
-    [sys.executable, '-m', 'fer_jax', 'benchmark', *arguments],
-    capture_output=True,
-    text=True,
-    timeout=timeout,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-  )
-
-
 def test_record_of_a_whole_run(tmp_path):
   target = tmp_path / 'record.json'
-  result = run(
-    *TINY,
+  status, said, complaints = forked.Command(
+    *['benchmark', *TINY],
     *['--model=residual_lstm', '--batch_size=2', '--peers=flax'],
-    *['--what=train_step,input,population', '--members=3'],
+    *['--what=train_step,population', '--members=3'],
     *['--rounds=2', '--warm_up=1', '--turn_seconds=0'],
     *[f'--json={target}', f'--compile_cache={tmp_path / "programs"}'],
-  )
-  assert result.returncode == 0, result.stderr
+    environ={'JAX_PLATFORMS': 'cpu'},
+  ).result()
+  assert status == 0, complaints
   assert any((tmp_path / 'programs').iterdir())
   record = json.loads(target.read_text())
   assert record['settings']['overrides']['units'] == 3
@@ -54,10 +46,6 @@ def test_record_of_a_whole_run(tmp_path):
     assert row['versions']['jax']
     assert len(row['rounds']) == 2
     assert row['images_per_second']['min'] > 0
-  rows = record['input']['contenders']
-  assert set(rows) == {'whole', 'without_augmentation', 'input_path'}
-  # The input path is a part of the whole, on any machine.
-  assert record['input']['input_share']['min'] > 0
   runs = record['population']
   assert set(runs['contenders']) == {
     'population',
@@ -70,8 +58,48 @@ def test_record_of_a_whole_run(tmp_path):
   assert row['images_per_second']['max'] == pytest.approx(
     3 * 2 / row['seconds_per_step']['min']
   )
-  assert 'images/s' in result.stdout
-  assert f'record: {target}' in result.stdout
+  assert 'images/s' in said
+  assert f'record: {target}' in said
+
+
+class _Here(Worker):
+  """A contender in this process: to start one takes seconds."""
+
+  def __init__(self, contender, *, environment=None):
+    del environment
+    self.contender, self.info, self.steps = contender, {}, 1
+
+  def _ask(self, **message):
+    if message['do'] == 'prepare':
+      module = importlib.import_module(self.contender)
+      self._run, answer = module.prepare(message['case'])
+    elif message['do'] == 'run':
+      answer = {'seconds': self._run(message['steps'])}
+    else:
+      answer = {'bytes': None}
+    return json.loads(json.dumps(answer))
+
+  def close(self):
+    pass
+
+
+def test_the_input_is_a_part_of_a_step(tmp_path, command_line, monkeypatch):
+  monkeypatch.setattr(contest, 'Worker', _Here)
+  monkeypatch.setattr(contest, 'PAUSE_SECONDS', 0.0)
+  target = tmp_path / 'record.json'
+  status, *_ = command_line(
+    *['benchmark', *TINY, '--model=residual_lstm', '--batch_size=2'],
+    *['--what=input', '--rounds=2', '--warm_up=1', '--turn_seconds=0'],
+    f'--json={target}',
+  )
+  assert status == 0
+  record = json.loads(target.read_text())['input']
+  rows = record['contenders']
+  assert set(rows) == {'whole', 'without_augmentation', 'input_path'}
+  for row in rows.values():
+    assert len(row['rounds']) == 2
+  # On any machine.
+  assert record['input_share']['min'] > 0
 
 
 def test_another_network_is_not_compared():
@@ -149,7 +177,8 @@ def test_what_a_step_costs_before_it_runs(tmp_path, command_line, monkeypatch):
   """Memory grows with the batch, parameters do not; nothing is cached."""
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'programs'))
   records = {}
-  for size in (2, 16):
+  for size, worker in ((16, Worker), (2, _Here)):
+    monkeypatch.setattr(compilation, 'Worker', worker)
     target = tmp_path / f'{size}.json'
     status, said, _ = command_line(
       *['benchmark', *TINY, '--model=residual_lstm', f'--batch_size={size}'],

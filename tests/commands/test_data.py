@@ -52,7 +52,7 @@ def _run(action, **values):
   option = values.pop('option', None)
   with flagsaver.flagsaver(**values):
     if option:
-      flags.FLAGS.option = [option]
+      flags.FLAGS.option = option.split()
     return data.main(['data', *action.split()])
 
 
@@ -69,6 +69,7 @@ def test_build_prints_counts_and_the_verdict(place, tmp_path, capsys):
   out = capsys.readouterr().out
   digest = hashlib.sha256((place / 'fer2013.csv').read_bytes()).hexdigest()
   assert digest in out
+  assert 'note       layout: csv' in out
   assert 'NOT the official counts (3995, 436, 4097' in out
   assert 'NOT the official ones in train, validation' in out
   assert 'absent (officially 3,589)' in out
@@ -183,6 +184,21 @@ def test_export_manifests(place, tmp_path):
     ('export', {'dataset': 'fer2013'}, '--output is missing'),
     ('export', {'dataset': 'fer2013', 'output': 'a.txt'}, '.csv, .json, .npz'),
     ('build', {'dataset': 'fer2013', 'option': 'x'}, 'NAME=VALUE'),
+    (
+      'build',
+      {'dataset': 'fer2013', 'option': 'x=1 x=2'},
+      '--option=x=2: x is given twice',
+    ),
+    (
+      'list',
+      {'dataset': 'fer2013'},
+      '--dataset is for build, describe, export, not for list',
+    ),
+    (
+      'build',
+      {'dataset': 'fer2013', 'source': 'x', 'output': 'x'},
+      '--output is for describe, export, not for build',
+    ),
     (
       'build',
       {'dataset': 'fer2013', 'option': 'x=1', 'source': 'x'},

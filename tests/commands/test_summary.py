@@ -24,6 +24,7 @@ SMALL = {'input_shape': (16, 16, 1), 'filters': (4, 8), 'blocks': (1, 1)}
     ('attention=false', ('attention', False)),
     ('attention=True', ('attention', True)),
     ('tokens=rows', ('tokens', 'rows')),
+    ('head={[]: 1}', ('head', '{[]: 1}')),  # no literal, but a TypeError
   ],
 )
 def test_assignments(text, expected):

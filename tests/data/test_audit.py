@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fer_jax.data import audit, protocol
+from fer_jax.errors import UserError
 
 
 def _images(count, seed=0):
@@ -126,8 +127,12 @@ def test_people_recordings_and_repeated_rows(memory_set):
     'mirrored': None,
   }
   assert not figures['leak_found']
+  data.table['label'] = np.minimum(np.arange(60) % 6, 2)
   _, lists = protocol.open_all(data, run='audit', name='oversample_then_split')
-  assert audit.of_protocol(data, lists)[0]['sizes']['train_different'] <= 60
+  figures, _ = audit.of_protocol(data, lists)
+  sizes = figures['sizes']
+  assert sizes['train_different'] < 60 < sizes['train']
+  assert 0 < figures['share_of_test_seen']['itself'] < 1
 
 
 def test_overlap_of_two_sets(memory_set):
@@ -171,19 +176,46 @@ def test_mirrored_twins_are_kept_on_one_side(memory_set):
 
 
 @pytest.mark.parametrize(
-  ('splits', 'subject', 'name', 'expected'),
+  ('splits', 'people', 'expected'),
   [
-    (['train'] * 5 + ['test'] * 5, None, 'fer2013', 'official'),
-    (['train'] * 5 + ['validation'] * 5, None, 'fer2013', 'fer2013_dev'),
-    (['none'] * 10, 'P', 'synthetic_faces', 'kfold_subjects'),
-    (['none'] * 10, None, 'synthetic_faces', 'kfold_twins'),
+    (('train', 'test'), None, [('official', {})]),
+    (('train', 'validation'), None, [('fer2013_dev', {})]),
+    (('none',), None, [('kfold_twins', {})]),
+    (('none',), 40, [('kfold_subjects', {})]),
+    # Two people who share a recording are one of the parts.
+    (('none',), 4, [('kfold_subjects', {'folds': 3})]),
+    (
+      ('none',),
+      2,
+      [('kfold_subjects', {'folds': 2, 'validation_share': 0.0})],
+    ),
+    # The set's own table has people on both sides.
+    (('train', 'test'), 20, [('official', {}), ('kfold_subjects', {})]),
   ],
 )
-def test_the_honest_protocol_of_a_set(
-  memory_set, splits, subject, name, expected
+def test_what_is_audited_where_nothing_is_asked_for(
+  memory_set, splits, people, expected
 ):
-  people = [f'{subject}{n % 4}' for n in range(10)]
-  columns = {} if subject is None else {'subject': people}
-  data = memory_set(_images(10), official_split=splits, name=name, **columns)
-  options = {'folds': 4} if subject else {}
-  assert audit.honest_counterpart(data) == (expected, options)
+  rows = np.arange(120)
+  columns = {}
+  if people:
+    columns['subject'] = [f'P{n % people}' for n in rows]
+    columns['sequence'] = rows.astype(str)
+    if people == 4:
+      columns['sequence'][:2] = 'both'
+  split = np.array(splits)[rows // (120 // len(splits))]
+  name = 'synthetic_faces' if people else 'fer2013'
+  data = memory_set(_images(120), official_split=split, name=name, **columns)
+  assert audit.protocols(data) == expected
+  assert audit.honest_counterpart(data) == expected[-1]
+
+
+def test_one_person_cannot_be_divided(memory_set):
+  data = memory_set(
+    _images(30),
+    official_split=['none'] * 30,
+    subject=['P0'] * 30,
+    name='synthetic_faces',
+  )
+  with pytest.raises(UserError, match='are of one person, or copies of one'):
+    audit.protocols(data)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fer_jax.data import ledger, protocol, twins
+from fer_jax.datasets import fer2013
 from fer_jax.errors import UserError
 
 
@@ -258,6 +259,28 @@ def test_folds_cover_every_example_once(people, name):
   np.testing.assert_array_equal(np.sort(np.concatenate(tests)), np.arange(240))
 
 
+def test_how_often_the_tests_of_all_folds_hold_an_example(people):
+  def coverage(name, **options):
+    return protocol.fold_coverage(people, name, **options)
+
+  once = {'folds': 5, 'several': 0, 'none': 0}
+  assert coverage('kfold_subjects', folds=5, fold=3, inner_folds=2) == once
+  assert coverage('leave_one_subject_out') == once | {'folds': 40}
+  # Each of the five reports what trained without its own part.
+  reported = coverage('evaluate_on_train', folds=5, validation_share=0.0)
+  assert reported == once | {'several': 240}
+  dropped = coverage('kfold_images', folds=5, twins='drop_copies_from_test')
+  tests = [
+    _rows_of(people, 'kfold_images', folds=5, fold=f)[2] for f in range(5)
+  ]
+  place = {row: fold for fold, test in enumerate(tests) for row in test}
+  apart = sum(place[n] != place[220 + n] for n in range(20))
+  assert dropped == once | {'none': 2 * apart}
+  assert apart > 0
+  assert coverage('holdout') is None
+  assert ledger.read(people, ledger.OPENED) == []
+
+
 def test_folds_of_people_keep_people_and_inner_validation_apart(people):
   subject = people.table['subject']
   for fold in range(5):
@@ -353,6 +376,24 @@ def test_oversampling_first_puts_copies_on_both_sides(memory_set):
   # Of the smallest class nearly every test row has itself in training.
   assert shared[label[test] == 2].mean() > 0.9
   assert not shared[label[test] == 0].any()
+
+
+def test_the_official_counts_give_the_papers_test_sets(memory_set):
+  """P4's 6,293 of 62,923; of P3's four classes a fifth of 4 x 4,953."""
+  counts = np.sum(list(fer2013.OFFICIAL_COUNTS.values()), axis=0)
+  four = counts[[0, 3, 4, 6]]
+  for name, share, of_class, tested, trained in (
+    ('oversample_then_split', 0.1, counts, 6293, 56630),
+    ('downsample_then_split', 0.2, four, 3963, 15849),
+  ):
+    data = memory_set(
+      [None] * of_class.sum(),  # no pixel decides
+      label=np.repeat(np.arange(len(of_class)), of_class),
+      class_names=fer2013.CLASS_NAMES[: len(of_class)],
+    )
+    options = {'test_share': share, 'validation_share': 0.0}
+    train, _, test = _rows_of(data, name, **options)
+    assert (len(test), len(train)) == (tested, trained)
 
 
 def test_downsampling_first_cuts_to_the_smallest(memory_set):

@@ -54,14 +54,14 @@ def test_clips_are_padded_and_masked(memory_set):
 
 
 def test_votes_become_shares(memory_set):
-  votes = np.array([[1, 3, 0], [0, 0, 0], [0, 0, 5]], np.float32)
+  votes = [[1, 3, 0], [0, 0, 0], [0, 0, 5], [0.25, 0.25, 0]]
   held = resident.load_resident(
-    memory_set(_images(3, 8, 8, 1), votes=votes),
-    np.arange(3),
+    memory_set(_images(4, 8, 8, 1), votes=np.array(votes, np.float32)),
+    np.arange(4),
     image_size=(8, 8),
     channels=1,
   )
-  expected = [[0.25, 0.75, 0], [0, 1, 0], [0, 0, 1]]
+  expected = [[0.25, 0.75, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0]]
   np.testing.assert_allclose(held['target'], expected)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 import shutil
 import tarfile
 import zipfile
@@ -313,12 +314,30 @@ def test_what_is_not_whole_is_named_in_one_line(source, what):
   change, place, reason = BROKEN[what]
   change(source)
   with pytest.raises(UserError) as caught:
-    _build(source, skip_bad_rows=True)
+    _build(source)
   message = str(caught.value)
   assert place in message.split(': ')[0]
   assert reason in message
   assert '\n' not in message
   assert datasets.builds('ckplus', data_dir=source.parent / 'data') == []
+
+
+@pytest.mark.parametrize(
+  'what', ['gap', 'emotion 8', 'label without its sequence']
+)
+def test_a_sequence_that_is_not_whole_may_be_skipped(source, what):
+  BROKEN[what][0](source)
+  dataset = _build(source, skip_bad_rows=True)
+  assert set(dataset.table['sequence']) == {'S010/002', 'S010/004'}
+  assert dataset.metadata['skipped_rows'] == 1
+  assert dataset.notes['unlabelled_sequences'] == 1
+
+
+@pytest.mark.parametrize('what', ['two labels', 'no labels', 'foreign picture'])
+def test_what_cannot_be_told_is_not_skipped(source, what):
+  BROKEN[what][0](source)
+  with pytest.raises(UserError, match=re.escape(BROKEN[what][2])):
+    _build(source, skip_bad_rows=True)
 
 
 def test_a_packed_half_is_pointed_out(source):

@@ -300,6 +300,9 @@ def test_options_are_typed(register):
   register(_grey)
   given = {'count': '7', 'scale': '1', 'clips': 'True', 'word': 'b'}
   resolved = datasets.resolve_options('tiny', given)
+  # No float holds it.
+  large = datasets.resolve_options('tiny', {'count': str(2**53 + 1)})
+  assert large['count'] == 2**53 + 1
   assert resolved == {'count': 7, 'scale': 1.0, 'clips': True, 'word': 'b'}
   assert isinstance(resolved['scale'], float)
 
@@ -428,6 +431,22 @@ def test_a_cut_or_changed_file_is_found(register, tmp_path):
     datasets.load('tiny', data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('field', 'value', 'said'),
+  [
+    ('name', "'", r"is damaged.* a build of \"'\", in the folder of 'tiny'"),
+    ('version', 'a' * 300, r'records is damaged \(there is no .*dataset_info'),
+    ('version', '\U0001f600', r'records is damaged \(there is no'),
+  ],
+)
+def test_a_name_that_no_folder_has(field, value, said, register, tmp_path):
+  root = _built(register, tmp_path).root
+  metadata = json.loads((root / 'dataset.json').read_text())
+  (root / 'dataset.json').write_text(json.dumps(metadata | {field: value}))
+  with pytest.raises(UserError, match=said):
+    dataset_lib.open_build(root).read_records([0])
+
+
 def test_a_damaged_cache_gives_way_to_the_records(register, tmp_path, capsys):
   root = _built(register, tmp_path).root
   content = bytearray((root / 'pixels.npy').read_bytes())
@@ -439,6 +458,8 @@ def test_a_damaged_cache_gives_way_to_the_records(register, tmp_path, capsys):
   (root / 'pixels.npy').unlink()
   built = datasets.load('tiny', data_dir=tmp_path)
   np.testing.assert_array_equal(built.read([5])[0], _image(5))
+  with pytest.raises(UserError, match=r'pixels.npy is missing; delete .*again'):
+    built.verify()
 
 
 def test_a_build_can_be_moved(register, tmp_path):
@@ -469,6 +490,17 @@ def test_not_enough_disk(register, tmp_path, monkeypatch):
       datasets.build('tiny', data_dir=tmp_path, count=5000)
   assert datasets.builds('tiny', data_dir=tmp_path) == []
   assert len(datasets.build('tiny', data_dir=tmp_path)) == 6
+
+
+def test_a_disk_without_locks(register, tmp_path, monkeypatch):
+  register(_grey)
+
+  def flock(file, how):
+    raise OSError(37, 'No locks available')
+
+  monkeypatch.setattr(building.fcntl, 'flock', flock)
+  with pytest.raises(UserError, match=r'cannot lock .*tiny/\.lock: No locks'):
+    datasets.build('tiny', data_dir=tmp_path)
 
 
 def test_progress_goes_to_stderr_alone(register, tmp_path, capfd):

@@ -58,6 +58,7 @@ def test_splits_and_classes(form, base, tmp_path):
   for row, image in enumerate(dataset.read(range(5))):
     np.testing.assert_array_equal(image, _image(row))
   assert 'subject' not in dataset.table
+  assert dataset.notes['other_files'] == 1
 
 
 @pytest.mark.parametrize('base', ['', 'my/faces/'])
@@ -189,11 +190,14 @@ def test_what_has_no_place(what, tmp_path):
 
 
 def test_a_bad_picture_is_named_and_may_be_skipped(tmp_path):
-  files = {**_files(PLACES), 'happy/1.png': b'hello'}
-  with pytest.raises(UserError, match=r'happy/1.png: not a picture'):
+  files = {**_files(PLACES), 'happy/1.png': b'hello', 'sad/2.heic': b'hello'}
+  with pytest.raises(UserError, match=r'happy/1.png: not a picture.*; 2 bad'):
     _build(tmp_path, files)
   dataset = _build(tmp_path, files, skip_bad_rows=True)
   assert dataset.table['label'].tolist() == [0, 0, 2]
+  del files['happy/1.png']
+  with pytest.raises(UserError, match=r'sad/2.heic: .* not read; .jpg, .jpeg'):
+    _build(tmp_path / 'again', files)
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,9 @@ def test_a_picture_that_is_none(opened, monkeypatch):
     ('a/b.PNG', True),
     ('b.jpeg', True),
     ('b.tiff', True),
+    ('b.gif', True),
     ('png', False),
     ('b.png.txt', False),
-    ('b.gif', False),
   ],
 )
 def test_what_is_named_as_a_picture(name, expected):

@@ -103,6 +103,33 @@ def test_checksums_follow_contents_and_names(tmp_path):
   assert sources.Source(folder).checksum() != expected
 
 
+def test_nothing_of_a_folder_is_passed_over_in_silence(tmp_path, monkeypatch):
+  folder = _folder(tmp_path)
+  (folder / 'a' / 'loop').symlink_to(folder)
+  assert sources.Source(folder).members == sorted(FILES)
+  (folder / 'a' / 'loop').unlink()
+  (folder / 'again').symlink_to(folder / 'a')
+  with pytest.raises(UserError, match=r'again, by a link; each folder once'):
+    sources.Source(folder)
+  (folder / 'again').unlink()
+  (folder / 'far.png').symlink_to('../annex/far.png')
+  with pytest.raises(
+    UserError, match=r'far\.png: a link to \.\./annex/far\.png'
+  ):
+    sources.Source(folder)
+  (folder / 'far.png').unlink()
+  scandir = os.scandir
+
+  def refusing(path):
+    if pathlib.Path(path).name == 'a':
+      raise PermissionError(13, 'Permission denied', path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refusing)
+  with pytest.raises(UserError, match=r'in/a: cannot be read \(Permission'):
+    sources.Source(folder)
+
+
 @pytest.mark.parametrize(
   'name', ['../evil', '/evil', 'a/../../evil', 'C:/evil']
 )

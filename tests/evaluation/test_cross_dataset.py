@@ -135,6 +135,14 @@ def test_one_split_has_its_own_files_and_only_test_is_a_look(copied):
   assert (copied / f'predictions_on_{NAME}_validation.npz').exists()
   assert (copied / f'metrics_on_{NAME}_validation.json').exists()
   assert not (copied / f'metrics_on_{NAME}.json').exists()
+  flipped = _evaluate(copied, split='validation', augmentations=('flip',))
+  part = f'on_{NAME}_validation'
+  for views, made in (('', metrics), ('_flip', flipped)):
+    kept = workdir_lib.read_evaluation(copied, part + views)
+    assert kept.metrics['loss'] == made['loss']
+  assert metrics['loss'] != flipped['loss']
+  shown = report.render([runs.read(copied)]).html
+  assert 'synthetic_faces, validation, flip<' in shown
   _evaluate(copied, split='test')
   assert [entry['split'] for entry in ledger.read(other)[looks:]] == ['test']
 

@@ -262,13 +262,24 @@ def test_a_run_on_other_data_or_another_partition_is_refused(copied):
   assert len(ledger.read(_dataset(copied), ledger.OPENED)) == looks
 
 
-def test_bad_input_is_one_clear_line(copied, tmp_path):
+def test_bad_input_is_one_clear_line(copied, tmp_path, monkeypatch):
   with pytest.raises(UserError, match="--split is 'train'"):
     evaluate.evaluate(copied, 'train')
   with pytest.raises(UserError, match="--tta names 'mirror'"):
     evaluate.evaluate(copied, 'test', augmentations=('mirror',))
   with pytest.raises(UserError, match='no workdir'):
     evaluate.evaluate(tmp_path, 'test')
+
+  def overflown(predictor, images, *_, **__):
+    return np.where(np.arange(len(images))[:, None] == 3, np.inf, np.zeros(7))
+
+  with monkeypatch.context() as context:
+    context.setattr(Predictor, 'predict', overflown)
+    ids = protocol.resolve(_dataset(copied), 'official').validation_ids
+    with pytest.raises(
+      UserError, match=rf'not finite on 1 of {len(ids)} .* first {ids[3]}'
+    ):
+      evaluate.evaluate(copied, 'validation')
   shutil.rmtree(copied / 'checkpoints')
   with pytest.raises(UserError, match='no intact checkpoint'):
     evaluate.evaluate(copied, 'validation')

@@ -173,13 +173,14 @@ def test_the_last_evaluation_counts_whatever_its_views(copied):
 
 
 def test_damage_of_what_was_scored_elsewhere_is_noted_with_its_command(copied):
-  for name in ('on_rafdb', 'on_image_folder_test'):
-    (copied / f'metrics_{name}.json').write_text('{"n": -1}')
+  for name in ('rafdb', 'image_folder_test', 'image_folder_test_crops_flip'):
+    (copied / f'metrics_on_{name}.json').write_text('{"n": -1}')
   run = runs.read(copied)
   assert run.elsewhere == {}
-  folder, rafdb = run.notes
+  folder, flipped, rafdb = run.notes
   assert '--dataset=rafdb again' in rafdb
   assert '--dataset=image_folder --split=test again' in folder
+  assert '--split=test --tta=crops,flip again' in flipped
 
 
 def test_metrics_are_strict_json(finished):

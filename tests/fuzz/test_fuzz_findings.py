@@ -13,7 +13,7 @@ from fer_jax import datasets, files
 from fer_jax.datasets import fer2013, jaffe, sources
 from fer_jax.datasets.records import Intake
 from fer_jax.errors import UserError
-from fer_jax.evaluation import runs
+from fer_jax.evaluation import runs, sweeps
 from fer_jax.tuning import space
 
 
@@ -141,6 +141,14 @@ def test_figures_of_another_kind_are_named(tmp_path):
   (tmp_path / 'metrics_test.json').write_text('{"macro": {"recall": "x"}}')
   with pytest.raises(UserError, match=r'metrics_test\.json: macro\.precision'):
     runs.read(tmp_path)
+
+
+def test_a_workdir_that_no_file_can_be_called_has_no_facts(tmp_path):
+  """`Path.is_file` raised OSError: File name too long."""
+  trial = {'number': 0, 'state': 'complete', 'params': {}, 'workdir': 'a' * 300}
+  content = {'space': {}, 'metric': 'accuracy', 'trials': [trial]}
+  (tmp_path / sweeps.FILE).write_text(json.dumps(content))
+  assert sweeps.read(tmp_path).facts == {}
 
 
 def test_a_field_of_pixels_may_be_anything():

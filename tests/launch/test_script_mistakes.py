@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from fer_jax.benchmark import scaling
+from fer_jax.benchmark import long_stream, scaling
 
 LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
 
@@ -38,13 +38,22 @@ def test_a_mistake_is_told_before_the_work(
   assert said in capsys.readouterr().err
 
 
-def test_a_record_with_no_place_is_told_before_compiling(monkeypatch, capsys):
+@pytest.mark.parametrize(
+  ('program', 'arguments'),
+  [
+    (scaling, ['configs/quickstart.py']),
+    (long_stream, ['--folder=missing']),
+  ],
+)
+def test_a_record_with_no_place_is_told_before_the_work(
+  program, arguments, monkeypatch, capsys
+):
   monkeypatch.setenv('XLA_FLAGS', '')
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  arguments = ['scaling', 'configs/quickstart.py', '--json=missing/x.json']
+  arguments = ['program', *arguments, '--json=missing/x.json']
   monkeypatch.setattr(sys, 'argv', arguments)
   with pytest.raises(SystemExit):
-    scaling.main()
+    program.main()
   assert 'no such folder' in capsys.readouterr().err
 
 

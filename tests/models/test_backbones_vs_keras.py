@@ -154,7 +154,7 @@ def test_backbone(name, size, tmp_path, monkeypatch):
 
   @jit
   @functools.partial(jax.grad, has_aux=True)
-  def gradients_of(trainable, others, x, weighing):
+  def gradients_of(trainable, others, head_state, x, weighing):
     with jax.numpy_rank_promotion('allow'):
       y = model.stateless_call(trainable, others, x, training=False)[0]
       logits = on_top.stateless_call(*head_state, y)[0]
@@ -178,7 +178,8 @@ def test_backbone(name, size, tmp_path, monkeypatch):
   def expected():
     for n in range(len(faces)):
       gradients, (y, logits) = gradients_of(
-        trainable, others, faces[n : n + 1], weighing[n : n + 1]
+        *(trainable, others, head_state),
+        *(faces[n : n + 1], weighing[n : n + 1]),
       )
       yield y, logits, carried(gradients, others)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 
 from fer_jax import models
@@ -56,21 +57,7 @@ def abstract(name, num_classes=7, **fields):
 
 @functools.cache
 def small(name, **more):
-  """Drawn by NumPy: a hundred shapes take JAX a minute to compile."""
-  model = abstract(name, 3, **overrides(name, **more))
-  draw = np.random.default_rng(0)
-  graphdef, state = nnx.split(model)
-  flat = []
-  for path, variable in nnx.to_flat_state(state):
-    shape = variable.shape
-    if path[-1] in ('scale', 'var'):
-      value = draw.uniform(0.7, 1.4, shape)
-    elif len(shape) > 1:
-      value = draw.standard_normal(shape) * math.sqrt(2 / np.prod(shape[:-1]))
-    else:
-      value = 0.1 * draw.standard_normal(shape)
-    flat.append((path, variable.replace(jnp.asarray(value, jnp.float32))))
-  return nnx.merge(graphdef, nnx.from_flat_state(flat))
+  return drawn(abstract(name, 3, **overrides(name, **more)))
 
 
 def images_for(name, n, seed=1):
@@ -211,7 +198,9 @@ def test_initial_values_are_those_of_keras(name):
 @functools.cache
 def evaluation(name):
   graphdef, state = nnx.split(small(name))
-  return jax.jit(lambda x: nnx.merge(graphdef, state)(x))
+  # As constants of the program, millions of weights would be compiled.
+  call = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+  return functools.partial(call, state)
 
 
 @pytest.fixture
@@ -250,18 +239,17 @@ def test_prediction_depends_on_its_own_image_alone(name):
 def test_padding_changes_nothing_in_training(name):
   """Weight 0 on garbage against other garbage: logits of the real images and
   the running statistics; 1e-5."""
-  model = small(name)
-  graphdef, state = nnx.split(model)
+  graphdef, state = nnx.split(small(name))
 
   @jax.jit
-  def train(x):
+  def train(state, x):
     merged = nnx.merge(graphdef, state, copy=True)
     logits = merged(x, train=True, weight=jnp.array([1.0, 0, 1, 1]))
     return logits, nnx.state(merged, nnx.BatchStat)
 
   x = images_for(name, 4)
-  logits, statistics = train(x)
-  other, other_statistics = train(x.at[1].set(3 * x[1][::-1] + 1))
+  logits, statistics = train(state, x)
+  other, other_statistics = train(state, x.at[1].set(3 * x[1][::-1] + 1))
   real = jnp.array([0, 2, 3])
   scale = jnp.abs(logits[real]).max()
   np.testing.assert_allclose(
@@ -274,27 +262,27 @@ def test_padding_changes_nothing_in_training(name):
   )
 
 
-def size_of_body(name, how):
-  body = abstract(name, **overrides(name, recurrence=how)).body
-  return sum(v.size for v in jax.tree.leaves(nnx.state(body)))
+def size_of_body(model):
+  return sum(v.size for v in jax.tree.leaves(nnx.state(model.body)))
 
 
 @pytest.mark.parametrize('name', FUSION)
 def test_the_variant_without_recurrence_has_as_many_parameters(name):
   """Within half a hidden unit of each replaced stage; one is at most the
   width of its inputs and outputs and a bias."""
-  model = abstract(name, **overrides(name))
+  models_of = {
+    how: abstract(name, **overrides(name, recurrence=how))
+    for how in RECURRENCES
+  }
   allowed = sum(
     (layer.in_features + 1 + layer.layer.out_features) / 2
-    for _, layer in model.layers('body')
+    for _, layer in models_of['recurrent'].layers('body')
     if isinstance(layer, sequences.RecurrentLayer)
   )
-  recurrent, pointwise = (
-    size_of_body(name, how) for how in ('recurrent', 'pointwise')
-  )
-  assert abs(recurrent - pointwise) <= allowed
-  assert size_of_body(name, 'shuffled') == recurrent
-  assert size_of_body(name, 'attention') < recurrent
+  sizes = {how: size_of_body(model) for how, model in models_of.items()}
+  assert abs(sizes['recurrent'] - sizes['pointwise']) <= allowed
+  assert sizes['shuffled'] == sizes['recurrent']
+  assert sizes['attention'] < sizes['recurrent']
 
 
 @pytest.mark.parametrize('name', ['residual_bilstm', 'cnn_lstm_model3'])
@@ -304,12 +292,12 @@ def test_which_variants_see_the_order_of_steps(name, how):
   shape = (16, 16, 1) if name in RESIDUAL else (40, 40, 1)
   model = small(name, recurrence=how, input_shape=shape)
   draw = np.random.default_rng(1)
-  x = jnp.asarray(draw.uniform(0, 1, (2, *shape)), jnp.float32)
+  feature_map = draw.uniform(0, 1, (2, *model.map_shape))
   graphdef, state = nnx.split(model)
-  body = model.layers('body')
+  tokens = model.layers('body')[0][1](jnp.float32(feature_map), None)
 
   @jax.jit
-  def logits_of(tokens):
+  def logits_of(state, tokens):
     merged = nnx.merge(graphdef, state)
     run = stages.Run(train=False, mask=None, key=None, rate=None)
     y = tokens
@@ -319,17 +307,13 @@ def test_which_variants_see_the_order_of_steps(name, how):
       y = layer(y, run)
     return merged.logits(y)
 
-  tokens = body[0][1](jax.jit(lambda x: _map(graphdef, state, x))(x), None)
   assert tokens.shape[1] > 4
-  moved = jnp.abs(logits_of(tokens) - logits_of(tokens[:, ::-1])).max()
+  turned = logits_of(state, tokens[:, ::-1])
+  moved = jnp.abs(logits_of(state, tokens) - turned).max()
   if how in ('recurrent', 'shuffled'):
     assert moved > 1e-4
   else:
     assert moved < 1e-5
-
-
-def _map(graphdef, state, x):
-  return nnx.merge(graphdef, state)(x, return_features=True)[1]['map']
 
 
 def test_shuffled_steps_take_their_masks_along():

@@ -243,12 +243,13 @@ def test_logits(name):
   images = images_for(name)
 
   @jax.jit
-  def theirs(images):
+  def theirs(trainable, other, images):
     return call_keras(reference, trainable, other, images, training=False)[0]
 
   graphdef, state = nnx.split(model)
-  found = jax.jit(lambda x: nnx.merge(graphdef, state)(x))(images)
-  expected = theirs(images)
+  ours = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
+  found = ours(state, images)
+  expected = theirs(trainable, other, images)
   assert jnp.std(expected) > 0.05
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -266,7 +267,7 @@ def test_gradients_and_statistics_of_a_training_step(name):
   images = images_for(name)
 
   @jax.jit
-  def theirs(trainable):
+  def theirs(trainable, other, images):
     def loss(trainable):
       logits, moved = call_keras(
         reference, trainable, other, images, training=True
@@ -278,7 +279,7 @@ def test_gradients_and_statistics_of_a_training_step(name):
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
   @jax.jit
-  def ours(params):
+  def ours(params, rest, images):
     def loss(params):
       merged = nnx.merge(graphdef, params, rest, copy=True)
       logits = merged(images, train=True)
@@ -286,8 +287,9 @@ def test_gradients_and_statistics_of_a_training_step(name):
 
     return jax.grad(loss, has_aux=True)(params)
 
-  expected, moved = theirs([v.value for v in reference.trainable_variables])
-  gradients, statistics = ours(params)
+  trainable = [v.value for v in reference.trainable_variables]
+  expected, moved = theirs(trainable, other, images)
+  gradients, statistics = ours(params, rest, images)
   gradients = dict(nnx.to_flat_state(gradients))
   statistics = dict(nnx.to_flat_state(statistics))
   largest = max(float(jnp.abs(g).max()) for g in expected)

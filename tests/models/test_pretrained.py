@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import nnx
 from keras.src.legacy.saving import legacy_h5_format
 
-from fer_jax.models import pretrained
+from fer_jax.models import load_pretrained, pretrained
 from fer_jax.models.backbones import (
   BACKBONES,
   VGG16,
@@ -30,7 +30,6 @@ from fer_jax.models.backbones import (
   preprocessing,
   vgg,
 )
-from fer_jax.models.pretrained import load_pretrained
 from fer_jax.models.pretrained.layers import backbone_variables
 
 # Keras converts its variables by a means that NumPy 2 deprecates, and asks

@@ -47,11 +47,16 @@ def _flip_bit(path: pathlib.Path, at: float = 0.5) -> None:
   path.write_bytes(bytes(content))
 
 
-def test_restores_what_was_saved(tmp_path):
-  _write(tmp_path, [(7, 7)])
-  sealed = checkpoint.latest_intact(tmp_path)
+@pytest.mark.parametrize('relative', [False, True])
+def test_restores_what_was_saved(tmp_path, monkeypatch, relative):
+  monkeypatch.chdir(tmp_path)
+  workdir = pathlib.Path('run') if relative else tmp_path / 'run'
+  _write(workdir, [(7, 7)])
+  sealed = checkpoint.latest_intact(workdir)
   restored = checkpoint.restore(sealed, jax.eval_shape(lambda: _state(0)))
   jax.tree.map(np.testing.assert_array_equal, restored, _state(7, 7))
+  # As a first state, so that one compiled program serves both.
+  assert not any(x.committed for x in jax.tree.leaves(restored))
   assert (sealed.step, sealed.epoch, sealed.best_step) == (7, 1, 7)
 
 

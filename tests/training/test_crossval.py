@@ -4,6 +4,7 @@ Reference: `loop.train` on the fold's own config, and scikit-learn's figures of
 the out-of-fold predictions.
 """
 
+import itertools
 import json
 
 import jax
@@ -16,8 +17,16 @@ from fer_jax.errors import UserError
 from fer_jax.evaluation import crossval as scoring
 from fer_jax.evaluation import report, scores
 from fer_jax.evaluation.workdir import Evaluation
-from fer_jax.training import checkpoint, crossval, loop, records, task
+from fer_jax.training import (
+  checkpoint,
+  crossval,
+  loop,
+  records,
+  side_by_side,
+  task,
+)
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
 FOLDS = 3
 
 
@@ -194,6 +203,11 @@ def test_mistakes(config, tmp_path):
   with pytest.raises(UserError, match=r'data\.fold is 1; a cross-validation'):
     crossval.train(config, tmp_path)
   config.data.fold = 0
+  config.seed = 0
+  config.data.residence = 'stream'
+  with pytest.raises(UserError, match=r"data\.residence is 'stream'; runs th"):
+    crossval.train(config, tmp_path)
+  config.data.residence = 'auto'
   config.data.protocol = 'official'
   config.data.folds = 10
   with pytest.raises(UserError, match='protocol official has no folds; those'):
@@ -203,6 +217,35 @@ def test_mistakes(config, tmp_path):
 def test_a_diverging_fold_is_named_and_the_others_are_kept(config, tmp_path):
   config.optim.learning_rate = 1e30
   with pytest.raises(UserError, match=r'not finite in .*fold_0, .*fold_2'):
+    crossval.train(config, tmp_path)
+
+
+def test_folds_that_do_not_fit_together_are_trained_one_after_another(
+  config, tmp_path, monkeypatch, capsys
+):
+  """They take more than was predicted, and go on as their workdirs are then."""
+  waves, seen, fits = [range(2), range(2, FOLDS)], [], 1
+
+  def train_wave(places, members, *_, max_seconds):
+    seen.append(members)
+    if len(places) > fits:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+    return True, []
+
+  read = itertools.count()
+  monkeypatch.setattr(side_by_side, 'member', lambda *_, number: next(read))
+  monkeypatch.setattr(side_by_side, 'waves', lambda *_: [*waves])
+  monkeypatch.setattr(crossval, '_train_wave', train_wave)
+  outcome = crossval.train(config, tmp_path)
+  assert outcome.finished
+  assert outcome.waves == 3
+  assert seen == [[0, 1], [3], [4], [2]]
+  said = (
+    '2 runs side by side are too many: the device has too little memory (RE'
+  )
+  assert said in capsys.readouterr().out
+  fits = 0
+  with pytest.raises(UserError, match=r'too little memory .* a smaller train'):
     crossval.train(config, tmp_path)
 
 

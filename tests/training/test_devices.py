@@ -32,7 +32,8 @@ def test_devices_train_as_one_does(precision, checks):
       'JAX_PLATFORMS': 'cpu',
       'JAX_ENABLE_X64': str(int(precision == 'float64')),
       'JAX_NUMPY_RANK_PROMOTION': 'raise',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+      + ' --xla_force_host_platform_device_count=8',
     },
   )
   assert done.returncode == 0, done.stderr

@@ -25,6 +25,8 @@ from fer_jax.training import (
   workdir,
 )
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, tiny_data):

@@ -5,8 +5,11 @@ Reference: the same one that nobody asked.
 
 import jax
 import numpy as np
+import pytest
 
 from fer_jax.training import checkpoint, crossval, preemption, records, task
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
 class _AskedAfter(preemption.Notice):

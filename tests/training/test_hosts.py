@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -26,54 +27,52 @@ from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.training import checkpoint, loop, records, task
 
 
-def _start(count, verb, *flags, limits=None):
-  """Some processes of a verb that belong together.
-
-  Args:
-    count: how many.
-    verb: of the command line.
-    *flags: of it.
-    limits: by number of a process, the most KiB that it may write to a file.
-  """
+def _environments(count):
+  """What tells each of some processes that they belong together."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-
-  def limited(number):
-    most = (limits or {}).get(number, 'unlimited')
-    return 'bash', '-c', f'ulimit -f {most}; exec "$@"', 'bash'
-
   return [
-    subprocess.Popen(
-      [*limited(number), sys.executable, '-m', 'fer_jax', verb, *flags],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      env={
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',
-        'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-        'JAX_NUM_PROCESSES': str(count),
-        'JAX_PROCESS_ID': str(number),
-      },
-    )
+    {
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+      'JAX_NUM_PROCESSES': str(count),
+      'JAX_PROCESS_ID': str(number),
+    }
     for number in range(count)
+  ]
+
+
+def _start(count, *arguments, limits=None):
+  """Some processes of a command line that belong together.
+
+  Args:
+    count: how many.
+    *arguments: the verb and its flags.
+    limits: by number of a process, the most bytes that it may write to a file.
+  """
+  return [
+    forked.Command(
+      *arguments,
+      environ=environ,
+      options={'jax_platforms': 'cpu'},
+      largest_file=(limits or {}).get(number),
+    )
+    for number, environ in enumerate(_environments(count))
   ]
 
 
 def _ends(processes):
   """(status, stdout, stderr) of each."""
-  outputs = [process.communicate(timeout=600) for process in processes]
-  return [
-    (process.returncode, *output)
-    for process, output in zip(processes, outputs, strict=True)
-  ]
+  return [process.result() for process in processes]
 
 
 def _finish(count, *arguments, **options):
   """Runs some processes; all must end well, and only the first may say so."""
-  first, *others = _ends(_start(count, *arguments, **options))
+  return _told(_ends(_start(count, *arguments, **options)))
+
+
+def _told(ends):
+  first, *others = ends
   assert first[0] == 0, first
   for status, out, err in others:
     printed = [line for line in out.splitlines() if '[Gloo]' not in line]
@@ -129,7 +128,22 @@ def test_two_begin_and_one_goes_on_or_four_with_the_set_in_memory(
 ):
   config, reference = alone
   one, four = tmp_path / 'one', tmp_path / 'four'
-  output = _finish(2, *_train(config, one), '--max_seconds=0.001')
+  # As users start them, which takes longer than a fork.
+  command = [sys.executable, '-m', 'fer_jax', *_train(config, one)]
+  started = [
+    subprocess.Popen(
+      [*command, '--max_seconds=0.001'],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environ},
+    )
+    for environ in _environments(2)
+  ]
+  said = [process.communicate(timeout=600) for process in started]
+  output = _told(
+    [(p.returncode, *words) for p, words in zip(started, said, strict=True)]
+  )
   assert 'epoch 1/2' in output
   assert 'epoch 2/2' not in output
   shutil.copytree(one, four)
@@ -179,7 +193,7 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_all(alone, tmp_path):
   assert before.epoch == 1
   largest = max(p.stat().st_size for p in before.path.rglob('*') if p.is_file())
   first, second = _ends(
-    _start(2, *_train(config, workdir), limits={0: largest // 2048})
+    _start(2, *_train(config, workdir), limits={0: largest // 2})
   )
   assert (first[0], second[0]) == (2, 2)
   assert 'cannot write a checkpoint' in first[2]
@@ -193,7 +207,7 @@ def _until(process, text):
   for line in process.stdout:
     if text in line:
       return
-  raise AssertionError(process.communicate())
+  raise AssertionError(process.result())
 
 
 def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
@@ -214,7 +228,7 @@ def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
   processes = _start(2, *endless)
   _until(processes[0], 'resuming')
   _until(processes[0], 'epoch ')
-  processes[1].kill()
+  processes[1].send_signal(signal.SIGKILL)
   first, _ = _ends(processes)
   assert first[0] == 75, first
   assert 'another process of this run is gone' in first[2]

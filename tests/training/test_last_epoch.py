@@ -10,6 +10,8 @@ from fer_jax.errors import UserError
 from fer_jax.evaluation import evaluate, report
 from fer_jax.training import checkpoint, loop, progress
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture
 def config(tiny_config):

@@ -15,6 +15,8 @@ import pytest
 
 from fer_jax.training import checkpoint, loop, preemption, records, task
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 class _AskedAfter(preemption.Notice):
   """Is asked after so many blocks."""

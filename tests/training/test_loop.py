@@ -12,6 +12,8 @@ from fer_jax.errors import UserError
 from fer_jax.training import checkpoint, loop, records, task
 from fer_jax.training.inference import Predictor
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 def test_a_run_and_its_predictions(tiny_config, tmp_path, capsys):
   config = tiny_config
@@ -122,11 +124,13 @@ def test_max_seconds_leaves_in_good_order(tiny_config, tmp_path, monkeypatch):
 def test_a_run_is_not_resumed_on_other_data(tiny_config, tmp_path):
   loop.train(tiny_config, tmp_path, max_seconds=1e-3)
   run = json.loads((tmp_path / 'run.json').read_text())
-  run['dataset']['checksum'] = 'another'
-  (tmp_path / 'run.json').write_text(json.dumps(run))
-  with pytest.raises(UserError, match='with checksum another, but the one'):
-    loop.train(tiny_config, tmp_path)
-  assert json.loads((tmp_path / 'run.json').read_text()) == run
+  known = dict(run['dataset'])
+  for what in ('checksum', 'version'):
+    run['dataset'] = known | {what: 'another'}
+    (tmp_path / 'run.json').write_text(json.dumps(run))
+    with pytest.raises(UserError, match=f'with {what} another, but the one'):
+      loop.train(tiny_config, tmp_path)
+    assert json.loads((tmp_path / 'run.json').read_text()) == run
 
 
 def test_parameters_that_the_last_update_broke_are_not_kept(
@@ -160,6 +164,14 @@ def test_two_processes_do_not_share_a_workdir(tiny_config, tmp_path):
 def test_a_batch_larger_than_the_data_is_refused(tiny_config, tmp_path):
   tiny_config.train.batch_size = 4096
   with pytest.raises(UserError, match=r'train\.batch_size is 4096; .*at most'):
+    loop.train(tiny_config, tmp_path)
+
+
+def test_more_steps_than_can_be_counted_are_refused(tiny_config, tmp_path):
+  tiny_config.train.epochs = 10**9
+  with pytest.raises(
+    UserError, match=r'train\.epochs is 1000000000; .* most 536870911, of 4 st'
+  ):
     loop.train(tiny_config, tmp_path)
 
 

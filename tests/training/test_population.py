@@ -373,7 +373,8 @@ def test_whole_trainings_in_float64_on_one_device_and_on_eight():
       'JAX_PLATFORMS': 'cpu',
       'JAX_ENABLE_X64': '1',
       'JAX_NUMPY_RANK_PROMOTION': 'raise',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+      + ' --xla_force_host_platform_device_count=8',
     },
   )
   assert done.returncode == 0, done.stderr

@@ -5,13 +5,12 @@ means bit for bit.
 """
 
 import json
-import os
 import pathlib
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -38,41 +37,31 @@ def _config(data_dir):
 
 
 def _start(config, workdir):
-  return subprocess.Popen(
-    [
-      sys.executable,
-      '-m',
-      'fer_jax',
-      'train',
-      f'--config={config}',
-      f'--workdir={workdir}',
-    ],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false',  # as outside of tests
+  return forked.Command(
+    *('train', f'--config={config}', f'--workdir={workdir}'),
+    environ={'XLA_FLAGS': ''},  # as outside of tests
+    options={
+      'jax_platforms': 'cpu',
+      'jax_disable_most_optimizations': False,
     },
   )
 
 
 def _finish(process) -> str:
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
-  return output
+  status, said, complaints = process.result()
+  assert status == 0, complaints
+  return said + complaints
 
 
 def _kill_when(process, happened) -> None:
   """SIGKILL as soon as something is seen; fails if the run ends first."""
   deadline = time.monotonic() + 300
   while not happened():
-    assert process.poll() is None, process.communicate()[0]
+    assert process.status is None, process.result()
     assert time.monotonic() < deadline
     time.sleep(0.002)
   process.send_signal(signal.SIGKILL)
-  process.communicate()
+  process.result()
 
 
 def _final(workdir):
@@ -158,7 +147,7 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, capsys):
 def test_a_damaged_latest_checkpoint_falls_back_aloud(undisturbed, tmp_path):
   config, reference = undisturbed
   workdir = tmp_path / 'damaged'
-  subprocess.run(['cp', '-r', str(reference), str(workdir)], check=True)
+  shutil.copytree(reference, workdir)
   newest = checkpoint.checkpoints(workdir)[-1]
   victim = max(
     (p for p in newest.path.rglob('*') if p.is_file()),

@@ -104,8 +104,22 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
 
   monkeypatch.setattr(verb.flags, 'FLAGS', Values)
   monkeypatch.setattr(verb.importlib.util, 'find_spec', lambda _: None)
-  with pytest.raises(UserError, match=r"needs optuna.*'fer-jax\[tune\]'"):
+  with pytest.raises(UserError, match=r"needs optuna.*'\.\[tune\]'"):
     verb.main(['sweep'])
+
+
+def test_a_config_json_is_named_as_it_was_given(monkeypatch):
+  loader = 'fer_jax/config_json.py'
+  for given, file in (('a/p.py:residual_gru', 'a/p.py'), ('a/p.py', 'a/p.py')):
+    monkeypatch.setattr(
+      verb.config_flags, 'get_config_filename', lambda _, given=given: given
+    )
+    monkeypatch.setattr(verb.flags, 'FLAGS', {'config': None})
+    assert str(verb.sweep_file()) == file
+  monkeypatch.setattr(
+    verb.config_flags, 'get_config_filename', lambda _: f'{loader}:b/c.json'
+  )
+  assert str(verb.sweep_file()) == 'b/c.json'
 
 
 def test_names_in_the_help_are_those_there_are():

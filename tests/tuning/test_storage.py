@@ -10,6 +10,8 @@ import sqlalchemy
 from fer_jax.errors import UserError
 from fer_jax.tuning import study, sweep
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 class _Broken:
   """A storage of which every call but some fails, as a database's that is

@@ -1,7 +1,13 @@
 """Sweeps in this process: what is trained, compiled, pruned, and written."""
 
+import errno
+import fcntl
 import functools
+import inspect
+import itertools
 import json
+import os
+import types
 
 import jax
 import numpy as np
@@ -12,7 +18,14 @@ import small_sweeps
 from fer_jax import config as config_lib
 from fer_jax.data import ledger
 from fer_jax.errors import UserError
-from fer_jax.training import loop, population, records, side_by_side, task
+from fer_jax.training import (
+  loop,
+  population,
+  records,
+  side_by_side,
+  task,
+  workdir,
+)
 from fer_jax.tuning import (
   Space,
   choice,
@@ -25,13 +38,15 @@ from fer_jax.tuning import (
   worker,
 )
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture
 def made(monkeypatch):
   """The programs that populations make, in order."""
   programs = []
 
-  class Recorded(population._Programs):
+  class Recorded(inspect.unwrap(population._Programs)):
     def __init__(self, **options):
       super().__init__(**options)
       programs.append(self)
@@ -169,9 +184,12 @@ def test_shapes_turns_and_divergence(config, tmp_path, made):
   assert len(failed) + len(_of(content, 'complete')) == 10
   shapes = [t['shape'] for t in content['trials']]
   assert set(shapes) == {'model.units=2', 'model.units=3'}
-  # A turn is of one shape and of twice the population.
-  assert [len(set(shapes[n : n + 4])) for n in (0, 4, 8)] == [1, 1, 1]
-  assert content['cost']['compilations'] == len(made) <= 3
+  # A first look is one population of a shape; a turn after it is two.
+  ends = [0, 2, 4, 8, 10]
+  turns = [set(shapes[a:b]) for a, b in itertools.pairwise(ends)]
+  assert list(map(len, turns)) == [1, 1, 1, 1]
+  assert turns[0] != turns[1]
+  assert content['cost']['compilations'] == len(made) <= 4
   study = optuna.load_study(
     study_name=content['study'], storage=content['storage']
   )
@@ -206,6 +224,14 @@ def test_a_grid_is_run_in_whole_and_its_finalists_under_other_seeds(
     f['mean'] for f in content['finalists']
   )
   assert 'under 2 other seeds' in summary.text(content)
+
+
+def test_finalists_have_seeds_that_no_trial_has_had(config):
+  space = Space({'seed': integer(0, 2**32 - 1)}, config)
+  held = types.SimpleNamespace(
+    trials=lambda: [{'seed': 0}, {'seed': 2}], values_of=lambda trial: trial
+  )
+  assert sweep._other_seeds(held, space, 2) == [1, 3]
 
 
 def test_a_sweep_that_is_left_goes_on_to_the_same_end(
@@ -318,6 +344,49 @@ def test_a_shape_that_never_fits_fails_alone(config, tmp_path, monkeypatch):
     sweep.run(config, {'model.units': choice(3)}, tmp_path / 'b', settings)
 
 
+def test_what_a_device_cannot_hold_is_told_and_the_rest_goes_on(
+  config, tmp_path, monkeypatch, capsys
+):
+  """Of two units four trials are too many amid a step, of three any number."""
+  config.train.epochs = 1
+  wait, make = population.Population.wait, side_by_side.population_of
+  full = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\n...')
+  made = []
+
+  def waits(self):
+    wait(self)
+    if len(self) > 2:
+      raise full
+
+  def population_of(shared, members):
+    made.append((shared.config.model.units, len(members)))
+    if shared.config.model.units == 3:
+      raise full
+    return make(shared, members)
+
+  monkeypatch.setattr(population.Population, 'wait', waits)
+  monkeypatch.setattr(side_by_side, 'population_of', population_of)
+  domains = {'model.units': choice(2, 3), 'seed': choice(0, 1, 2, 3)}
+  finished, content = sweep.run(
+    config,
+    domains,
+    tmp_path,
+    small_sweeps.settings(search='grid', population=4, top=0),
+  )
+  assert finished
+  states = ['complete'] * 4 + ['failed'] * 4
+  assert [t['state'] for t in content['trials']] == states
+  assert made == [(2, 4), (2, 2), (3, 4), (3, 2), *[(3, 1)] * 4]
+  for trial in content['trials'][:4]:
+    epochs = records.read_metrics(tmp_path / trial['workdir'])
+    assert [r['epoch'] for r in epochs] == [1]
+  out = capsys.readouterr().out.splitlines()
+  said = 'the device has too little memory (RESOURCE_EXHAUSTED: Out of memory)'
+  said += f'; {side_by_side.memory.HELPS}'
+  assert f'4 trials side by side are too many, 2 are next: {said}' in out
+  assert f'trial 7: failed ({said})' in out
+
+
 def test_a_trial_that_diverges_rolls_back_before_it_fails(config, tmp_path):
   config.train.epochs = 1
   config.train.on_divergence = 'rollback'
@@ -387,6 +456,29 @@ def test_trials_put_in_by_hand_are_trained_or_refused_once(
   ]
   sweep.run(config, domains, tmp_path, settings(trials=7))
   assert 'cannot be' not in capsys.readouterr().out
+
+
+def test_locks_are_those_that_nfs_gives(config, tmp_path, monkeypatch):
+  """Of files that are open for writing; `flock` is turned into one of fcntl."""
+  flock = fcntl.flock
+
+  def of_nfs(file, how):
+    if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+      raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    flock(file, how)
+
+  def missing(file, how):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, 'flock', of_nfs)
+  assert queue._is_free(tmp_path)
+  with workdir.claimed(tmp_path, config):
+    assert not queue._is_free(tmp_path)
+  assert queue._is_free(tmp_path)
+  monkeypatch.setattr(fcntl, 'flock', missing)
+  for lock in (workdir.claimed(tmp_path, config), queue.asking(tmp_path)):
+    with pytest.raises(UserError, match=r'cannot lock .*: No locks ava'), lock:
+      pass
 
 
 def test_data_that_is_gone_is_no_fault_of_a_trial(

@@ -137,7 +137,7 @@ def _package(name: str) -> ModuleType:
     return importlib.import_module(name)
   except ImportError as error:
     raise ImportError(
-      f'reading this file needs {name}: install fer-jax[pretrained]'
+      f"reading this file needs {name}: pip install -e '.[pretrained]'"
     ) from error
 
 
