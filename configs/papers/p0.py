@@ -5,8 +5,8 @@ protocol, no epochs, no best values. What it leaves open follows P1, by the same
 authors. Its figures are 99.85 to 100 %; people agree with FER2013's labels
 about two times out of three.
 
-Cost     200 epochs a fold, ten folds; docs/records/claims has what was run
-Score    docs/records/claims: claimed and honest side by side
+Cost     200 epochs a fold, ten folds; not run yet
+Score    none yet; `claims` shows claimed and honest side by side
 Data     FER2013, FERPlus, RAF-DB, CK+, each built from what you downloaded
 Command  python -m fer_jax claims --only=p0
          python -m fer_jax train --workdir=runs/p0 \

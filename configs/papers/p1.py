@@ -6,8 +6,8 @@ sequence have 186 and 121 or 122, so what is reported there was trained on. The
 twin of CK+ keeps people apart; those of RAF-DB and FERPlus take the published
 splits.
 
-Cost     200 epochs a fold, ten folds; docs/records/claims has what was run
-Score    docs/records/claims: claimed and honest side by side
+Cost     200 epochs a fold, ten folds; not run yet
+Score    none yet; `claims` shows claimed and honest side by side
 Data     CK+, RAF-DB, FERPlus, each built from what you downloaded
 Command  python -m fer_jax claims --only=p1
          python -m fer_jax train --workdir=runs/p1 \

@@ -7,7 +7,7 @@ kept on one side. The weights are yours to download, see docs/models.md; without
 them both twins train from random ones, and the claim counts as unfinished.
 
 Cost     hours on an accelerator; not run yet
-Score    docs/records/claims: claimed and honest side by side
+Score    none yet; `claims` shows claimed and honest side by side
 Data     OAHEGA: python -m fer_jax data build --dataset=oahega --source=...
 Command  python -m fer_jax claims --only=p2 --pretrained=vgg16_gru=FILE
          python -m fer_jax train --workdir=runs/p2 \

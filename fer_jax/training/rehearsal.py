@@ -162,6 +162,6 @@ def text(found: Rehearsal, batch_size: int) -> str:
       f'memory, {found.device:<9} {device}',
       f'memory, host      {host}',
       f'estimate          {duration(found.seconds)} for {found.steps:,} steps '
-      f'in {found.epochs} epochs; nothing was written',
+      f'in {found.epochs} epochs; no workdir was written',
     )
   )
