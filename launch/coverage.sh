@@ -4,7 +4,8 @@
 #   launch/coverage.sh [RECORD]     (default: docs/records/coverage.json)
 #
 # Lines of a process that is killed are not counted, nor those that run on an
-# accelerator alone.
+# accelerator alone. Tests that leave a process no room on the disk fail here: it
+# cannot write what it has counted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

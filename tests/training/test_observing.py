@@ -83,5 +83,7 @@ def test_a_dry_run_measures_and_writes_nothing(
     + 2 * found.validation_seconds
   )
   said = rehearsal.text(found, tiny_config.train.batch_size)
-  assert f'for {found.steps:,} steps in 2 epochs; no workdir was written' in said
+  assert (
+    f'for {found.steps:,} steps in 2 epochs; no workdir was written' in said
+  )
   assert jax.local_devices()[0].device_kind in said
