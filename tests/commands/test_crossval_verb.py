@@ -9,7 +9,6 @@ from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.training import mapping
 
-
 # Of ml_collections, which loads config files so.
 pytestmark = pytest.mark.filterwarnings(
   'ignore:the load_module:DeprecationWarning'
