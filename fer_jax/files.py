@@ -1,6 +1,7 @@
 """JSON, text and array files: written whole or not at all, read with care."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -44,6 +45,29 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
       error.filename = str(path)  # a full disk names no file
     temporary.unlink(missing_ok=True)
     raise
+
+
+def taken(file: IO[str], *, wait: bool = False) -> bool:
+  """Takes the lock of a file; False where somebody else has it.
+
+  Args:
+    file: open for writing, without which NFS gives no such lock.
+    wait: for who has it.
+
+  Raises:
+    UserError: its disk has no locks.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except OSError as error:
+    # The second is what some network shares say.
+    if not wait and isinstance(error, BlockingIOError | PermissionError):
+      return False
+    raise UserError(
+      f'cannot lock {file.name}: {error.strerror}; expected a disk with locks, '
+      'as NFS from version 4 is'
+    ) from error
+  return True
 
 
 def remove_temporaries(folder: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_jax import files
 from fer_jax.datasets import sources
 from fer_jax.datasets.dataset import (
   Dataset,
@@ -64,15 +64,9 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 def _locked(folder: pathlib.Path) -> Iterator[None]:
   """One build at a time in a folder; the lock ends with its process."""
   with (folder / '.lock').open('w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not files.taken(lock):
       print(f'waiting for another build in {folder}', file=sys.stderr)
-      fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-      raise UserError(
-        f'cannot lock {lock.name}: {error.strerror}; expected a disk with locks'
-      ) from error
+      files.taken(lock, wait=True)
     yield
 
 

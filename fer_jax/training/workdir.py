@@ -5,9 +5,8 @@ the first one's.
 """
 
 import contextlib
-import fcntl
 import pathlib
-from typing import IO, Any
+from typing import Any
 
 from fer_jax import config as config_lib
 from fer_jax import files, forms, hosts, provenance
@@ -55,7 +54,7 @@ def _claimed(workdir: pathlib.Path, config: config_lib.Config):
       f'cannot write to --workdir {workdir}: {error.strerror}'
     ) from error
   with lock:  # the kernel frees it however the process ends
-    if not taken(lock):
+    if not files.taken(lock):
       raise UserError(
         f'another process trains in --workdir {workdir}; wait for it, or '
         'choose another'
@@ -63,29 +62,6 @@ def _claimed(workdir: pathlib.Path, config: config_lib.Config):
     files.remove_temporaries(workdir)
     _write_config(workdir, config)
     yield
-
-
-def taken(file: IO[str], *, wait: bool = False) -> bool:
-  """Takes the lock of a file; False where somebody else has it.
-
-  Args:
-    file: open for writing, without which NFS gives no such lock.
-    wait: for who has it.
-
-  Raises:
-    UserError: its disk has no locks.
-  """
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-  except OSError as error:
-    # The second is what some network shares say.
-    if not wait and isinstance(error, BlockingIOError | PermissionError):
-      return False
-    raise UserError(
-      f'cannot lock {file.name}: {error.strerror}; expected a disk with locks, '
-      'as NFS from version 4 is'
-    ) from error
-  return True
 
 
 def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:

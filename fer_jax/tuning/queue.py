@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.training import records
-from fer_jax.training.workdir import claimed, taken
+from fer_jax.training.workdir import claimed
 from fer_jax.tuning import shapes
 from fer_jax.tuning.space import OutsideError, Space
 from fer_jax.tuning.study import RUN_NOTE, Study
@@ -401,7 +401,7 @@ class Repeats:
 def asking(workdir: pathlib.Path) -> Iterator[None]:
   """One process of a sweep at a time."""
   with (workdir / LOCK).open('w') as lock:
-    taken(lock, wait=True)
+    files.taken(lock, wait=True)
     yield
 
 
@@ -430,7 +430,7 @@ def _is_free(workdir: pathlib.Path) -> bool:
   if not path.exists():
     return True
   with path.open('r+') as lock:
-    return taken(lock)
+    return files.taken(lock)
 
 
 def _has_ended(workdir: pathlib.Path) -> bool:

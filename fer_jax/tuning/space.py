@@ -524,9 +524,7 @@ def _draw(generator: np.random.Generator, domain: Domain) -> Any:
   ends = domain.extremes()
   if domain.kind == 'choice' or generator.random() < 0.5:
     return ends[generator.integers(len(ends))]
-  if domain.kind == 'integer':
-    return int(generator.integers(int(ends[0]), int(ends[1]), endpoint=True))
-  return float(generator.uniform(*ends))
+  return _draw_evenly(generator, domain)
 
 
 def _draw_evenly(generator: np.random.Generator, domain: Domain) -> Any:

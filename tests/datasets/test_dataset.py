@@ -16,7 +16,7 @@ import types
 import numpy as np
 import pytest
 
-from fer_jax import datasets
+from fer_jax import datasets, files
 from fer_jax.datasets import building, pictures, records, registry
 from fer_jax.datasets import dataset as dataset_lib
 from fer_jax.errors import UserError
@@ -341,7 +341,7 @@ import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 import test_dataset
-from fer_jax import datasets
+from fer_jax import datasets, files
 from fer_jax.datasets import registry
 
 def slow(source, options, intake):
@@ -498,7 +498,7 @@ def test_a_disk_without_locks(register, tmp_path, monkeypatch):
   def flock(file, how):
     raise OSError(37, 'No locks available')
 
-  monkeypatch.setattr(building.fcntl, 'flock', flock)
+  monkeypatch.setattr(files.fcntl, 'flock', flock)
   with pytest.raises(UserError, match=r'cannot lock .*tiny/\.lock: No locks'):
     datasets.build('tiny', data_dir=tmp_path)
 
