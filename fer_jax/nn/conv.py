@@ -16,6 +16,8 @@ from fer_jax.nn.winograd import products, winograd_conv
 FORMS = ('auto', 'lax', 'patches', 'winograd2', 'winograd3', 'winograd4')
 
 _KERNEL_INIT = nnx.initializers.lecun_normal()
+_FEW_CHANNELS = 8
+"""Below which Winograd's transforms cost more than the products they save."""
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -24,6 +26,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 def conv2d(
   x_bhwc: jax.Array,
   kernel_hwio: jax.Array,
+  bias_o: jax.Array | None = None,
   *,
   strides: int | Sequence[int] = (1, 1),
   padding: Padding = 'SAME',
@@ -34,6 +37,7 @@ def conv2d(
   Args:
     x_bhwc: images (B, H, W, C).
     kernel_hwio: kernel (kh, kw, C, O) of the same dtype.
+    bias_o: (O,), added to every pixel, of the same dtype; None for none.
     strides: steps down and across, or one number for both.
     padding: 'SAME', 'VALID', one number, or a number or a (before, after)
       pair each for H and W.
@@ -61,6 +65,13 @@ def conv2d(
     raise ValueError(
       f'images are {x_bhwc.dtype}, the kernel is {kernel_hwio.dtype}'
     )
+  if bias_o is not None and (
+    bias_o.shape != kernel_hwio.shape[3:] or bias_o.dtype != x_bhwc.dtype
+  ):
+    raise ValueError(
+      f'the bias must be {x_bhwc.dtype} ({kernel_hwio.shape[3]},), got '
+      f'{bias_o.dtype} {bias_o.shape}'
+    )
   kernel_size = (kernel_hwio.shape[0], kernel_hwio.shape[1])
   stride = pair(strides, 'strides')
   pads, output_size = geometry(x_bhwc.shape[1:3], kernel_size, stride, padding)
@@ -75,12 +86,13 @@ def conv2d(
       dtype=x_bhwc.dtype,
     )
   if form == 'lax':
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
       x_bhwc, kernel_hwio, stride, pads,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )  # fmt: skip
+    return y if bias_o is None else y + bias_o[None, None, None]
   if form == 'patches':
-    return _patches_conv(x_bhwc, kernel_hwio, stride, pads, output_size)
+    return _patches_conv(x_bhwc, kernel_hwio, bias_o, stride, pads, output_size)
   if form not in FORMS:
     raise ValueError(f'form must be one of {FORMS}, got {form!r}')
   if kernel_size != (3, 3) or stride not in ((1, 1), (2, 2)):
@@ -93,7 +105,9 @@ def conv2d(
       f'{form} loses too much precision in {x_bhwc.dtype}: use winograd2'
     )
   tile = int(form[-1])
-  return winograd_conv(x_bhwc, kernel_hwio, pads, stride=stride[0], tile=tile)
+  return winograd_conv(
+    x_bhwc, kernel_hwio, bias_o, pads, stride=stride[0], tile=tile
+  )
 
 
 def choose_form(
@@ -115,7 +129,7 @@ def choose_form(
     return 'lax'
   # lax.conv is no choice on CPU even where it is as fast, since inside a loop
   # XLA falls back to scalar code for its gradients.
-  if kernel_size != (3, 3) or min(in_features, out_features) < 8:
+  if kernel_size != (3, 3) or min(in_features, out_features) < _FEW_CHANNELS:
     return 'patches'
   if strides not in ((1, 1), (2, 2)):
     return 'patches'
@@ -195,11 +209,11 @@ def resolve_padding(
   return (int(top), int(bottom)), (int(left), int(right))
 
 
-def _patches_conv(x, kernel, strides, pads, output_size):
-  """Patches beside each other in the channel axis, times the kernel."""
-  kh, kw, c, features = kernel.shape
+def _patches_conv(x, kernel, bias, strides, pads, output_size):
+  """Every pixel's window of the images, times the kernel."""
+  kh, kw, channels, features = kernel.shape
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-  rows, cols = output_size
+  rows, columns = output_size
   patches = [
     lax.slice(
       x,
@@ -207,21 +221,38 @@ def _patches_conv(x, kernel, strides, pads, output_size):
       (
         x.shape[0],
         i + (rows - 1) * strides[0] + 1,
-        j + (cols - 1) * strides[1] + 1,
-        c,
+        j + (columns - 1) * strides[1] + 1,
+        channels,
       ),
       (1, *strides, 1),
     )
     for i in range(kh)
     for j in range(kw)
   ]
-  matrix = jnp.concatenate(patches, -1) if len(patches) > 1 else patches[0]
+  matrix = kernel.reshape(-1, features)
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  if channels < _FEW_CHANNELS:
+    # Few channels beside each other would be copied one by one. So windows lie
+    # along the first axis; and there a row of ones costs nothing, where adding
+    # the bias afterwards costs a pass over memory, and its gradient two.
+    stack = jnp.concatenate([jnp.moveaxis(p, 3, 0) for p in patches])
+    if bias is not None:
+      stack = jnp.concatenate([stack, jnp.ones_like(stack[:1])])
+      matrix = jnp.concatenate([matrix, bias[None]])
+    y = jnp.einsum(
+      'kp,ko->po',
+      stack.reshape(stack.shape[0], -1),
+      matrix,
+      preferred_element_type=wide,
+    )
+    return y.astype(x.dtype).reshape(-1, rows, columns, features)
+  stack = jnp.concatenate(patches, -1) if len(patches) > 1 else patches[0]
   y = jnp.dot(
-    matrix.reshape(-1, kh * kw * c),
-    kernel.reshape(-1, features),
-    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    stack.reshape(-1, stack.shape[-1]), matrix, preferred_element_type=wide
   )
-  return y.astype(x.dtype).reshape(-1, rows, cols, features)
+  if bias is not None:
+    y += bias.astype(y.dtype)[None]
+  return y.astype(x.dtype).reshape(-1, rows, columns, features)
 
 
 class Conv(nnx.Module):
@@ -273,13 +304,12 @@ class Conv(nnx.Module):
     """(B, H, W, in_features) to (B, H', W', out_features)."""
     kernel = self.kernel[...]
     dtype = self.dtype or jnp.result_type(x_bhwc, kernel)
-    y = conv2d(
+    bias = None if self.bias is None else self.bias[...].astype(dtype)
+    return conv2d(
       x_bhwc.astype(dtype),
       kernel.astype(dtype),
+      bias,
       strides=self.strides,
       padding=self.padding,
       form=self.form,
     )
-    if self.bias is not None:
-      y += self.bias[...].astype(dtype)[None, None, None]
-    return y

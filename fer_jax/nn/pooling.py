@@ -3,9 +3,12 @@
 XLA differentiates a windowed maximum by select-and-scatter, which on CPU is a
 scalar loop: 121 ms for a gradient at (64, 46, 46, 64). The maximum of the
 window's strided slices, taken in pairs, differentiates to elementwise selects:
-26 ms.
+26 ms. Where windows lie side by side every pixel is of one window, so that the
+gradient is one select over the image, by the place of each window's largest:
+with a ReLU before it, (64, 46, 46, 32) on one core, 4.1 ms against 9.5.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -23,7 +26,9 @@ def max_pool(
 ) -> jax.Array:
   """The largest of each window; `strides` None steps by the window.
 
-  Where inputs tie, they share the gradient.
+  Where inputs tie, the first of the window takes the gradient, as in Keras and
+  PyTorch; they share it where windows overlap. There is no forward-mode
+  derivative where windows lie side by side.
 
   Args:
     x_bhwc: images (B, H, W, C), floating.
@@ -40,10 +45,11 @@ def max_pool(
   window, strides, pads = _geometry(x_bhwc, window, strides, padding)
   if any(p >= w for pad, w in zip(pads, window, strict=True) for p in pad):
     raise ValueError(f'padding {pads} holds whole windows of {window}')
-  rows = _slices(x_bhwc, window[0], strides[0], pads[0], 1, -jnp.inf)
-  tall = _fold_pairs(jnp.maximum, rows)
-  columns = _slices(tall, window[1], strides[1], pads[1], 2, -jnp.inf)
-  return _fold_pairs(jnp.maximum, columns)
+  for axis, pad in enumerate(pads, start=1):
+    x_bhwc = _pad(x_bhwc, pad, axis, -jnp.inf)
+  if strides == window:
+    return _max_pool_apart(x_bhwc, window)
+  return _largest(x_bhwc, window, strides)
 
 
 def avg_pool(
@@ -54,10 +60,10 @@ def avg_pool(
 ) -> jax.Array:
   """The mean of each window, padding counted as zeros; see `max_pool`."""
   window, strides, pads = _geometry(x_bhwc, window, strides, padding)
-  rows = _slices(x_bhwc, window[0], strides[0], pads[0], 1, 0.0)
-  tall = _fold_pairs(jnp.add, rows)
-  columns = _slices(tall, window[1], strides[1], pads[1], 2, 0.0)
-  return _fold_pairs(jnp.add, columns) * (1 / (window[0] * window[1]))
+  for axis, pad in enumerate(pads, start=1):
+    x_bhwc = _pad(x_bhwc, pad, axis, 0.0)
+  total = _fold_windows(jnp.add, x_bhwc, window, strides)
+  return total * (1 / (window[0] * window[1]))
 
 
 def _geometry(
@@ -77,21 +83,71 @@ def _geometry(
   return window, strides, pads
 
 
-def _slices(x, window, stride, pad, axis, fill) -> list[jax.Array]:
+def _largest(x, window, strides):
+  return _fold_windows(jnp.maximum, x, window, strides)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool_apart(x, window):
+  """The largest of windows that lie side by side, without padding."""
+  return _largest(x, window, window)
+
+
+def _max_pool_apart_fwd(x, window):
+  return _max_pool_apart(x, window), x
+
+
+def _max_pool_apart_bwd(window, x, dy):
+  height, width = window
+  # Of an integer type, so that each window has one winner whatever rounds, or
+  # is computed twice, on the way here.
+  place_dtype = jnp.int8 if height * width <= 127 else jnp.int32
+  largest = place = None
+  for i, row in enumerate(_slices(x, height, height, 1)):
+    for j, candidate in enumerate(_slices(row, width, width, 2)):
+      here = jnp.asarray(i * width + j, place_dtype)
+      if largest is None:
+        largest, place = candidate, jnp.full(candidate.shape, here)
+      else:
+        larger = candidate > largest
+        largest = jnp.where(larger, candidate, largest)
+        place = jnp.where(larger, here, place)
+  batch, rows, columns, channels = dy.shape
+  places = jnp.arange(height * width, dtype=place_dtype)
+  wins = place[:, :, None, :, None] == places.reshape(1, 1, height, 1, width, 1)
+  dx = jnp.where(wins, dy[:, :, None, :, None], 0)
+  dx = dx.reshape(batch, rows * height, columns * width, channels)
+  for axis in (1, 2):  # what fills no window
+    dx = _pad(dx, (0, x.shape[axis] - dx.shape[axis]), axis, 0.0)
+  return (dx,)
+
+
+_max_pool_apart.defvjp(_max_pool_apart_fwd, _max_pool_apart_bwd)
+
+
+def _pad(x, pad, axis, fill) -> jax.Array:
+  if not any(pad):
+    return x
+  config = [(0, 0, 0)] * x.ndim
+  config[axis] = (*pad, 0)
+  return lax.pad(x, jnp.asarray(fill, x.dtype), config)
+
+
+def _fold_windows(operation, x, window, strides) -> jax.Array:
+  """Each window reduced in pairs, down and then across."""
+  for axis in (1, 2):
+    parts = _slices(x, window[axis - 1], strides[axis - 1], axis)
+    while len(parts) > 1:
+      pairs = [operation(a, b) for a, b in zip(parts[::2], parts[1::2])]  # noqa: B905
+      parts = pairs + parts[len(pairs) * 2 :]
+    x = parts[0]
+  return x
+
+
+def _slices(x, window, stride, axis) -> list[jax.Array]:
   """The window's elements along `axis`, each of the output's length."""
-  if any(pad):
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (*pad, 0)
-    x = lax.pad(x, jnp.asarray(fill, x.dtype), config)
   count = (x.shape[axis] - window) // stride + 1
   return [
     lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis)
     for i in range(window)
   ]
-
-
-def _fold_pairs(operation, parts):
-  while len(parts) > 1:
-    pairs = [operation(a, b) for a, b in zip(parts[::2], parts[1::2])]  # noqa: B905
-    parts = pairs + parts[len(pairs) * 2 :]
-  return parts[0]

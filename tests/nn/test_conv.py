@@ -122,6 +122,55 @@ def test_other_shapes_match_lax(shape, kernel_shape, strides, padding):
   assert_close(got, reference(x, kernel, dy, strides, padding))
 
 
+@pytest.mark.parametrize(
+  ('form', 'channels', 'strides', 'dtype'),
+  [
+    ('winograd2', 8, 1, 'float32'),
+    ('winograd2', 8, 2, 'float32'),
+    ('winograd2', 8, 1, 'bfloat16'),
+    ('winograd3', 8, 1, 'float32'),
+    ('winograd3', 8, 2, 'float32'),
+    ('winograd4', 8, 1, 'float32'),
+    ('patches', 8, 1, 'float32'),
+    ('patches', 8, 1, 'bfloat16'),
+    ('patches', 2, 2, 'float32'),
+    ('patches', 2, 2, 'bfloat16'),
+    ('lax', 8, 1, 'float32'),
+  ],
+)
+def test_bias_is_added_to_every_pixel(form, channels, strides, dtype):
+  """Value and gradients; that of the bias is the sum of the output's. Tiles
+  reach beyond the output, which is 7 x 9 or 4 x 5."""
+  x, kernel, dy = draw(
+    (5, 9, 11, channels),
+    (3, 3, channels, 6),
+    (strides, strides),
+    'VALID',
+    dtype,
+  )
+  bias = jnp.arange(6, dtype=dtype)
+  options = {'strides': strides, 'padding': 'VALID', 'form': form}
+
+  @jax.jit
+  def value_and_all_gradients(x, kernel, bias, dy):
+    y, transpose = jax.vjp(
+      lambda *a: conv.conv2d(*a, **options), x, kernel, bias
+    )
+    return y, *transpose(dy)
+
+  y, dx, dkernel, dbias = value_and_all_gradients(x, kernel, bias, dy)
+  want = reference(x, kernel, dy, (strides, strides), 'VALID')
+  assert_close((y, dx, dkernel), (want[0] + np.arange(6), *want[1:]), dtype)
+  dy = np.asarray(dy, np.float64)
+  assert dbias.dtype == dtype
+  np.testing.assert_allclose(
+    np.asarray(dbias, np.float64),
+    dy.sum((0, 1, 2)),
+    rtol=0,
+    atol=TOLERANCE[dtype] * np.abs(dy).sum((0, 1, 2)).max(),
+  )
+
+
 @pytest.mark.parametrize('form', ['winograd2', 'patches', 'lax', 'auto'])
 def test_bfloat16_matches_float64(form):
   x, kernel, dy = draw((5, 9, 9, 16), (3, 3, 16, 8), (1, 1), 'SAME', 'bfloat16')
@@ -233,6 +282,8 @@ def test_shape_mistakes_are_named():
     conv.conv2d(x.astype(jnp.bfloat16), kernel)
   with pytest.raises(ValueError, match='leaves no output'):
     conv.conv2d(x[:, :2], kernel, padding='VALID')
+  with pytest.raises(ValueError, match=r'bias must be float32 \(4,\), got'):
+    conv.conv2d(x, kernel, jnp.zeros(3))
   bfloat16 = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
   with pytest.raises(ValueError, match='too much precision'):
     conv.conv2d(*bfloat16, form='winograd4')

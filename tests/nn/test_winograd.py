@@ -41,7 +41,7 @@ def test_rounding_of_the_largest_tile_at_real_width():
   x = rng.normal(size=(4, 12, 12, 128))
   kernel = rng.normal(size=(3, 3, 128, 128))
   got = jax.jit(
-    lambda x, k: winograd.winograd_conv(x, k, PADS, stride=1, tile=4)
+    lambda x, k: winograd.winograd_conv(x, k, None, PADS, stride=1, tile=4)
   )(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
   padded = np.pad(x, ((0, 0), *PADS, (0, 0)))
   want = sum(
@@ -55,7 +55,7 @@ def test_rounding_of_the_largest_tile_at_real_width():
 def test_no_image_gives_none():
   kernel = jnp.zeros((3, 3, 4, 5))
   y = winograd.winograd_conv(
-    jnp.zeros((0, 7, 6, 4)), kernel, PADS, stride=2, tile=2
+    jnp.zeros((0, 7, 6, 4)), kernel, None, PADS, stride=2, tile=2
   )
   assert y.shape == (0, 4, 3, 5)
 
@@ -66,22 +66,26 @@ def test_chunks_do_not_change_the_result(chunk):
   x_key, kernel_key = jax.random.split(jax.random.key(0))
   x = jax.random.normal(x_key, (7, 6, 6, 4))
   kernel = jax.random.normal(kernel_key, (3, 3, 4, 5))
+  bias = jnp.arange(5.0)
 
   def run(convolve):
-    y, transpose = jax.vjp(convolve, x, kernel)
+    y, transpose = jax.vjp(convolve, x, kernel, bias)
     return y, *transpose(jnp.cos(y))
 
   got = jax.jit(
     lambda: run(
-      lambda x, k: winograd.winograd_conv(
-        x, k, PADS, stride=1, tile=2, chunk=chunk
+      lambda x, k, b: winograd.winograd_conv(
+        x, k, b, PADS, stride=1, tile=2, chunk=chunk
       )
     )
   )()
   want = jax.jit(
     lambda: run(
-      lambda x, k: lax.conv_general_dilated(
-        x, k, (1, 1), PADS, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      lambda x, k, b: (
+        lax.conv_general_dilated(
+          x, k, (1, 1), PADS, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+        + b[None, None, None]
       )
     )
   )()
