@@ -102,16 +102,16 @@ def _max_pool_apart_bwd(window, x, dy):
   # Of an integer type, so that each window has one winner whatever rounds, or
   # is computed twice, on the way here.
   place_dtype = jnp.int8 if height * width <= 127 else jnp.int32
-  largest = place = None
-  for i, row in enumerate(_slices(x, height, height, 1)):
-    for j, candidate in enumerate(_slices(row, width, width, 2)):
-      here = jnp.asarray(i * width + j, place_dtype)
-      if largest is None:
-        largest, place = candidate, jnp.full(candidate.shape, here)
-      else:
-        larger = candidate > largest
-        largest = jnp.where(larger, candidate, largest)
-        place = jnp.where(larger, here, place)
+  largest, *others = (
+    candidate
+    for row in _slices(x, height, height, 1)
+    for candidate in _slices(row, width, width, 2)
+  )
+  place = jnp.zeros(largest.shape, place_dtype)
+  for here, candidate in enumerate(others, start=1):
+    larger = candidate > largest
+    largest = jnp.where(larger, candidate, largest)
+    place = jnp.where(larger, jnp.asarray(here, place_dtype), place)
   batch, rows, columns, channels = dy.shape
   places = jnp.arange(height * width, dtype=place_dtype)
   wins = place[:, :, None, :, None] == places.reshape(1, 1, height, 1, width, 1)

@@ -219,7 +219,7 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
   g = grid.algorithm.kernel.T
   dkernel = _along(_along(du_pqco, g, 0), g, 1).astype(kernel.dtype)
   if dbias is not None:
-    dbias = dbias.astype(bias.dtype)
+    dbias = dbias.astype(kernel.dtype)
   return _join(dx, count), dkernel, dbias
 
 
