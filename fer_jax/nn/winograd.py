@@ -26,6 +26,7 @@ products a row, which take half as long again to compile (jax 0.10.2).
 
 import functools
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -39,12 +40,16 @@ from jax import lax
 _POINTS = (0, 1, -1, 0.5, -2)
 _SUM = _POINTS.index(1)
 # Images are worked on in chunks whose tiles, V and M, are about this large,
-# so that they are still in a core's own cache when the products read them; or
-# this many times as large as U, which every chunk reads again. Train steps of
-# batch 64 on one core with 2 MiB of such cache, images/s, chunks of 8, 4, 2 and
-# 1 MiB: `cnn_lstm_model3` 219, 230, 242, 260; `cnn_model1` 634, 640, 692, 670;
-# `residual_bilstm`, most of whose kernels are large, 236 to 240.
-_CHUNK_BYTES = 2**20
+# so that they are still in cache when the products read them; or this many
+# times as large as U, which every chunk reads again. A device that has several
+# cores wants larger ones, to divide among them, than one of a single core with
+# its own cache. Train steps of batch 64, images/s with chunks of 8, 4, 2 and
+# 1 MiB, one core with 2 MiB of cache: `cnn_lstm_model3` 219, 230, 242, 260;
+# `cnn_model1` 634, 640, 692, 670; `residual_bilstm`, most of whose kernels are
+# large, 236 to 240. Batch 4, a device of two cores, 8 and 2 MiB: 253 and 236,
+# 954 and 738 of the first two (jax 0.10.2).
+_CHUNK_BYTES = 8 * 2**20
+_CHUNK_BYTES_OF_CORE = 2**20
 _CHUNK_KERNELS = 3
 
 
@@ -136,10 +141,19 @@ def winograd_conv(
   if chunk is None:
     image = 4 * products(grid.size, stride, tile) * (channels + features)
     kernel = 4 * products((1, 1), stride, tile) * channels * features
-    wanted = max(_CHUNK_BYTES, _CHUNK_KERNELS * kernel)
+    wanted = max(_chunk_bytes(), _CHUNK_KERNELS * kernel)
     # A power of two divides most batches without a padded last chunk.
     chunk = 2 ** max(0, int(math.log2(wanted / image)))
   return _conv(x_bhwc, kernel_hwio, bias_o, pads, stride, tile, chunk)
+
+
+def _chunk_bytes():
+  if hasattr(os, 'sched_getaffinity'):
+    cores = len(os.sched_getaffinity(0))
+  else:
+    cores = os.cpu_count() or 1
+  alone = jax.local_device_count() >= cores
+  return _CHUNK_BYTES_OF_CORE if alone else _CHUNK_BYTES
 
 
 class _Grid(NamedTuple):
@@ -167,7 +181,7 @@ def _conv(x, kernel, bias, pads, stride, tile, chunk):
   grid = _grid(chunks.shape[1:], pads, stride, tile)
   u = list(_kernel_tiles(kernel, grid))
 
-  def images(x_nhwc):
+  def images(_, x_nhwc):
     v = _input_tiles(x_nhwc, grid)
     m = _products('qtc,qco->qto', v, u)
     y = _output_images(m, grid)
@@ -175,9 +189,9 @@ def _conv(x, kernel, bias, pads, stride, tile, chunk):
     # bias costs another pass over memory, and its gradient two.
     if bias is not None:
       y += bias.astype(y.dtype)[None, None, None]
-    return y.astype(x.dtype)
+    return None, y.astype(x.dtype)
 
-  return _join(_map(images, chunks), count)
+  return _join(_scan(images, None, chunks)[1], count)
 
 
 def _conv_fwd(x, kernel, bias, pads, stride, tile, chunk):
@@ -209,12 +223,7 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
 
   du = list(jnp.zeros(u_pqco.shape, wide))
   sums = du, None if bias is None else jnp.zeros(bias.shape, wide)
-  if x_chunks.shape[0] == 1:
-    sums, dx = images(sums, (x_chunks[0], dy_chunks[0]))
-    dx = dx[None]
-  else:
-    sums, dx = lax.scan(images, sums, (x_chunks, dy_chunks))
-  du, dbias = sums
+  (du, dbias), dx = _scan(images, sums, (x_chunks, dy_chunks))
   du_pqco = jnp.stack(du)
   g = grid.algorithm.kernel.T
   dkernel = _along(_along(du_pqco, g, 0), g, 1).astype(kernel.dtype)
@@ -240,10 +249,25 @@ def _join(chunks, count):
   return chunks.reshape(-1, *chunks.shape[2:])[:count]
 
 
-def _map(function, chunks):
-  if chunks.shape[0] == 1:
-    return function(chunks[0])[None]
-  return lax.map(function, chunks)
+def _scan(function, carry, chunks):
+  """`lax.scan` over chunks, without a loop for one.
+
+  Chunks of one image lie in the loop without the axis of images: XLA may order
+  an axis of one otherwise than its neighbour, and copies whole maps to do so.
+  """
+  first = jax.tree.leaves(chunks)[0]
+  if first.shape[0] == 1:
+    carry, y = function(carry, jax.tree.map(lambda c: c[0], chunks))
+    return carry, y[None]
+  if first.shape[1] > 1:
+    return lax.scan(function, carry, chunks)
+
+  def image(carry, chunk):
+    carry, y = function(carry, jax.tree.map(lambda c: c[None], chunk))
+    return carry, y[0]
+
+  carry, y = lax.scan(image, carry, jax.tree.map(lambda c: c[:, 0], chunks))
+  return carry, y[:, None]
 
 
 def _pad(x, widths):
