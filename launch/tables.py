@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""The README's tables of speed, written from the records beside it.
+"""Tables of speed in README.md and docs/speed.md, written from the records.
 
-  python launch/tables.py speed | recurrent | population | sweep
+  python launch/tables.py speed | speed_epyc | recurrent | population | sweep
 
-prints one, to be pasted; a test compares the README with what this prints.
+prints one, to be pasted; a test compares the pages with what this prints.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -45,10 +46,17 @@ WIDTH = 88
 """Of a line of prose."""
 
 
-def speed() -> list[str]:
+def speed(folder: str = 'models') -> list[str]:
   """Images a second of a train step, of each model and batch recorded."""
+  records = list(_records(folder))
+  measured = {
+    peer
+    for _, _, record in records
+    for peer in record['train_step']['contenders']
+  }
+  peers = {peer: name for peer, name in PEERS.items() if peer in measured}
   rows = []
-  for model, batch, record in _records('models'):
+  for model, batch, record in records:
     height, width, channels = record['settings']['input_shape']
     colour = {1: 'grey', 3: 'RGB'}[channels]
     size = f'{height} × {width} {colour}'
@@ -60,10 +68,10 @@ def speed() -> list[str]:
         f'`{model}`{taken}',
         f'{batch}',
         f'{own:,.0f}',
-        *(_rate(contenders.get(peer)) for peer in PEERS),
+        *(_rate(contenders.get(peer)) for peer in peers),
       ]
     )
-  return _table(['model', 'batch', 'fer_jax', *PEERS.values()], rows)
+  return _table(['model', 'batch', 'fer_jax', *peers.values()], rows)
 
 
 def _rate(contender: dict | None) -> str:
@@ -189,6 +197,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 TABLES = {
   'speed': speed,
+  'speed_epyc': functools.partial(speed, 'models_epyc'),
   'recurrent': recurrent,
   'population': population,
   'sweep': sweep,

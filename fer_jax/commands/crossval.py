@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
   from fer_jax import files
   from fer_jax.evaluation import crossval as scoring
   from fer_jax.evaluation import report
-  from fer_jax.training import crossval, mapping, preemption
+  from fer_jax.training import cores, crossval, preemption
 
   values = flags.FLAGS
   if len(argv) > 1:
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
   # Before hours of training: the result must have a place.
   files.require_writable(values.json)
   config_lib.validate(values.config)
-  mapping.spread_over_cores(values.config.data.folds * values.seeds)
+  cores.spread(values.config.data.folds * values.seeds)
   with preemption.watched() as notice:
     notice.starting = True
     outcome = crossval.train(

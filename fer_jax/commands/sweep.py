@@ -148,11 +148,11 @@ def _work(domains) -> int:
   with preemption.watched() as notice:
     # Seconds, in which signals are heard.
     from fer_jax import provenance
-    from fer_jax.training import mapping
+    from fer_jax.training import cores
     from fer_jax.tuning import search, sweep, worker
 
     notice.starting = True
-    mapping.spread_over_cores(
+    cores.spread(
       worker.members_on_cores(
         values.population,
         values.trials or sweep.DEFAULT_TRIALS,

@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
     from fer_jax.training import rehearsal
 
     with hosts.joined():
+      _spread(values.config)
       found = rehearsal.rehearse(values.config)
     print(rehearsal.text(found, values.config.train.batch_size))
     return 0
@@ -93,6 +94,7 @@ def main(argv: list[str]) -> int:
     from fer_jax.training import loop  # seconds, in which signals are heard
 
     with hosts.joined():
+      _spread(values.config)
       outcome = loop.train(
         values.config,
         values.workdir,
@@ -122,3 +124,14 @@ def main(argv: list[str]) -> int:
     f'{outcome.step}; {best}{back}; run in {values.workdir}'
   )
   return notice.status if outcome.asked else 0
+
+
+def _spread(config) -> None:
+  """A run alone divides its batches over the cores of a CPU."""
+  from fer_jax import config as config_lib
+  from fer_jax import hosts
+  from fer_jax.training import cores
+
+  config_lib.validate(config)
+  if hosts.count() == 1:
+    cores.spread(cores.parts_of_batch(config.train.batch_size))

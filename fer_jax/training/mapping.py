@@ -7,7 +7,6 @@ have a leading axis M.
 """
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,28 +14,10 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from fer_jax import provenance
-
 AXIS = 'member'
 """Of the mesh of devices among which members are divided."""
 
 Function = Callable[[Any, Any, Any], Any]
-
-
-def spread_over_cores(members: int) -> None:
-  """Makes a device of each CPU core, as long as there are members for them.
-
-  To be called before JAX computes anything. Small steps do not fill several
-  cores, but members side by side do: ten of `cnn_lstm_model3` at batch 4 take
-  0.73 of the time on two devices of two cores (docs/LOG.md). Accelerators are
-  not concerned, nor a user who has set the number of CPU devices.
-  """
-  if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
-    return
-  config: Any = jax.config  # its fields are made as JAX starts
-  if config.jax_num_cpu_devices == -1:
-    count = max(1, min(provenance.cores(), members))
-    config.update('jax_num_cpu_devices', count)
 
 
 def choose(mapping: str, platform: str) -> str:

@@ -142,10 +142,14 @@ def waves(
   return [range(part[0], part[-1] + 1) for part in parts]
 
 
-def limit_bytes(device: Any) -> int:
+def limit_bytes(device: Any, shares: int | None = None) -> int:
   """The memory of a device that may be planned with.
 
   On CPU it is the machine's, or the container's, shared among JAX's devices.
+
+  Args:
+    device: of this process.
+    shares: in the place of their number; 1 for what they have in common.
   """
   limit = (device.memory_stats() or {}).get('bytes_limit')
   if limit is None:
@@ -154,7 +158,7 @@ def limit_bytes(device: Any) -> int:
     text = group.read_text().strip() if group.exists() else 'max'
     if text != 'max':
       limit = min(limit, int(text))
-    limit //= jax.local_device_count()
+    limit //= shares or jax.local_device_count()
   return int(USABLE * limit)
 
 

@@ -31,8 +31,10 @@ class Rehearsal:
       where nothing validates.
     validations: of the whole run.
     device: its kind.
-    device_bytes: highest use of its memory; what JAX's arrays take where it
-      does not tell, as on CPU.
+    devices: how many divide a batch.
+    device_bytes: highest use of its memory; where it does not tell, as on CPU,
+      what JAX's arrays on all devices of this process take, each piece of
+      memory counted once.
     device_limit: its memory, 0 where it does not tell.
     host_bytes: highest resident size of this process; None where the system
       does not tell.
@@ -47,6 +49,7 @@ class Rehearsal:
   validation_seconds: float
   validations: int
   device: str
+  devices: int
   device_bytes: int
   device_limit: int
   host_bytes: int | None
@@ -101,9 +104,6 @@ def rehearse(config: config_lib.Config) -> Rehearsal:
 
   device = jax.local_devices()[0]
   memory = device.memory_stats() or {}
-  arrays = sum(
-    x.nbytes for x in jax.live_arrays() if device in x.sharding.device_set
-  )
   return Rehearsal(
     parameters=parameters,
     steps=prepared.total_steps,
@@ -114,10 +114,19 @@ def rehearse(config: config_lib.Config) -> Rehearsal:
     validation_seconds=validation_seconds,
     validations=validations,
     device=device.device_kind,
-    device_bytes=int(memory.get('peak_bytes_in_use', arrays)),
+    devices=jax.device_count(),
+    device_bytes=int(memory.get('peak_bytes_in_use') or _array_bytes()),
     device_limit=int(memory.get('bytes_limit', 0)),
     host_bytes=provenance.peak_memory(),
   )
+
+
+def _array_bytes() -> int:
+  """Of JAX's arrays; devices of a CPU may have one in common."""
+  pieces = (
+    piece.data for x in jax.live_arrays() for piece in x.addressable_shards
+  )
+  return sum({x.unsafe_buffer_pointer(): x.nbytes for x in pieces}.values())
 
 
 def _validation_seconds(feed, state, batches: int) -> float:
@@ -145,6 +154,10 @@ def text(found: Rehearsal, batch_size: int) -> str:
   host = 'unknown'
   if found.host_bytes is not None:
     host = f'{found.host_bytes / 2**20:,.0f} MiB at most'
+  divided = ''
+  if found.devices > 1:
+    each = batch_size // found.devices
+    divided = f', {each:,} of a batch on each of {found.devices} devices'
   validation = 'none'
   if found.validations:
     validation = (
@@ -157,7 +170,7 @@ def text(found: Rehearsal, batch_size: int) -> str:
       f'start             {found.start_seconds:.1f} s to the first step, '
       'compilation included',
       f'step              {1000 * found.step_seconds:.1f} ms, '
-      f'{batch_size / found.step_seconds:,.0f} images/s',
+      f'{batch_size / found.step_seconds:,.0f} images/s{divided}',
       f'validation        {validation}',
       f'memory, {found.device:<9} {device}',
       f'memory, host      {host}',

@@ -7,8 +7,8 @@ accuracy. It is not left to XLA's partitioner: a loop over images, such as the
 convolutions on CPU have, would run over the whole batch on every device, and
 cuDNN's recurrent layers are nothing that it can divide.
 
-State, plan and a resident set are copied to every device; a streamed batch is
-divided among hosts, then devices.
+State, plan and a resident set are copied to every device; the devices of a CPU
+read one copy of the set. A streamed batch is divided among hosts, then devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,10 @@ DATA = 'data'
 
 EVERYWHERE = PartitionSpec()
 DIVIDED = PartitionSpec(DATA)
+
+ALIGNMENT = 64
+"""Bytes. A host array that begins at a multiple of it is read where it lies by
+all CPU devices of a process; of another each makes a copy."""
 
 T = TypeVar('T')
 
@@ -87,11 +91,14 @@ def replicated(tree: T, mesh: Mesh | None) -> T:
   if mesh is None:
     return tree
   everywhere = NamedSharding(mesh, EVERYWHERE)
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
   alone = hosts.count() == 1
 
   def place(x):
     if not isinstance(x, jax.Array | np.ndarray):
       return x  # a Python number, which goes everywhere of itself
+    if on_cpu and isinstance(x, np.ndarray):
+      x = _aligned(x)
     if alone:
       return jax.device_put(x, everywhere)
     if isinstance(x, jax.Array):
@@ -107,6 +114,17 @@ def replicated(tree: T, mesh: Mesh | None) -> T:
     )
 
   return jax.tree.map(place, tree)
+
+
+def _aligned(x: np.ndarray) -> np.ndarray:
+  """An array that JAX's CPU devices read in its place; itself if it is one."""
+  if x.flags.c_contiguous and x.ctypes.data % ALIGNMENT == 0:
+    return x
+  room = np.empty(x.nbytes + ALIGNMENT, np.uint8)
+  begin = -room.ctypes.data % ALIGNMENT
+  placed = room[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
+  placed[...] = x
+  return placed
 
 
 def divided(batch: dict[str, np.ndarray], mesh: Mesh | None) -> dict[str, Any]:

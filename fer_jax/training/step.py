@@ -335,7 +335,7 @@ def run_block(
 
   def body(carry):
     state, totals, i = carry
-    batch = _batch_at(images, order, count, i, settings)
+    batch = batch_at(images, order, count, i, settings)
     state, sums = train_step(
       state, batch, plan, graphdef=graphdef, settings=settings
     )
@@ -347,8 +347,15 @@ def run_block(
   return state, totals
 
 
-def _batch_at(images, rows, count, i, settings) -> dict[str, jax.Array]:
-  """Batch i of a list of rows, of which `count` are real, or our part of it."""
+def batch_at(
+  images: dict[str, jax.Array],
+  rows: jax.Array,
+  count: jax.Array | int,
+  i: jax.Array | int,
+  settings: StepSettings,
+) -> dict[str, jax.Array]:
+  """Batch i of a list of rows, of which `count` are real, or this device's part
+  of it; arguments as of `run_block`."""
   size = settings.batch_size
   first = i * size
   if settings.axis is not None:
@@ -435,7 +442,7 @@ def run_validation(
   params, model_state = evaluated_arrays(state)
 
   def body(i, totals):
-    batch = _batch_at(images, rows, count, i, settings)
+    batch = batch_at(images, rows, count, i, settings)
     sums = _validation_sums(graphdef, settings, params, model_state, batch)
     return jax.tree.map(jnp.add, totals, sums)
 

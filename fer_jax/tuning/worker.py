@@ -92,7 +92,7 @@ def population_size(given: int, trials: int) -> int:
 
   A smaller population learns from more trials before it draws the next. On CPU
   members take turns on a device, as long as single runs take, so there is one
-  for each device; those are cores, see `mapping.spread_over_cores`. On an
+  for each device; those are cores, see `training.cores`. On an
   accelerator there are as many as 16. Either way an eighth of all trials at
   most, so that the search has eight rounds to learn from.
 

@@ -11,6 +11,7 @@ from fer_jax.benchmark import compilation, contest, train_step
 from fer_jax.benchmark.worker import Worker
 from fer_jax.commands import benchmark
 from fer_jax.errors import UserError
+from fer_jax.training import cores
 
 TINY = [
   '--set=input_shape=8,8,1',
@@ -27,7 +28,7 @@ def test_record_of_a_whole_run(tmp_path):
   target = tmp_path / 'record.json'
   status, said, complaints = forked.Command(
     *['benchmark', *TINY],
-    *['--model=residual_lstm', '--batch_size=2', '--peers=flax'],
+    *['--model=residual_lstm', '--batch_size=32', '--peers=flax'],
     *['--what=train_step,population', '--members=3'],
     *['--rounds=2', '--warm_up=1', '--turn_seconds=0'],
     *[f'--json={target}', f'--compile_cache={tmp_path / "programs"}'],
@@ -40,6 +41,9 @@ def test_record_of_a_whole_run(tmp_path):
   assert record['settings']['overrides']['filters'] == [4]
   assert record['machine']['cores'] == len(os.sched_getaffinity(0))
   step = record['train_step']
+  # As `train` divides them.
+  divided = step['contenders']['fer_jax']['devices']
+  assert divided == cores.parts_of_batch(32)
   assert set(step['contenders']) == {'fer_jax', 'flax'}
   for row in step['contenders'].values():
     assert row['parameters'] == step['parameters']
@@ -56,7 +60,7 @@ def test_record_of_a_whole_run(tmp_path):
   assert share['min'] <= share['median'] <= share['max']
   row = runs['contenders']['population']
   assert row['images_per_second']['max'] == pytest.approx(
-    3 * 2 / row['seconds_per_step']['min']
+    3 * 32 / row['seconds_per_step']['min']
   )
   assert 'images/s' in said
   assert f'record: {target}' in said

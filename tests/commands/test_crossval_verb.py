@@ -7,7 +7,7 @@ from small_config import small_config
 
 from fer_jax import config as config_lib
 from fer_jax import files
-from fer_jax.training import mapping
+from fer_jax.training import cores
 
 # Of ml_collections, which loads config files so.
 pytestmark = pytest.mark.filterwarnings(
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-  """The current folder, with a config; JAX has its devices already."""
+  """The current folder, with a config; JAX keeps the devices it has."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(mapping, 'spread_over_cores', lambda members: None)
+  monkeypatch.setattr(cores, 'spread', lambda parts: None)
   config = small_config(tmp_path / 'data')
   config.data.protocol = 'kfold_subjects'
   config.data.folds = 2

@@ -18,7 +18,7 @@ from fer_jax import config as config_lib
 from fer_jax.benchmark import scaling
 from fer_jax.data import augment, randomness, resident
 from fer_jax.models import specification
-from fer_jax.training import checkpoint, feed, population, sharding
+from fer_jax.training import checkpoint, feed, population, rehearsal, sharding
 from fer_jax.training import step as step_lib
 
 MIXED = augment.Augmentation(
@@ -257,6 +257,23 @@ def check_parts_of_a_batch():
   print('checked augmentation')
 
 
+def check_one_copy():
+  """Devices of a CPU read one copy of a set, wherever it begins, and have a
+  state each; a dry run counts so."""
+  everything = np.arange(100_001, dtype=np.uint8)
+  for begin in (0, 1):
+    before = rehearsal._array_bytes()
+    images = everything[begin : begin + 100_000].reshape(100, -1)
+    held = sharding.replicated({'image': images}, mesh(8))['image']
+    assert len(held.sharding.device_set) == 8
+    np.testing.assert_array_equal(held, images)
+    assert rehearsal._array_bytes() - before == images.nbytes
+    state = sharding.replicated(jnp.zeros(10_000), mesh(8))
+    assert rehearsal._array_bytes() - before == images.nbytes + 8 * 40_000
+    del held, state
+  print('checked copies')
+
+
 def check_populations():
   """Three members on six devices, two for the batches of each."""
   members = [small.member(number) for number in range(3)]
@@ -284,3 +301,4 @@ if __name__ == '__main__':
     check_formulas()
     check_single_precision()
     check_populations()
+    check_one_copy()

@@ -6,6 +6,8 @@ The case's 'what' says what of a step is in it:
               so that it is the peers' work and the gather besides
   whole       the same with augmentation, as in training
   input_path  gather, augmentation and standardisation alone
+
+Batches are divided over devices as `train` divides them.
 """
 
 import functools
@@ -19,8 +21,8 @@ import numpy as np
 from flax import nnx
 
 from fer_jax import models, provenance
-from fer_jax.data import augment, resident
-from fer_jax.training import optim
+from fer_jax.data import augment
+from fer_jax.training import cores, optim, sharding
 from fer_jax.training import state as state_lib
 from fer_jax.training import step as step_lib
 
@@ -31,22 +33,29 @@ SET_STEPS = 32
 
 def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
+  cores.spread(cores.parts_of_batch(case['batch_size']))
+  mesh = sharding.data_mesh(case['batch_size'])
   images, order, count, plan = resident_set(case)
+  images, order, plan = sharding.replicated((images, order, plan), mesh)
   settings = settings_of(case)
   graphdef = graph_definition(case)
-  state = jax.jit(functools.partial(initial_state, case))()
+  state = sharding.replicated(
+    jax.jit(functools.partial(initial_state, case))(), mesh
+  )
+  sums = sharding.replicated(step_lib.zero_sums(), mesh)
   info = {
     'steps_per_dispatch': STEPS_PER_DISPATCH,
     'parameters': state_lib.parameter_count(state.params),
     'device': jax.devices()[0].device_kind,
+    'devices': sharding.parts(mesh),
     'threads': provenance.cores(),
     'versions': provenance.versions(
       ('fer-jax', 'jax', 'jaxlib', 'flax', 'optax')
     ),
   }
   if case['what'] == 'input_path':
-    return _input_path(images, order, plan.key, settings), info
-  block = step_lib.make_block(graphdef, settings)
+    return _input_path(images, order, count, plan, settings, mesh), info
+  block = step_lib.make_block(graphdef, settings, mesh)
 
   def run(steps: int) -> float:
     nonlocal state
@@ -55,7 +64,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
     for start in _starts(steps):
       state, _ = block(
         state,
-        step_lib.zero_sums(),
+        sums,
         images,
         order,
         count,
@@ -76,7 +85,8 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
 
 
 def block_of(case: dict) -> tuple[Any, tuple[Any, ...]]:
-  """The block of train steps, and what it is called with; nothing compiled."""
+  """The block of train steps of one device, and what it is called with;
+  nothing compiled."""
   state = jax.eval_shape(functools.partial(initial_state, case))
   images, order, count, plan = jax.eval_shape(
     functools.partial(resident_set, case)
@@ -150,32 +160,36 @@ def initial_state(case: dict) -> state_lib.TrainState:
   )
 
 
-def _input_path(images, order, key, settings) -> Callable[[int], float]:
+def _input_path(
+  images, order, count, plan, settings, mesh
+) -> Callable[[int], float]:
   """Everything of a step that comes before the model, without the model."""
-  size = settings.batch_size
+  settings = settings.over(mesh)
 
-  @jax.jit
-  def block(total, start, step):
+  def block(total, images, order, plan, start, step):
     def body(i, total):
-      rows = jax.lax.dynamic_slice_in_dim(order, (start + i) * size, size)
-      batch = resident.gather(images, rows, jnp.ones(size))
+      batch = step_lib.batch_at(images, order, count, start + i, settings)
       inputs, targets = step_lib.prepare(
         batch,
         settings.augmentation,
-        key=key,
+        key=plan.key,
         step=step + i,
         pixels=settings.pixels,
+        axis=settings.axis,
       )
       # Every pixel is asked for, or the compiler would leave the work out.
       return total + jnp.sum(jnp.square(inputs)) + jnp.sum(targets)
 
     return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, body, total)
 
+  block = jax.jit(sharding.over_devices(block, mesh))
+
   def run(steps: int) -> float:
     begun = time.perf_counter()
-    total = jnp.zeros(())
+    total = sharding.replicated(jnp.zeros(()), mesh)
     for step, start in enumerate(_starts(steps)):
-      total = block(total, start, step * STEPS_PER_DISPATCH)
+      first = step * STEPS_PER_DISPATCH
+      total = block(total, images, order, plan, start, first)
     jax.block_until_ready(total)
     return time.perf_counter() - begun
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fer_jax import provenance
 from fer_jax.benchmark.contenders import own
-from fer_jax.training import mapping, population, progress
+from fer_jax.training import cores, population, progress
 from fer_jax.training import state as state_lib
 
 ENDLESS = 2**30
@@ -22,7 +22,7 @@ ENDLESS = 2**30
 
 def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
-  mapping.spread_over_cores(case['members'])
+  cores.spread(case['members'])
   case = {**case, 'what': 'train_step'}
   images, order, _, plan = own.resident_set(case)
   settings = own.settings_of(case)

@@ -1,0 +1,122 @@
+"""A run alone on a CPU divides its batches over the cores.
+
+The reference is the same command on one device, as a user can ask for. Equal
+means 1e-4 after the few float32 steps that are taken, as in the design.
+"""
+
+import json
+import os
+import shutil
+
+import forked
+import jax
+import numpy as np
+import pytest
+from small_config import small_config
+
+from fer_jax import config as config_lib
+from fer_jax import files, provenance
+from fer_jax.training import checkpoint, cores, records, task
+
+several_cores = pytest.mark.skipif(
+  provenance.cores() < 2, reason='needs two cores'
+)
+
+
+@pytest.mark.parametrize(
+  ('count', 'batch_size', 'parts'),
+  [
+    (1, 64, 1),
+    (2, 64, 2),
+    (2, 32, 2),
+    (2, 31, 1),  # one of them would have 15
+    (2, 33, 1),
+    (2, 16, 1),
+    (3, 64, 2),
+    (8, 64, 4),
+    (8, 128, 8),
+    (64, 100, 5),
+    (64, 1, 1),
+  ],
+)
+def test_parts_are_even_and_of_sixteen_images(
+  count, batch_size, parts, monkeypatch
+):
+  monkeypatch.setattr(provenance, 'cores', lambda: count)
+  assert cores.parts_of_batch(batch_size) == parts
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  """A file: batches of 32, and what rounding disturbs least."""
+  root = tmp_path_factory.mktemp('cores')
+  config = small_config(root / 'data')
+  config.data.image_size = 8
+  config.optim.name = 'sgd'
+  config.optim.learning_rate = 0.05
+  config.train.ema_decay = 0.9
+  path = root / 'config.json'
+  files.write_json(path, config_lib.to_json(config))
+  return path
+
+
+def _train(config, *arguments, flag='', **options):
+  """What `train` says, in a process where JAX has computed nothing yet."""
+  status, said, complaints = forked.Command(
+    *('train', f'--config={config}', *arguments),
+    environ={'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flag}'},
+    options={'jax_platforms': 'cpu', **options},
+  ).result()
+  assert status == 0, complaints
+  return said
+
+
+def _devices(workdir):
+  run = json.loads((workdir / 'run.json').read_text())
+  return run['environment']['device_count']
+
+
+def _final(workdir):
+  config = config_lib.load_json(workdir / 'config.json')
+  sealed = checkpoint.latest_intact(workdir)
+  return checkpoint.restore(sealed, task.abstract_state(config, 7))
+
+
+def _assert_same(workdir, reference):
+  found, expected = map(records.read_metrics, (workdir, reference))
+  assert [record['epoch'] for record in found] == [1, 2]
+  for here, there in zip(found, expected, strict=True):
+    assert here['step'] == there['step']
+    for part in ('train', 'validation'):
+      assert here[part] == pytest.approx(there[part], rel=1e-4)
+
+  def close(x, y):
+    largest = max(np.max(np.abs(y), initial=0), 1e-3)
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * largest)
+
+  jax.tree.map(close, _final(workdir), _final(reference))
+
+
+@several_cores
+def test_a_run_over_two_cores_is_that_of_one_device(config, tmp_path):
+  one, two, both = (tmp_path / name for name in ('one', 'two', 'both'))
+  _train(config, f'--workdir={one}', jax_num_cpu_devices=1)
+  assert _devices(one) == 1
+  _train(config, f'--workdir={two}', '--max_seconds=1e-6')
+  assert _devices(two) == 2
+  shutil.copytree(two, both)
+  assert 'resuming' in _train(config, f'--workdir={two}')
+  _assert_same(two, one)
+  # Begun on two devices, and gone on with on one.
+  said = _train(config, f'--workdir={both}', jax_num_cpu_devices=1)
+  assert 'resuming' in said
+  assert _devices(both) == 1
+  _assert_same(both, one)
+
+
+@several_cores
+def test_a_dry_run_has_the_devices_of_the_run(config):
+  assert '16 of a batch on each of 2 devices' in _train(config, '--dry_run')
+  flag = '--xla_force_host_platform_device_count=4'
+  said = _train(config, '--dry_run', flag=flag)
+  assert '8 of a batch on each of 4 devices' in said
