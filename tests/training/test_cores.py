@@ -8,15 +8,12 @@ import json
 import os
 import shutil
 
+import equal_runs
 import forked
-import jax
-import numpy as np
 import pytest
-from small_config import small_config
 
-from fer_jax import config as config_lib
-from fer_jax import files, provenance
-from fer_jax.training import checkpoint, cores, records, task
+from fer_jax import provenance
+from fer_jax.training import cores
 
 several_cores = pytest.mark.skipif(
   provenance.cores() < 2, reason='needs two cores'
@@ -49,15 +46,7 @@ def test_parts_are_even_and_of_sixteen_images(
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   """A file: batches of 32, and what rounding disturbs least."""
-  root = tmp_path_factory.mktemp('cores')
-  config = small_config(root / 'data')
-  config.data.image_size = 8
-  config.optim.name = 'sgd'
-  config.optim.learning_rate = 0.05
-  config.train.ema_decay = 0.9
-  path = root / 'config.json'
-  files.write_json(path, config_lib.to_json(config))
-  return path
+  return equal_runs.write_config(tmp_path_factory.mktemp('cores'))
 
 
 def _train(config, *arguments, flag='', **options):
@@ -76,27 +65,6 @@ def _devices(workdir):
   return run['environment']['device_count']
 
 
-def _final(workdir):
-  config = config_lib.load_json(workdir / 'config.json')
-  sealed = checkpoint.latest_intact(workdir)
-  return checkpoint.restore(sealed, task.abstract_state(config, 7))
-
-
-def _assert_same(workdir, reference):
-  found, expected = map(records.read_metrics, (workdir, reference))
-  assert [record['epoch'] for record in found] == [1, 2]
-  for here, there in zip(found, expected, strict=True):
-    assert here['step'] == there['step']
-    for part in ('train', 'validation'):
-      assert here[part] == pytest.approx(there[part], rel=1e-4)
-
-  def close(x, y):
-    largest = max(np.max(np.abs(y), initial=0), 1e-3)
-    np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * largest)
-
-  jax.tree.map(close, _final(workdir), _final(reference))
-
-
 @several_cores
 def test_a_run_over_two_cores_is_that_of_one_device(config, tmp_path):
   one, two, both = (tmp_path / name for name in ('one', 'two', 'both'))
@@ -106,12 +74,12 @@ def test_a_run_over_two_cores_is_that_of_one_device(config, tmp_path):
   assert _devices(two) == 2
   shutil.copytree(two, both)
   assert 'resuming' in _train(config, f'--workdir={two}')
-  _assert_same(two, one)
+  equal_runs.assert_same(two, one)
   # Begun on two devices, and gone on with on one.
   said = _train(config, f'--workdir={both}', jax_num_cpu_devices=1)
   assert 'resuming' in said
   assert _devices(both) == 1
-  _assert_same(both, one)
+  equal_runs.assert_same(both, one)
 
 
 @several_cores

@@ -4,7 +4,6 @@ The reference is the same command run by one process. Equal means 1e-4 after the
 few float32 steps that are taken, as in the design.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -12,19 +11,18 @@ import socket
 import subprocess
 import sys
 
+import equal_runs
 import forked
-import jax
 import numpy as np
 import pytest
 from jax._src.clusters import ClusterEnv
-from small_config import small_config
 
 from fer_jax import config as config_lib
 from fer_jax import files, hosts
 from fer_jax.errors import UserError
 from fer_jax.evaluation import evaluate
 from fer_jax.evaluation import workdir as workdir_lib
-from fer_jax.training import checkpoint, loop, records, task
+from fer_jax.training import checkpoint, loop
 
 
 def _environments(count):
@@ -84,43 +82,12 @@ def _train(config, workdir):
   return 'train', f'--config={config}', f'--workdir={workdir}'
 
 
-def _final(workdir):
-  config = config_lib.load_json(workdir / 'config.json')
-  sealed = checkpoint.latest_intact(workdir)
-  run = json.loads((workdir / 'run.json').read_text())
-  return checkpoint.restore(
-    sealed, task.abstract_state(config, len(run['class_names']))
-  )
-
-
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
   root = tmp_path_factory.mktemp('hosts')
-  config = small_config(root / 'data')
-  config.data.image_size = 8
-  config.data.residence = 'stream'
-  config.optim.name = 'sgd'
-  config.optim.learning_rate = 0.05
-  config.train.ema_decay = 0.9
-  path = root / 'config.json'
-  files.write_json(path, config_lib.to_json(config))
+  path = equal_runs.write_config(root, residence='stream')
   _finish(1, *_train(path, root / 'alone'))
   return path, root / 'alone'
-
-
-def _assert_same(workdir, reference):
-  found, expected = map(records.read_metrics, (workdir, reference))
-  assert [r['epoch'] for r in found] == [1, 2]
-  for here, there in zip(found, expected, strict=True):
-    assert here['step'] == there['step']
-    for part in ('train', 'validation'):
-      assert here[part] == pytest.approx(there[part], rel=1e-4)
-
-  def close(x, y):
-    largest = max(np.max(np.abs(y), initial=0), 1e-3)
-    np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * largest)
-
-  jax.tree.map(close, _final(workdir), _final(reference))
 
 
 def test_two_begin_and_one_goes_on_or_four_with_the_set_in_memory(
@@ -148,10 +115,10 @@ def test_two_begin_and_one_goes_on_or_four_with_the_set_in_memory(
   assert 'epoch 2/2' not in output
   shutil.copytree(one, four)
   assert 'resuming' in _finish(1, *_train(config, one))
-  _assert_same(one, reference)
+  equal_runs.assert_same(one, reference)
   held = '--config.data.residence=device'
   assert 'resuming' in _finish(4, *_train(config, four), held)
-  _assert_same(four, reference)
+  equal_runs.assert_same(four, reference)
 
 
 def test_a_mistake_that_the_first_one_finds_ends_all(alone):
