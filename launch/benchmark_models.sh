@@ -5,6 +5,7 @@
 #   launch/benchmark_models.sh [FOLDER]     (default: docs/records/models)
 #
 #   MODELS, BATCHES   lists, such as MODELS="cnn_model1 vgg16_gru" BATCHES="4 64"
+#   WHAT              of the benchmark (default: train_step,compilation)
 #   PEERS             such as torch,keras_tensorflow (default: all)
 #   PYTHON            interpreter of an environment with the extra `bench`
 #
@@ -21,7 +22,7 @@ for batch in ${BATCHES:-64 4 32 256}; do
   for model in ${MODELS:-$all}; do
     record="$folder/${model}_$batch.json"
     [ ! -e "$record" ] || continue
-    "$python" -m fer_jax benchmark --what=train_step,compilation \
+    "$python" -m fer_jax benchmark --what="${WHAT:-train_step,compilation}" \
       --model="$model" --batch_size="$batch" --rounds=5 --turn_seconds=0.5 \
       --peers="${PEERS:-flax,torch,keras_tensorflow,keras_jax}" \
       --json="$record"

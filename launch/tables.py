@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Tables of speed in README.md and docs/speed.md, written from the records.
+"""Tables of README.md, docs/speed.md and docs/models.md, from the records.
 
-  python launch/tables.py speed | speed_epyc | recurrent | population | sweep
+  python launch/tables.py speed | speed_epyc | recurrent | population | sweep |
+                          compilation
 
 prints one, to be pasted; a test compares the pages with what this prints.
 """
@@ -173,6 +174,24 @@ def sweep() -> list[str]:
   return _table([*header, 'GMAdd a trial', 'best validation'], rows)
 
 
+def compilation() -> list[str]:
+  """Compile times and memory of a train step, of each model and batch."""
+  rows = []
+  for model, batch, record in _records('compilation'):
+    kept, remat = (record['compilation'][how] for how in ('kept', 'remat'))
+    seconds = kept['trace_seconds'] + kept['compile_seconds']
+    rows.append(
+      [
+        f'`{model}`',
+        f'{batch}',
+        f'{seconds:.0f}',
+        *(f'{how["temporary_bytes"] / 2**20:,.0f}' for how in (kept, remat)),
+      ]
+    )
+  header = ['model', 'batch', 'trace and compile, s', 'temporaries, MiB']
+  return _table([*header, 'with `remat`, MiB'], rows)
+
+
 def _records(folder: str) -> Iterator[tuple[str, int, dict]]:
   """(model, batch size, content) of each record of a folder."""
   for model in MODELS:
@@ -201,6 +220,7 @@ TABLES = {
   'recurrent': recurrent,
   'population': population,
   'sweep': sweep,
+  'compilation': compilation,
 }
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from fer_jax import files
 from fer_jax.errors import UserError
 from fer_jax.training import records
 from fer_jax.tuning import queue, search, space
+from fer_jax.tuning import study as study_lib
 
 USAGE_ERROR = 2
 """Exit status of a `train` whose loss is not finite, among other mistakes."""
@@ -93,7 +94,7 @@ def run(
   searched = space.Space(domains, config)
   workdir.mkdir(parents=True)
   study = optuna.create_study(
-    storage=f'sqlite:///{workdir.resolve() / "study.db"}',
+    storage=study_lib.database(f'sqlite:///{workdir.resolve() / "study.db"}'),
     direction='minimize' if config.train.select == 'loss' else 'maximize',
     sampler=optuna.samplers.TPESampler(seed=seed),
   )

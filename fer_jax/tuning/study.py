@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import optuna
 import sqlalchemy
 import sqlalchemy.exc
+import sqlalchemy.pool
 from optuna.trial import FrozenTrial, TrialState
 
 from fer_jax.errors import UserError
@@ -342,19 +343,13 @@ def _open(
     UserError: the storage cannot be reached, its driver is not installed, or
       it holds something else.
   """
-  options: dict[str, Any] = {'pool_pre_ping': True}
-  if storage.url.startswith('sqlite'):
-    # Several workers write: one waits for the other.
-    options['connect_args'] = {'timeout': 60}
-  elif storage.url.startswith('postgresql'):
-    options['connect_args'] = {'connect_timeout': CONNECT_SECONDS}
   begun = time.monotonic()
   patience = storage.patience if storage.known else 0.0
   while True:
     try:
       return optuna.create_study(
         study_name=storage.study,
-        storage=_with_tables(storage.url, options),
+        storage=_with_tables(storage.url),
         direction=direction,
         pruner=pruner,
         load_if_exists=True,
@@ -377,19 +372,32 @@ def _open(
       time.sleep(random.uniform(0.5, 1.5))
 
 
-def _with_tables(url: str, options: dict[str, Any]) -> Any:
+def database(url: str) -> optuna.storages.RDBStorage:
+  """Optuna's storage at a URL of `parse_url`."""
+  options: dict[str, Any] = {'pool_pre_ping': True}
+  if url.startswith('sqlite'):
+    # Several workers write: one waits for the other. A connection is an open
+    # file, and nothing would close those of a pool.
+    options['connect_args'] = {'timeout': 60}
+    options['poolclass'] = sqlalchemy.pool.NullPool
+  elif url.startswith('postgresql'):
+    options['connect_args'] = {'connect_timeout': CONNECT_SECONDS}
+  return optuna.storages.RDBStorage(url, engine_kwargs=options)
+
+
+def _with_tables(url: str) -> Any:
   """Optuna's storage, whose tables the first worker of all makes.
 
   Of workers that come at one moment each tries, and all but one may fail.
   """
   for _ in range(5):
     try:
-      return optuna.storages.RDBStorage(url, engine_kwargs=options)
+      return database(url)
     except sqlalchemy.exc.DBAPIError as error:
       if not re.search('already exists|duplicate key', str(error.orig)):
         raise
       time.sleep(random.uniform(0.1, 0.5))
-  return optuna.storages.RDBStorage(url, engine_kwargs=options)
+  return database(url)
 
 
 def _reason(error: BaseException) -> str:

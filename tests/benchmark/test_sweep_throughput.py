@@ -12,6 +12,7 @@ from fer_jax.benchmark.worker import WorkerError
 from fer_jax.commands.summary import summarise
 from fer_jax.errors import UserError
 from fer_jax.training import records
+from fer_jax.tuning import study as study_lib
 
 SPACE = """
 from fer_jax.tuning import choice, log_uniform
@@ -87,7 +88,8 @@ def test_a_loop_learns_from_what_its_runs_wrote(tmp_path, source, monkeypatch):
   optuna_loop.main()
 
   study = optuna.load_study(
-    study_name=None, storage=f'sqlite:///{tmp_path}/work/study.db'
+    study_name=None,
+    storage=study_lib.database(f'sqlite:///{tmp_path}/work/study.db'),
   )
   assert [t.state.name for t in study.trials] == [
     'COMPLETE',

@@ -53,7 +53,7 @@ def _train(config, *arguments, flag='', **options):
   """What `train` says, in a process where JAX has computed nothing yet."""
   status, said, complaints = forked.Command(
     *('train', f'--config={config}', *arguments),
-    environ={'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flag}'},
+    environ={'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()},
     options={'jax_platforms': 'cpu', **options},
   ).result()
   assert status == 0, complaints

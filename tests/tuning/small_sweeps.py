@@ -1,8 +1,9 @@
 """Sweeps for tests and their processes."""
 
+import optuna
 from small_config import small_config
 
-from fer_jax.tuning import search, sweep
+from fer_jax.tuning import search, study, sweep
 
 
 def config(data_dir):
@@ -21,4 +22,11 @@ def settings(**values):
   }
   return sweep.Settings(
     searching=search.Settings(**searched), **{'seeds': 0, **values}
+  )
+
+
+def stored(content):
+  """The study of a sweep.json, as Optuna opens it."""
+  return optuna.load_study(
+    study_name=content['study'], storage=study.database(content['storage'])
   )

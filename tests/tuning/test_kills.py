@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import kills
-import optuna
+import small_sweeps
 
 from fer_jax.training import checkpoint, records
 
@@ -43,9 +43,7 @@ def test_kills_at_every_kind_of_moment(data_dir, tmp_path):
   assert sorted(p.name for p in (workdir / 'trials').iterdir()) == [
     f'{n:04d}' for n in range(count)
   ]
-  study = optuna.load_study(
-    study_name=content['study'], storage=content['storage']
-  )
+  study = small_sweeps.stored(content)
   assert len(study.trials) == count
   assert len(content['finalists']) == 1
   runs = [t['workdir'] for t in content['trials']]

@@ -190,9 +190,7 @@ def test_shapes_turns_and_divergence(config, tmp_path, made):
   assert list(map(len, turns)) == [1, 1, 1, 1]
   assert turns[0] != turns[1]
   assert content['cost']['compilations'] == len(made) <= 4
-  study = optuna.load_study(
-    study_name=content['study'], storage=content['storage']
-  )
+  study = small_sweeps.stored(content)
   assert {study.trials[t['number']].state.name for t in failed} == {'PRUNED'}
 
 
@@ -410,9 +408,7 @@ def test_trials_put_in_by_hand_are_trained_or_refused_once(
   }
   settings = functools.partial(small_sweeps.settings, search='random')
   _, content = sweep.run(config, domains, tmp_path, settings(trials=1))
-  open_study = functools.partial(
-    optuna.load_study, study_name=content['study'], storage=content['storage']
-  )
+  open_study = functools.partial(small_sweeps.stored, content)
   study = open_study()
   study.enqueue_trial({'seed': 3})
   study.enqueue_trial({'optim.learning_rat': 1e-2})
