@@ -220,7 +220,6 @@ TABLES = {
   'recurrent': recurrent,
   'population': population,
   'sweep': sweep,
-  'compilation': compilation,
 }
 
 if __name__ == '__main__':
