@@ -15,7 +15,7 @@ import numpy as np
 
 from fer_jax import files, forms
 from fer_jax.errors import UserError
-from fer_jax.evaluation import scores, wording
+from fer_jax.evaluation import runs, scores, wording
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.workdir import Evaluation
 
@@ -23,14 +23,20 @@ METRICS = 'metrics_crossval.json'
 PREDICTIONS = 'predictions_out_of_fold.npz'
 
 SPREAD = ('accuracy', 'balanced_accuracy', 'macro_f1', 'auc_macro', 'loss')
-"""Figures given for each fold, and as mean and deviation over folds."""
+"""Figures given for each fold, and as mean and deviation over folds; and out of
+fold for each seed, and as mean and deviation over seeds."""
 
 DEFINITIONS = {
   'folds': 'each fold scored by itself; mean and standard deviation (n - 1) '
   'over folds and seeds',
   'out_of_fold': 'all examples together, each by the member whose test fold it '
-  'is in; with several seeds the mean over them',
-  'seeds': 'the out-of-fold figures of each seed; no interval holds its noise',
+  'is in: scored seed by seed, then mean and standard deviation (n - 1) over '
+  'seeds. The interval is of the mean: a unit is resampled with its '
+  'predictions under all seeds',
+  'confusion': 'out-of-fold counts summed over seeds: an example counts once a '
+  'seed',
+  'seeds': 'every out-of-fold figure of each seed alone; no interval holds the '
+  'noise of seeds, the deviation over them does',
 }
 
 
@@ -147,14 +153,18 @@ _CONTENT = {
   'mean': _SPREAD,
   'deviation': _SPREAD,
   'seeds': [
-    {'seed': forms.count, 'accuracy': forms.number, 'macro_f1': forms.number}
+    {
+      **workdir_lib.ACCURACY,
+      'seed': forms.count,
+      'macro': {'f1': forms.number},
+    }
   ],
   'out_of_fold': {
-    **workdir_lib.ACCURACY,
     'n': forms.count,
+    'mean': _SPREAD,
+    'deviation': _SPREAD,
+    'intervals': workdir_lib.ACCURACY['intervals'],
     'confusion': [[forms.count]],
-    'accuracy_mean': forms.number,
-    'accuracy_deviation': _SHARE,
   },
   'members': [
     {'fold': forms.count, 'seed': forms.count, 'workdir': forms.text}
@@ -180,24 +190,38 @@ def text(metrics: dict[str, Any]) -> str:
       f'{wording.percent(record["macro_f1"]):>12}'
       f'{wording.decimal(record["auc_macro"]):>8}{record["epoch"]:>7}'
     )
+  seeds = metrics['seeds']
   lines += [
     '',
     *(
-      f'{name}: {wording.percent(metrics["mean"][key])} '
-      f'± {wording.percent(metrics["deviation"][key])} over folds'
+      f'{name}: {spread_of(metrics, key)} over {over(metrics)}'
       for key, name in (('accuracy', 'accuracy'), ('macro_f1', 'macro F1'))
     ),
-    f'out of fold: {wording.percent(together["accuracy"])} of '
+    f'out of fold: {spread_of(together, "accuracy")} of '
     f'{together["n"]:,} examples '
     f'(95 % {wording.interval(together, "accuracy")})',
   ]
-  if len(metrics['seeds']) > 1:
-    lines.append(
-      f'over {len(metrics["seeds"])} seeds: '
-      f'{wording.percent(together["accuracy_mean"])} '
-      f'± {wording.percent(together["accuracy_deviation"])}'
-    )
+  if len(seeds) > 1:
+    lines[-1] += f', the mean over {len(seeds)} seeds'
+    lines += [
+      f'  seed {one["seed"]}: {wording.percent(one["accuracy"])} '
+      f'(95 % {wording.interval(one, "accuracy")})'
+      for one in seeds
+    ]
   return '\n'.join(lines)
+
+
+def over(metrics: dict[str, Any]) -> str:
+  """What the mean of the folds' own figures is taken over."""
+  return 'folds and seeds' if len(metrics['seeds']) > 1 else 'folds'
+
+
+def spread_of(figures: dict[str, Any], name: str) -> str:
+  """A figure's 'mean' ± 'deviation'; the mean alone where there is no other."""
+  mean, deviation = figures['mean'][name], figures['deviation'][name]
+  if deviation is None:
+    return wording.percent(mean)
+  return f'{wording.percent(mean, unit="")} ± {wording.percent(deviation)}'
 
 
 def read_folds(members: Sequence[tuple[int, int, pathlib.Path]]) -> list[Fold]:
@@ -226,6 +250,13 @@ def read_folds(members: Sequence[tuple[int, int, pathlib.Path]]) -> list[Fold]:
         f'{names[counts.argmax()]} is in the test part of several folds; '
         'out-of-fold predictions need each example once'
       )
+    if seed != folds[0].seed:
+      first = [f.evaluation.ids for f in folds if f.seed == folds[0].seed]
+      if not np.array_equal(names, np.unique(np.concatenate(first))):
+        raise UserError(
+          f'the folds of seed {seed} hold other examples than those of seed '
+          f'{folds[0].seed}; a mean over seeds needs the same'
+        )
   return folds
 
 
@@ -239,48 +270,74 @@ def figures(
     n_boot: bootstrap resamples of the intervals.
 
   Returns:
-    'folds': a record of each; 'mean' and 'deviation' over them; 'seeds': the
-    out-of-fold figures of each seed; 'out_of_fold': `scores.all_scores` of
-    the first seed's, with the mean and deviation of accuracy over seeds.
+    'folds': a record of each; 'mean' and 'deviation' over them; 'seeds':
+    `scores.all_scores` of each seed's out-of-fold predictions; 'out_of_fold':
+    of those, 'mean' and 'deviation' over seeds, the 'intervals' of the mean,
+    and the 'confusion' counts of all seeds.
   """
   names = folds[0].evaluation.metrics['class_names']
   records = [_record(fold) for fold in folds]
-  seeds = sorted({fold.seed for fold in folds})
-  by_seed = {seed: out_of_fold(folds, seed) for seed in seeds}
-  together = {
-    seed: scores.all_scores(
+  predictions = {
+    seed: out_of_fold(folds, seed)
+    for seed in sorted({fold.seed for fold in folds})
+  }
+  first = next(iter(predictions.values()))
+  by_seed: list[dict[str, Any]] = [
+    {'seed': seed}
+    | scores.all_scores(
       arrays['logits'],
       arrays['label'],
       names,
       units=arrays.get('unit'),
-      n_boot=n_boot if not n else 1,
+      n_boot=n_boot,
     )
-    for n, (seed, arrays) in enumerate(by_seed.items())
-  }
-  accuracies = [one['accuracy'] for one in together.values()]
+    for seed, arrays in predictions.items()
+  ]
   return {
     'class_names': names,
     'folds': records,
-    'mean': {key: _mean([r[key] for r in records]) for key in SPREAD},
-    'deviation': {key: _deviation([r[key] for r in records]) for key in SPREAD},
-    'seeds': [
-      {
-        'seed': seed,
-        'accuracy': one['accuracy'],
-        'macro_f1': one['macro']['f1'],
-      }
-      for seed, one in together.items()
-    ],
+    **_mean_and_deviation(records),
+    'seeds': by_seed,
     'out_of_fold': {
-      **together[seeds[0]],
+      'n': len(first['id']),
+      **_mean_and_deviation(
+        [one | {'macro_f1': one['macro']['f1']} for one in by_seed]
+      ),
+      'intervals': _intervals_of_mean(
+        list(predictions.values()), len(names), n_boot=n_boot
+      )
+      if len(by_seed) > 1
+      else by_seed[0]['intervals'],
+      'confusion': np.sum([one['confusion'] for one in by_seed], 0).tolist(),
       'unit': folds[0].evaluation.metrics['unit']
-      if 'unit' in by_seed[seeds[0]]
+      if 'unit' in first
       else 'example',
-      'accuracy_mean': _mean(accuracies),
-      'accuracy_deviation': _deviation(accuracies),
     },
-    'definitions': DEFINITIONS | scores.DEFINITIONS,
+    'definitions': scores.DEFINITIONS | DEFINITIONS,
   }
+
+
+def _intervals_of_mean(
+  seeds: Sequence[dict[str, np.ndarray]], num_classes: int, *, n_boot: int
+) -> dict[str, list[float] | None]:
+  """Intervals of the mean over seeds, each unit drawn with all its seeds.
+
+  Args:
+    seeds: `out_of_fold` of each, of the same ids.
+    num_classes: K.
+    n_boot: bootstrap resamples.
+  """
+  units = seeds[0].get('unit', seeds[0]['id'])
+  resampled = scores.resampled_figures(
+    units,
+    seeds[0]['label'],
+    np.array([arrays['logits'].argmax(axis=-1) for arrays in seeds]),
+    num_classes,
+    n_boot=n_boot,
+  )
+  return scores.intervals_of(
+    {name: values.mean(axis=1) for name, values in resampled.items()}, units
+  )
 
 
 def out_of_fold(folds: Sequence[Fold], seed: int) -> dict[str, np.ndarray]:
@@ -341,14 +398,13 @@ def _record(fold: Fold) -> dict[str, Any]:
   }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-  known = [value for value in values if value is not None]
-  return float(np.mean(known)) if known else None
-
-
-def _deviation(values: Sequence[float | None]) -> float | None:
-  known = [value for value in values if value is not None]
-  return float(np.std(known, ddof=1)) if len(known) > 1 else None
+def _mean_and_deviation(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """'mean' and 'deviation' of the figures of `SPREAD`, None of none known."""
+  found = {key: runs.spread([r[key] for r in records]) for key in SPREAD}
+  return {
+    'mean': {key: one and one.mean for key, one in found.items()},
+    'deviation': {key: one and one.deviation for key, one in found.items()},
+  }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -39,7 +39,8 @@ def sections(
 
 def _header(workdir: pathlib.Path, metrics: dict[str, Any]) -> Html:
   protocol, together = metrics['protocol'], metrics['out_of_fold']
-  mean, deviation = metrics['mean'], metrics['deviation']
+  seeds = len(metrics['seeds'])
+  over_folds = f'mean ± standard deviation over {crossval.over(metrics)}'
   clean = protocol['leaks'] is False
   return page.tag(
     'header',
@@ -64,29 +65,24 @@ def _header(workdir: pathlib.Path, metrics: dict[str, Any]) -> Html:
       [
         (
           'Accuracy over folds',
-          _spread(mean['accuracy'], deviation['accuracy']),
-          'mean ± standard deviation',
+          crossval.spread_of(metrics, 'accuracy'),
+          over_folds,
         ),
         (
           'Accuracy out of fold',
-          wording.percent(together['accuracy']),
-          f'95 % {wording.interval(together, "accuracy")}, '
+          crossval.spread_of(together, 'accuracy'),
+          (f'mean ± standard deviation over {seeds} seeds, ' * (seeds > 1))
+          + f'95 % {wording.interval(together, "accuracy")}, '
           f'{together["n"]:,} examples',
         ),
         (
           'Macro F1 over folds',
-          _spread(mean['macro_f1'], deviation['macro_f1']),
-          'mean ± standard deviation',
+          crossval.spread_of(metrics, 'macro_f1'),
+          over_folds,
         ),
       ]
     ),
   )
-
-
-def _spread(mean: float | None, deviation: float | None) -> str:
-  if mean is None or deviation is None:
-    return wording.percent(mean)
-  return f'{wording.percent(mean)[:-2]} ± {100 * deviation:.1f} %'
 
 
 def _folds(metrics: dict[str, Any]) -> Html:
@@ -126,9 +122,15 @@ def _folds(metrics: dict[str, Any]) -> Html:
     content.append(
       page.table(
         'Out of fold, seed by seed',
-        ('Seed', 'Accuracy', 'Macro F1'),
+        ('Seed', 'Accuracy', '95 % interval', 'Macro F1'),
         [
-          (s['seed'], share(s['accuracy']), share(s['macro_f1'])) for s in seeds
+          (
+            s['seed'],
+            share(s['accuracy']),
+            wording.interval(s, 'accuracy'),
+            share(s['macro']['f1']),
+          )
+          for s in seeds
         ],
       )
     )
@@ -140,6 +142,8 @@ def _plots(
 ) -> Html:
   names = metrics['class_names']
   counts = np.asarray(metrics['out_of_fold']['confusion'])
+  seeds = len(metrics['seeds'])
+  of_seeds = f' of {seeds} seeds, summed,' if seeds > 1 else ''
   curves = crossval.mean_roc(folds)
   return page.section(
     'Out of fold',
@@ -153,13 +157,15 @@ def _plots(
       figures.plot(
         'confusion.png',
         plots.confusion(counts, names, normalised=True),
-        f'Confusion matrix of {counts.sum():,} out-of-fold predictions by true '
-        'class.',
+        f'Confusion matrix of {counts.sum():,} out-of-fold predictions'
+        f'{of_seeds} by true class.',
       ),
       figures.plot(
         'roc_of_folds.png',
         plots.roc_of_folds(**vars(curves)),
-        'ROC curve of each fold, classes averaged, with mean and deviation.',
+        'ROC curve of each fold'
+        f'{" and seed" if seeds > 1 else ""}, classes averaged, with mean and '
+        'deviation.',
       )
       if curves
       else '',

@@ -106,11 +106,12 @@ def test_folds_train_as_they_do_alone_and_are_scored(config, tmp_path):
     ids = found['id'][found['fold'] == place.fold]
     assert not set(ids) & {*partition.train_ids, *partition.validation_ids}
   predicted = found['logits'].argmax(-1)
-  assert metrics['out_of_fold']['accuracy'] == pytest.approx(
+  together = metrics['out_of_fold']
+  assert together['mean']['accuracy'] == pytest.approx(
     sklearn.metrics.accuracy_score(found['label'], predicted)
   )
   np.testing.assert_array_equal(
-    metrics['out_of_fold']['confusion'],
+    together['confusion'],
     sklearn.metrics.confusion_matrix(
       found['label'], predicted, labels=range(7)
     ),
@@ -126,9 +127,9 @@ def test_folds_train_as_they_do_alone_and_are_scored(config, tmp_path):
   assert 'over folds' in said
   assert 'All folds are reported. Every person is on one side' in said
   # The intervals are of people.
-  assert metrics['out_of_fold']['unit'] == 'subject'
+  assert together['unit'] == 'subject'
   np.testing.assert_array_equal(found['unit'], dataset.table['subject'][order])
-  assert metrics['out_of_fold']['intervals'] == scores.bootstrap_intervals(
+  assert together['intervals'] == scores.bootstrap_intervals(
     found['label'], predicted, 7, units=found['unit']
   )
   html = report.write_report([tmp_path / 'all']).read_text()
@@ -177,7 +178,7 @@ def test_seeds_repeat_every_fold(config, tmp_path):
   assert len(metrics['seeds']) == 2
   assert len(metrics['folds']) == 2 * FOLDS
   mean = np.mean([seed['accuracy'] for seed in metrics['seeds']])
-  assert metrics['out_of_fold']['accuracy_mean'] == pytest.approx(mean)
+  assert metrics['out_of_fold']['mean']['accuracy'] == pytest.approx(mean)
   assert 'over 2 seeds' in scoring.text(metrics)
 
 
