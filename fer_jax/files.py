@@ -31,6 +31,25 @@ _DEEPEST = 64
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file through a temporary one beside it and a rename."""
   path = pathlib.Path(path)
+  with _beside(path, content) as temporary:
+    os.replace(temporary, path)
+
+
+def probe(path: pathlib.Path, size: int = 1) -> None:
+  """Makes a file of `size` bytes beside a path, and removes it.
+
+  The bytes are drawn: a disk that compresses must have the room as well.
+
+  Raises:
+    OSError: the disk, the folder or a limit does not let it.
+  """
+  with _beside(pathlib.Path(path), secrets.token_bytes(size)):
+    pass
+
+
+@contextlib.contextmanager
+def _beside(path: pathlib.Path, content: bytes) -> Iterator[pathlib.Path]:
+  """A temporary file beside another, gone afterwards unless it was renamed."""
   # Not of `tempfile`, whose files nobody else may read. Drawn, for machines
   # that share a folder have processes of the same number.
   temporary = path.with_name(f'.{path.name}.{secrets.randbits(63)}')
@@ -39,12 +58,15 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
       f.write(content)
       f.flush()
       os.fsync(f.fileno())
-    os.replace(temporary, path)
-  except BaseException as error:
-    if isinstance(error, OSError) and error.errno:
+    yield temporary
+  except OSError as error:
+    if error.errno:
       error.filename = str(path)  # a full disk names no file
-    temporary.unlink(missing_ok=True)
     raise
+  finally:
+    # On a disk that cannot be written, not even what is not there.
+    with contextlib.suppress(OSError):
+      temporary.unlink()
 
 
 def taken(file: IO[str], *, wait: bool = False) -> bool:
@@ -90,8 +112,11 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def require_writable(path: str | None, flag: str = '--json') -> None:
   """Checks a flag's file before the work whose result it is to hold.
 
+  Permissions do not tell: root passes over them, and disks are read-only or
+  full. So a file is made beside it.
+
   Raises:
-    UserError: it has no folder, or is one.
+    UserError: it has no folder, is one, or cannot be written.
   """
   if not path:
     return
@@ -99,6 +124,8 @@ def require_writable(path: str | None, flag: str = '--json') -> None:
     raise UserError(f'cannot write {flag} {path}: no such folder')
   if pathlib.Path(path).is_dir():
     raise UserError(f'cannot write {flag} {path}: it is a folder')
+  with writing(f'{flag} {path}'):
+    probe(pathlib.Path(path))
 
 
 def write_result(path: str | None, value: Any, flag: str = '--json') -> None:

@@ -1,6 +1,7 @@
 """Files that flags name: checked before the work, and written after it."""
 
 import json
+import resource
 
 import pytest
 
@@ -15,11 +16,38 @@ def test_a_flags_file_is_checked_before_the_work(tmp_path):
   for path, said in (
     (tmp_path / 'absent' / 'r.json', 'r.json: no such folder'),
     (tmp_path, 'it is a folder'),
+    # Where not even root makes a file.
+    ('/proc/self/r.json', 'r.json: No such file'),
   ):
     with pytest.raises(UserError, match=f'cannot write --json .*{said}'):
       files.require_writable(str(path))
     with pytest.raises(UserError, match='cannot write --output'):
       files.require_writable(str(path), '--output')
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_a_disk_does_not_take_is_found_before_the_work(
+  tmp_path, monkeypatch
+):
+  files.probe(tmp_path / 'r.json', 100_000)
+  kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, kept[1]))
+  try:
+    files.probe(tmp_path / 'r.json', 40_000)
+    with pytest.raises(OSError, match='File too large') as caught:
+      files.probe(tmp_path / 'r.json', 100_000)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+  assert caught.value.filename == str(tmp_path / 'r.json')
+
+  # A disk that is read-only refuses to remove a file that it does not hold.
+  def refuse(*_, **__):
+    raise OSError(30, 'Read-only file system')
+
+  monkeypatch.setattr(files.pathlib.Path, 'open', refuse)
+  monkeypatch.setattr(files.pathlib.Path, 'unlink', refuse)
+  with pytest.raises(UserError, match=r'--json .*r.json: Read-only file sys'):
+    files.require_writable(str(tmp_path / 'r.json'))
   assert not list(tmp_path.iterdir())
 
 

@@ -79,8 +79,11 @@ def main(argv: list[str]) -> int:
   begun = time.monotonic()
   # Before minutes of work: the result must have a place.
   files.require_writable(values.json)
-  if values.output:
-    pathlib.Path(values.output).mkdir(parents=True, exist_ok=True)
+  folder = pathlib.Path(values.output) if values.output else None
+  if folder:
+    with files.writing(f'--output {folder}'):
+      folder.mkdir(parents=True, exist_ok=True)
+      files.probe(folder / 'audit.html')
   dataset = _load(values.dataset, 'option', values.option, values.checksum)
   if values.classes:
     dataset = dataset.with_classes(values.classes)
@@ -114,8 +117,7 @@ def main(argv: list[str]) -> int:
     pairs += shared
   result['seconds'] = time.monotonic() - begun
   print(_text(dataset, result))
-  if values.output:
-    folder = pathlib.Path(values.output)
+  if folder:
     html = audit_page.render(result, dataset, pairs, other)
     files.write_text(folder / 'audit.html', html)
     files.write_json(folder / 'manifest.json', lists)

@@ -67,6 +67,7 @@ def write_report(
   # Before anything is drawn: the page must have a place.
   with files.writing(f'the report to {folder}'):
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    files.probe(folder / FILE_NAME)
   report = draw()
   with files.writing(f'the report to {folder}'):
     for name, png in report.figures.items():

@@ -121,6 +121,8 @@ def test_green_is_what_is_honest_by_word_and_by_deed(leaks, found, shown):
     ([], {'dataset': 'fer'}, "no data set 'fer'"),
     ([], {'against': 'jaffe'}, 'no build of jaffe'),
     ([], {'against_checksum': 'abc'}, '--against_checksum needs --against'),
+    # A folder that not even root can write.
+    ([], {'output': '/proc/self'}, 'cannot write --output /proc/self: No such'),
   ],
 )
 def test_mistakes(place, arguments, values, said, monkeypatch):

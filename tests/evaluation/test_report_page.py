@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from parsed_page import Page
 
+from fer_jax import files
 from fer_jax.errors import UserError
 from fer_jax.evaluation import page, report, runs, wording
 
@@ -193,6 +194,20 @@ def test_the_report_is_written_beside_the_run_or_where_told(
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write the report'):
     report.write_report([path], tmp_path / 'file')
+
+
+def test_a_full_disk_is_found_before_anything_is_drawn(
+  run_maker, tmp_path, monkeypatch
+):
+  path = run_maker(tmp_path / 'run', splits=(), epochs=1)
+
+  def refuse(_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(files.os, 'fsync', refuse)
+  monkeypatch.setattr(report, 'render', None)
+  with pytest.raises(UserError, match=r'the report.*No space'):
+    report.write_report([path])
 
 
 def test_reporting_does_not_import_jax():
