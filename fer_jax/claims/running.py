@@ -18,7 +18,7 @@ from fer_jax import files, forms
 from fer_jax.claims.claim import READINGS, TWINS, Claim
 from fer_jax.data import audit, protocol
 from fer_jax.errors import UserError, nearest
-from fer_jax.evaluation import evaluate, scores
+from fer_jax.evaluation import evaluate, scores, summary
 from fer_jax.training import loop, records, task
 
 
@@ -163,7 +163,8 @@ def run(
       task.partition_of(config, dataset)
       configs[twin] = config, dataset
     for twin, (config, dataset) in configs.items():
-      row[twin] = _twin(claim, config, dataset, workdir, limits, members)
+      with summary.shown_if_unsaved():
+        row[twin] = _twin(claim, config, dataset, workdir, limits, members)
   except UserError as error:
     # The other claims are run all the same.
     return row | {'absent': f'{twin}: {error}'}

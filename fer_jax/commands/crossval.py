@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
   from fer_jax import config as config_lib
   from fer_jax import files
   from fer_jax.evaluation import crossval as scoring
-  from fer_jax.evaluation import report
+  from fer_jax.evaluation import report, summary
   from fer_jax.training import cores, crossval, preemption
 
   values = flags.FLAGS
@@ -81,11 +81,11 @@ def main(argv: list[str]) -> int:
       return notice.status if notice.asked else 0
     notice.starting = True  # scoring can be left at any moment
     workdir = pathlib.Path(values.workdir)
-    metrics = scoring.score(
-      workdir, [(p.fold, p.seed, p.workdir) for p in outcome.places]
-    )
-    path = report.write_report([workdir])
+    with summary.shown_if_unsaved():
+      metrics = scoring.score(
+        workdir, [(p.fold, p.seed, p.workdir) for p in outcome.places]
+      )
     print(scoring.text(metrics))
-    print(f'\nreport: {path}')
+    print(f'\nreport: {report.write_report([workdir])}')
     files.write_result(values.json, metrics)
   return 0

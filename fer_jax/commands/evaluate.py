@@ -71,7 +71,8 @@ def main(argv: list[str]) -> int:
   from fer_jax.evaluation import summary
 
   with hosts.joined():
-    metrics = _evaluate(values)
+    with summary.shown_if_unsaved(values.json):
+      metrics = _evaluate(values)
     print(summary.text(metrics))
     hosts.on_first(lambda: files.write_result(values.json, metrics))
   return 0

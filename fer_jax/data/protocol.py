@@ -104,6 +104,7 @@ class Partition:
     reason: why, or why not, and what to know of its figures; a sentence.
     train: int64 (n,), rows that train; under oversampling some more than once.
     validation: int64 (m,), rows that select; may be empty.
+    test_count: how many rows are reported.
     digest: SHA-256 of the protocol's name and all its id lists, test too.
     train_ids: str (n,).
     validation_ids: str (m,).
@@ -115,6 +116,7 @@ class Partition:
   reason: str
   train: np.ndarray
   validation: np.ndarray
+  test_count: int
   digest: str
   train_ids: np.ndarray
   validation_ids: np.ndarray
@@ -233,6 +235,7 @@ def _partition(dataset: Dataset, settings: Settings, lists: Lists) -> Partition:
     reason=lists.reason,
     train=lists.train,
     validation=lists.validation,
+    test_count=len(lists.test),
     digest=_digest(settings.name, dataset, lists),
     train_ids=ids[lists.train],
     validation_ids=ids[lists.validation],

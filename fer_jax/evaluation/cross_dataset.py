@@ -118,7 +118,8 @@ def evaluate_on(
   Raises:
     UserError: no workdir or data set, the run's own data set, classes that
       are not mapped, a split it does not have, clips for a model of images or
-      the reverse.
+      the reverse, a workdir that cannot be written.
+    workdir.UnsavedError: it can no longer be.
   """
   workdir = pathlib.Path(workdir)
   views = evaluate.checked_views(augmentations)
@@ -155,6 +156,7 @@ def evaluate_on(
     np.isin(of_row, _TEST_SPLITS).any()
     or protocol.of_public_test(dataset, index).any()
   )
+  evaluate.require_room(workdir, predictor, dataset, len(index))
   if looked:
     # By none of the hosts, unless the first can note it.
     hosts.on_all(

@@ -30,6 +30,9 @@ AUGMENTATIONS = ('flip', 'crops')
 MISTAKES = 24
 ATTENTION_SEED = 0
 
+# More than metrics_SPLIT.json has ever taken.
+_METRICS_BYTES = 1 << 18
+
 # Images are read and predicted this many at a time: memory stays flat on sets
 # of any size.
 ROWS_A_READ = 2048
@@ -65,7 +68,8 @@ def evaluate(
   With augmentations under a name of their own, see `workdir.part_of`.
 
   A look at a test split, or at PublicTest, is recorded in the data set's
-  ledger before its figures are written anywhere else.
+  ledger before its figures are written anywhere else, and no split is opened
+  whose figures there would be no room for.
 
   Args:
     workdir: of `train`.
@@ -78,7 +82,9 @@ def evaluate(
 
   Raises:
     UserError: no workdir, no intact checkpoint, no data, a data set or
-      partition other than the run's, or a split without examples.
+      partition other than the run's, a split without examples, or a workdir
+      that cannot be written.
+    workdir.UnsavedError: it can no longer be.
   """
   workdir = pathlib.Path(workdir)
   views = checked_views(augmentations)
@@ -92,19 +98,20 @@ def evaluate(
   dataset = task.load_dataset(config)
   facts = hosts.on_first(lambda: files.read_json(workdir / 'run.json'))
   require_same_data(workdir, facts, dataset)
-  rows = _open_split(workdir, facts, dataset, config, split)
+  rows = _open_split(workdir, facts, dataset, predictor, split)
   logits, labels = predict_rows(predictor, dataset, rows.index, views)
   metrics = {
     'split': split,
     **figures(predictor, dataset, rows, logits, labels, n_boot=n_boot),
     **circumstances(predictor, dataset, rows, views),
   }
+  # Before the look: nothing that may fail comes between it and its figures.
+  examples = _examples(predictor, dataset, rows, logits, labels)
   # Of PublicTest, too, which is reported under fer2013_dev.
   if split == 'test' or protocol.of_public_test(dataset, rows.index).any():
     metrics['looks'] = hosts.on_first(
       lambda: record_look(workdir, dataset, metrics, rows.ids)
     )
-  examples = _examples(predictor, dataset, rows, logits, labels)
   metrics['seconds'] = time.monotonic() - begun
   evaluation = Evaluation(
     workdir_lib.part_of(split, views),
@@ -298,14 +305,51 @@ def require_same_data(
     )
 
 
+def require_room(
+  workdir: pathlib.Path, predictor: Predictor, dataset: Dataset, n: int
+) -> None:
+  """Checks that an evaluation can be saved, before a split is opened for it.
+
+  Args:
+    workdir: of the run.
+    predictor: of the run.
+    dataset: that is scored.
+    n: how many of its rows are.
+
+  Raises:
+    UserError: the workdir does not take a file as large as its files together
+      are, uncompressed.
+  """
+  data: Any = predictor.config.data
+  num_classes = len(predictor.class_names)
+  texts = (dataset.table['id'], units_of(dataset, np.zeros(0, int))[1])
+  a_row = 4 * num_classes + 4
+  a_row += sum(column.itemsize for column in texts if column is not None)
+  size = _METRICS_BYTES + n * a_row
+  size += resident.resident_bytes(
+    MISTAKES + num_classes,
+    image_size=(data.image_size, data.image_size),
+    channels=data.channels,
+    num_classes=num_classes,
+    frames=resident.longest_clip(dataset),
+  )
+
+  def probe() -> None:
+    with files.writing(f'the figures to {workdir} ({size:,} bytes)'):
+      files.probe(workdir / 'evaluation', size)
+
+  hosts.on_first(probe)
+
+
 def _open_split(
   workdir: pathlib.Path,
   facts: dict[str, Any],
   dataset: Dataset,
-  config: Any,
+  predictor: Predictor,
   split: str,
 ) -> SplitRows:
   """The rows of a split, and proof that they are of the run's partition."""
+  config: Any = predictor.config
   name = config.data.protocol
   options = config_lib.protocol_options(config)
   partition = protocol.resolve(dataset, name, **options)
@@ -316,6 +360,8 @@ def _open_split(
       f'{trained_under}, but it now gives {partition.digest}: examples may '
       'have changed sides'
     )
+  count = partition.test_count if split == 'test' else len(partition.validation)
+  require_room(workdir, predictor, dataset, count)
   if split == 'test':
     # By none of the hosts, unless the first can note it.
     opened = hosts.on_all(

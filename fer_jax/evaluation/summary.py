@@ -1,8 +1,12 @@
 """The figures of one evaluation as a table for the terminal."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+from fer_jax import files
 from fer_jax.evaluation import wording
+from fer_jax.evaluation.workdir import UnsavedError
 
 _LEAKS = {
   True: 'LEAKS',
@@ -45,6 +49,21 @@ def text(metrics: dict[str, Any]) -> str:
       f'{metrics["dataset"]["name"]}, recorded',
     ]
   return '\n'.join(lines)
+
+
+@contextlib.contextmanager
+def shown_if_unsaved(json: str | None = None) -> Iterator[None]:
+  """Prints the figures of an evaluation that cannot be written to its workdir.
+
+  Args:
+    json: a file of the flag --json that is to have them as well.
+  """
+  try:
+    yield
+  except UnsavedError as error:
+    print(text(error.metrics))
+    files.write_result(json, error.metrics)
+    raise
 
 
 def _choices(metrics: dict[str, Any]) -> list[str]:

@@ -100,6 +100,18 @@ class Evaluation:
     return self.ids if self.units is None else self.units
 
 
+class UnsavedError(UserError):
+  """An evaluation was made and cannot be written.
+
+  Attributes:
+    metrics: its figures, which nothing else holds.
+  """
+
+  def __init__(self, message: str, metrics: dict[str, Any]):
+    super().__init__(message)
+    self.metrics = metrics
+
+
 def digest_of_ids(ids: np.ndarray) -> str:
   """SHA-256 of the ids in order: equal where the same examples were scored."""
   return hashlib.sha256('\n'.join(map(str, ids)).encode()).hexdigest()
@@ -132,7 +144,21 @@ def write_evaluation(workdir: pathlib.Path, evaluation: Evaluation) -> None:
   before them, under a name with that digest, by which it is found where an
   interruption came before it got its own: until the metrics are replaced, an
   earlier evaluation stands whole.
+
+  Raises:
+    UnsavedError: a file cannot be written.
   """
+  try:
+    _write_evaluation(workdir, evaluation)
+  except OSError as error:
+    raise UnsavedError(
+      f'cannot write the evaluation of {evaluation.split} to {workdir}: '
+      f'{error.strerror}',
+      evaluation.metrics,
+    ) from error
+
+
+def _write_evaluation(workdir: pathlib.Path, evaluation: Evaluation) -> None:
   split = evaluation.split
   arrays = {
     'id': np.asarray(evaluation.ids, str),

@@ -1,9 +1,13 @@
 """The verb `evaluate` from the command line: mistakes are one line."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+
+from fer_jax.evaluation import evaluate, summary
+from fer_jax.evaluation.workdir import UnsavedError
 
 WORKDIR = '--workdir={}'
 
@@ -26,6 +30,24 @@ WORKDIR = '--workdir={}'
 def test_mistakes_are_one_line(arguments, said, tmp_path, complaint):
   filled = [argument.format(tmp_path) for argument in arguments]
   assert said in complaint('evaluate', *filled)
+
+
+def test_figures_that_cannot_be_saved_are_printed(
+  tmp_path, monkeypatch, command_line
+):
+  def unsaved(*_, **__):
+    raise UnsavedError('cannot write it', {'accuracy': 0.5})
+
+  monkeypatch.setattr(evaluate, 'evaluate', unsaved)
+  monkeypatch.setattr(summary, 'text', str)
+  status, said, why = command_line(
+    'evaluate', f'--workdir={tmp_path}', f'--json={tmp_path / "figures.json"}'
+  )
+  assert (status, said) == (2, "{'accuracy': 0.5}\n")
+  assert why == 'fer_jax: cannot write it\n'
+  assert json.loads((tmp_path / 'figures.json').read_text()) == {
+    'accuracy': 0.5
+  }
 
 
 def test_the_program_prints_no_more_than_that(tmp_path):

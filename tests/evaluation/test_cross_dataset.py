@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fer_jax import config as config_lib
-from fer_jax import datasets
+from fer_jax import datasets, files
 from fer_jax.data import ledger, protocol, resize, twins
 from fer_jax.datasets import pictures
 from fer_jax.errors import UserError
@@ -120,6 +120,19 @@ def test_the_opening_is_recorded_before_anything_is_read(copied, monkeypatch):
   with pytest.raises(UserError, match='stop'):
     _evaluate(copied)
   assert opened == [before + 1]
+
+
+def test_no_set_is_opened_whose_figures_have_no_room(copied, monkeypatch):
+  other = _dataset(copied, OTHER)
+  before = ledger.read(other, ledger.OPENED)
+
+  def refuse(_):
+    raise OSError(30, 'Read-only file system')
+
+  monkeypatch.setattr(files.os, 'fsync', refuse)
+  with pytest.raises(UserError, match=r'cannot write the fig.*Read-only'):
+    _evaluate(copied)
+  assert ledger.read(other, ledger.OPENED) == before
 
 
 def test_one_split_has_its_own_files_and_only_test_is_a_look(copied):

@@ -1,13 +1,15 @@
 """Evaluation of a small run as training leaves it, its model untrained."""
 
 import json
+import os
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
 
 from fer_jax import config as config_lib
-from fer_jax import datasets
+from fer_jax import datasets, files
 from fer_jax.data import ledger, protocol, resize
 from fer_jax.errors import UserError
 from fer_jax.evaluation import evaluate, runs, scores, summary
@@ -283,6 +285,77 @@ def test_bad_input_is_one_clear_line(copied, tmp_path, monkeypatch):
   shutil.rmtree(copied / 'checkpoints')
   with pytest.raises(UserError, match='no intact checkpoint'):
     evaluate.evaluate(copied, 'validation')
+
+
+def test_no_split_is_opened_whose_figures_have_no_room(copied, monkeypatch):
+  dataset = _dataset(copied)
+  before = ledger.read(dataset, ledger.OPENED)
+  there = sorted(copied.iterdir())
+  probed, fsync = [], os.fsync
+
+  def refuse(file):
+    size = os.fstat(file).st_size
+    if size < 50_000:  # the disk is not yet full
+      return fsync(file)
+    probed.append(size)
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(files.os, 'fsync', refuse)
+    for split in ('test', 'validation'):
+      with pytest.raises(UserError, match=r'cannot write the fig.*No space'):
+        evaluate.evaluate(copied, split, n_boot=N_BOOT)
+  assert ledger.read(dataset, ledger.OPENED) == before
+  assert sorted(copied.iterdir()) == there
+  # As much as the files are, if nothing can be compressed, and not far more.
+  evaluate.evaluate(copied, 'test', n_boot=N_BOOT)
+  taken = (copied / 'metrics_test.json').stat().st_size
+  for name in ('predictions', 'examples'):
+    with zipfile.ZipFile(copied / f'{name}_test.npz') as archive:
+      taken += sum(entry.file_size for entry in archive.infolist())
+  assert taken < probed[0] < taken + 2 * evaluate._METRICS_BYTES
+
+
+def test_figures_that_cannot_be_saved_after_all_are_shown(
+  copied, monkeypatch, capsys, tmp_path
+):
+  """The disk fills up between the opening and the last file."""
+  looks = len(ledger.read(_dataset(copied)))
+
+  def fail(path, _):
+    raise OSError(28, 'No space left on device', str(path))
+
+  beside = tmp_path / 'beside.json'
+  with monkeypatch.context() as patch:
+    patch.setattr(files, 'write_json', fail)
+    with (
+      pytest.raises(workdir_lib.UnsavedError, match=r'run: No space') as caught,
+      summary.shown_if_unsaved(),
+    ):
+      evaluate.evaluate(copied, 'test', n_boot=N_BOOT)
+  metrics = caught.value.metrics
+  assert summary.text(metrics) in capsys.readouterr().out
+  assert (
+    ledger.read(_dataset(copied))[looks]['figures']['accuracy']
+    == (metrics['accuracy'])
+  )
+  with pytest.raises(UserError), summary.shown_if_unsaved(str(beside)):
+    raise caught.value
+  assert json.loads(beside.read_text())['accuracy'] == metrics['accuracy']
+
+
+def test_what_fails_before_the_figures_are_whole_is_no_look(
+  copied, monkeypatch
+):
+  looks = len(ledger.read(_dataset(copied)))
+
+  def fail(*_):
+    raise UserError('damaged')
+
+  monkeypatch.setattr(Predictor, 'attention', fail)
+  with pytest.raises(UserError, match='damaged'):
+    evaluate.evaluate(copied, 'test', n_boot=N_BOOT)
+  assert len(ledger.read(_dataset(copied))) == looks
 
 
 def test_an_empty_split_is_refused(copied, monkeypatch):
