@@ -1,5 +1,6 @@
 """A whole data set in device memory as uint8, and batches gathered from it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ from fer_jax.errors import UserError
 # Decoding this many images, or frames of clips, at a time bounds the host
 # memory beside the result.
 _ROWS_A_READ = 1024
+
+ALIGNMENT = 64
+"""Bytes. A host array that begins at a multiple of it is read where it lies by
+all CPU devices of a process; of another each makes a copy."""
 
 
 def resident_bytes(
@@ -115,11 +120,19 @@ def empty_images(
   """Zeroed 'image', and 'frame_mask' where `frames` is not 0."""
   still = (*image_size, channels)
   if not frames:
-    return {'image': np.zeros((count, *still), np.uint8)}
+    return {'image': aligned_zeros((count, *still), np.uint8)}
   return {
-    'image': np.zeros((count, frames, *still), np.uint8),
-    'frame_mask': np.zeros((count, frames), bool),
+    'image': aligned_zeros((count, frames, *still), np.uint8),
+    'frame_mask': aligned_zeros((count, frames), bool),
   }
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """An array that JAX's CPU devices read in its place."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  room = np.zeros(size + ALIGNMENT, np.uint8)
+  begin = -room.ctypes.data % ALIGNMENT
+  return room[begin : begin + size].view(dtype).reshape(shape)
 
 
 def fill_images(

@@ -145,12 +145,12 @@ def train(
             max_seconds=left,
           )
       except memory.ExhaustedError as error:
-        # More than was predicted: from the checkpoints on, in two halves.
-        half = len(wave) // 2
-        if not half:
+        # More than was predicted: from the checkpoints on, in smaller ones.
+        fewer = error.fewer(len(wave))
+        if not fewer:
           raise
         print(f'{len(wave)} runs side by side are too many: {error}')
-        waves[:0] = [wave[:half], wave[half:]]
+        waves[:0] = memory.split(wave, fewer)
         stale.update(wave)
         continue
       trained += 1

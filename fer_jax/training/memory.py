@@ -28,6 +28,16 @@ HELPS = 'a smaller train.batch_size, data.image_size or model helps'
 class ExhaustedError(UserError):
   """A device holds less than what it was given to do."""
 
+  def __init__(self, message: str, fits: int | None = None):
+    """Takes how many runs fit; None where that is not known."""
+    super().__init__(message)
+    self._fits = fits
+
+  def fewer(self, tried: int) -> int:
+    """How many runs to try after so many were too many; 0 for none."""
+    half = math.ceil(tried / 2) if tried > 1 else 0
+    return half if self._fits is None else self._fits
+
 
 @contextlib.contextmanager
 def exhaustion_told() -> Iterator[None]:
@@ -99,57 +109,99 @@ def need(
   )
 
 
-def predicted_bytes(need: Need, members: int, mapping: str) -> int:
-  """What members on one device take.
+def predicted_bytes(
+  need: Need, members: int, mapping: str, parts: int = 1
+) -> int:
+  """What members take that have one memory, and one data set in it.
 
   Args:
     need: of one.
     members: how many.
-    mapping: 'vmap', where all of them train at once, or 'in_turn'.
+    mapping: 'vmap', where all of a device train at once, or 'in_turn'.
+    parts: devices of that memory, among which they are divided.
   """
-  at_once = members if mapping == 'vmap' else min(members, 1)
-  return need.shared + members * need.member + at_once * need.working
+  parts = max(1, min(parts, members))
+  each = math.ceil(members / parts)
+  at_once = each if mapping == 'vmap' else min(each, 1)
+  return need.shared + parts * (each * need.member + at_once * need.working)
+
+
+def require(
+  limit: int, need: Need, members: int, mapping: str, parts: int = 1
+) -> None:
+  """Checks that members fit into a memory.
+
+  Args:
+    limit: bytes, as `limit_bytes` gives them.
+    need: of one member.
+    members: how many; also `mapping` and `parts` as for `predicted_bytes`.
+
+  Raises:
+    ExhaustedError: they do not; it knows how many do.
+  """
+
+  def taken(count: int) -> int:
+    return predicted_bytes(need, count, mapping, parts)
+
+  fits = sum(taken(count) <= limit for count in range(1, members + 1))
+  if fits == members:
+    return
+  tried = members if fits else 1
+  runs = f'{tried} runs need' if fits else 'one run needs'
+  raise ExhaustedError(
+    f'{runs} {taken(tried) / 2**20:,.0f} MiB of memory, '
+    f'{need.shared / 2**20:,.0f} of them for the data set; allowed is at '
+    f'most {limit / 2**20:,.0f}: {HELPS}',
+    fits,
+  )
 
 
 def waves(
-  count: int, limit: int, need: Need, mapping: str, *, devices: int = 1
+  count: int,
+  limit: int,
+  need: Need,
+  mapping: str,
+  *,
+  devices: int = 1,
+  parts: int = 1,
 ) -> list[range]:
   """Divides members into as few waves as memory allows, even ones.
 
   Args:
     count: of all members.
-    limit: bytes on each device, as `limit_bytes` gives them.
+    limit: bytes of each memory, as `limit_bytes` gives them.
     need: of one member.
     mapping: as for `predicted_bytes`.
-    devices: among which members are divided.
+    devices: with a memory of their own, among which members are divided.
+    parts: of each of these, as for `predicted_bytes`.
 
   Returns:
     Numbers of the members of each wave, the largest wave first.
 
   Raises:
-    UserError: not even one member fits.
+    ExhaustedError: not even one member fits.
   """
-  least = predicted_bytes(need, 1, mapping)
-  if least > limit:
-    raise UserError(
-      f'one run needs {least / 2**20:,.0f} MiB of memory, '
-      f'{need.shared / 2**20:,.0f} of them for the data set; allowed is at '
-      f'most {limit / 2**20:,.0f}: {HELPS}'
-    )
-  each = predicted_bytes(need, 2, mapping) - least
-  places = (1 + (limit - least) // each) * devices
-  parts = np.array_split(np.arange(count), math.ceil(count / places))
+  places = math.ceil(count / devices)
+  try:
+    require(limit, need, places, mapping, parts)
+  except ExhaustedError as error:
+    places = error.fewer(places)
+    if not places:
+      raise
+  return split(range(count), places * devices)
+
+
+def split(members: range, most: int) -> list[range]:
+  """Divides members evenly into as few waves of at most so many."""
+  parts = np.array_split(members, math.ceil(len(members) / most))
   return [range(part[0], part[-1] + 1) for part in parts]
 
 
-def limit_bytes(device: Any, shares: int | None = None) -> int:
+def limit_bytes(device: Any) -> int:
   """The memory of a device that may be planned with.
 
-  On CPU it is the machine's, or the container's, shared among JAX's devices.
-
-  Args:
-    device: of this process.
-    shares: in the place of their number; 1 for what they have in common.
+  On CPU it is the machine's, or the container's, which JAX's devices have in
+  common.
   """
   limit = (device.memory_stats() or {}).get('bytes_limit')
   if limit is None:
@@ -158,7 +210,6 @@ def limit_bytes(device: Any, shares: int | None = None) -> int:
     text = group.read_text().strip() if group.exists() else 'max'
     if text != 'max':
       limit = min(limit, int(text))
-    limit //= shares or jax.local_device_count()
   return int(USABLE * limit)
 
 

@@ -28,7 +28,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fer_jax.data import randomness
-from fer_jax.training import checkpoint, feed, progress, sharding
+from fer_jax.training import checkpoint, feed, memory, progress, sharding
 from fer_jax.training import mapping as mapping_lib
 from fer_jax.training import step as step_lib
 from fer_jax.training.state import TrainState, all_finite
@@ -107,6 +107,7 @@ class Population:
     capacity: tuple[int, int] = (0, 0),
     mapping: str = 'auto',
     devices: Sequence[Any] | None = None,
+    limit: int | None = None,
   ):
     """Puts the set and the members on the devices.
 
@@ -125,6 +126,8 @@ class Population:
       mapping: a name of `mapping.MAPPINGS`, or 'auto'.
       devices: among which members, then batches, are divided; None for all of
         this process.
+      limit: bytes of the memory that these devices have in common; None where
+        each has its own.
 
     Raises:
       ValueError: no such sampling or mapping.
@@ -148,12 +151,17 @@ class Population:
     rows, columns = divisions(len(devices), len(members), self._batch_size)
     # Members divide evenly among devices: idle copies of the last fill up.
     self._places = feed.padded_length(len(members), rows)
-    mesh, self._sharding, everywhere = _shardings(
-      devices[: rows * columns], rows
+    mesh, self._sharding = _divided(devices[: rows * columns], rows)
+    self._images = (
+      jax.device_put(images, self._sharding)
+      if mesh is None
+      else sharding.replicated(images, mesh)
     )
-    self._images = jax.device_put(images, everywhere)
     self._settings_of = lambda epoch: settings_of(epoch).over(mesh)
     self.mapping = mapping_lib.choose(mapping, devices[0].platform)
+    self._parts = rows, columns
+    self._limit = limit
+    self._known_to_fit: set[step_lib.StepSettings] = set()
     self._programs = _Programs(
       graphdef=graphdef,
       settings=self._settings_of(0),
@@ -189,6 +197,9 @@ class Population:
     Yields after each; meanwhile members may be stopped, replaced and saved. A
     new one begins its first epoch with the next block. `finish_epoch` is due
     afterwards.
+
+    Raises:
+      memory.ExhaustedError: the members do not fit into `limit`.
     """
     while self.amid.any():
       self._take_block()
@@ -211,7 +222,8 @@ class Population:
     for settings, those in phases.items():
       until = self._taken.copy()
       until[those] = stop[those]
-      self._own = self._programs.block(settings)(
+      block = self._programs.block(settings)
+      arguments = (
         self._own,
         (
           self._order,
@@ -222,8 +234,28 @@ class Population:
         ),
         self._images,
       )
+      if self._limit is not None and settings not in self._known_to_fit:
+        # Its call finds it compiled.
+        self._require_memory(self._limit, block.lower(*arguments).compile())
+        self._known_to_fit.add(settings)
+      self._own = block(*arguments)
       self._taken = until
     self._changes += 1
+
+  def _require_memory(self, limit: int, block: Any) -> None:
+    """Raises memory.ExhaustedError where a compiled block takes more."""
+    rows, columns = self._parts
+    each = self._places // rows
+    at_once = each if self.mapping == 'vmap' else 1
+    held = memory.bytes_of((self._own, self._given, self._order))
+    working = block.memory_analysis().temp_size_in_bytes
+    need = memory.Need(
+      shared=memory.bytes_of(self._images),
+      # A member is on all devices that divide its batches.
+      member=columns * held // self._places,
+      working=columns * working // at_once,
+    )
+    memory.require(limit, need, len(self), self.mapping, rows)
 
   def finish_epoch(self) -> list[dict[str, Any] | None]:
     """Validates and judges the members whose epoch is over.
@@ -437,14 +469,12 @@ def divisions(devices: int, members: int, batch_size: int) -> tuple[int, int]:
   return rows, columns
 
 
-def _shardings(devices, rows):
-  """(mesh or None, where members' arrays go, where shared ones go)."""
+def _divided(devices, rows):
+  """(mesh, None for one device; where members' arrays go)."""
   if len(devices) == 1:
-    device = jax.sharding.SingleDeviceSharding(devices[0])
-    return None, device, device
+    return None, jax.sharding.SingleDeviceSharding(devices[0])
   mesh = sharding.make_mesh(devices, rows)
-  along = NamedSharding(mesh, PartitionSpec(mapping_lib.AXIS))
-  return mesh, along, NamedSharding(mesh, PartitionSpec())
+  return mesh, NamedSharding(mesh, PartitionSpec(mapping_lib.AXIS))
 
 
 class _Programs:

@@ -21,6 +21,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fer_jax import hosts
+from fer_jax.data import resident
 from fer_jax.errors import UserError
 from fer_jax.training.mapping import AXIS as MEMBER
 
@@ -29,10 +30,6 @@ DATA = 'data'
 
 EVERYWHERE = PartitionSpec()
 DIVIDED = PartitionSpec(DATA)
-
-ALIGNMENT = 64
-"""Bytes. A host array that begins at a multiple of it is read where it lies by
-all CPU devices of a process; of another each makes a copy."""
 
 T = TypeVar('T')
 
@@ -118,11 +115,9 @@ def replicated(tree: T, mesh: Mesh | None) -> T:
 
 def _aligned(x: np.ndarray) -> np.ndarray:
   """An array that JAX's CPU devices read in its place; itself if it is one."""
-  if x.flags.c_contiguous and x.ctypes.data % ALIGNMENT == 0:
+  if x.flags.c_contiguous and x.ctypes.data % resident.ALIGNMENT == 0:
     return x
-  room = np.empty(x.nbytes + ALIGNMENT, np.uint8)
-  begin = -room.ctypes.data % ALIGNMENT
-  placed = room[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
+  placed = resident.aligned_zeros(x.shape, x.dtype)
   placed[...] = x
   return placed
 

@@ -164,31 +164,32 @@ def waves(
     count: of all.
 
   Raises:
-    UserError: not even one fits.
+    memory.ExhaustedError: not even one fits.
   """
   devices = jax.local_devices()
   platform = devices[0].platform
   how = mapping.choose(shared.how, platform)
-  if (how, platform) == ('in_turn', 'cpu'):
-    # A further member adds its state alone, which needs no compilation to be
-    # told; what one takes while it trains is small beside a host's memory.
+  limit = memory.limit_bytes(devices[0])
+  if platform == 'cpu':
+    # Devices have one memory. What a member takes while it trains is known when
+    # the population has compiled its block, which takes minutes on CPU: it
+    # looks then, and fewer are tried.
     state = memory.bytes_of(members[0].state)
     need = memory.Need(memory.bytes_of(shared.images), state, state)
-  else:
-    size = shared.config.train.batch_size
-    room = [
-      feed.padded_length(max(len(getattr(m, rows)) for m in members), size)
-      for rows in ('train_rows', 'validation_rows')
-    ]
-    need = memory.need(
-      shared.images,
-      members[0].state,
-      members[0].plan,
-      (room[0], room[1]),
-      graphdef=shared.blueprint.graphdef,
-      settings=shared.blueprint.settings,
-    )
-  limit = memory.limit_bytes(devices[0])
+    return memory.waves(count, limit, need, how, parts=len(devices))
+  size = shared.config.train.batch_size
+  room = [
+    feed.padded_length(max(len(getattr(m, rows)) for m in members), size)
+    for rows in ('train_rows', 'validation_rows')
+  ]
+  need = memory.need(
+    shared.images,
+    members[0].state,
+    members[0].plan,
+    (room[0], room[1]),
+    graphdef=shared.blueprint.graphdef,
+    settings=shared.blueprint.settings,
+  )
   return memory.waves(count, limit, need, how, devices=len(devices))
 
 
@@ -197,6 +198,8 @@ def population_of(
 ) -> population.Population:
   """The members as one population, on all devices of this process."""
   config, blueprint = shared.config, shared.blueprint
+  device = jax.local_devices()[0]
+  on_cpu = device.platform == 'cpu'
   balanced = config.train.sampling == 'class_balanced'
   return population.Population(
     {k: v for k, v in shared.images.items() if k != 'label' or balanced},
@@ -211,6 +214,7 @@ def population_of(
     block_steps=config.train.block_steps,
     sampling=config.train.sampling,
     mapping=shared.how,
+    limit=memory.limit_bytes(device) if on_cpu else None,
   )
 
 

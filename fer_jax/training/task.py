@@ -432,10 +432,9 @@ def streams(config, dataset, partition) -> bool:
     num_classes=len(dataset.class_names),
     frames=resident.longest_clip(dataset),
   )
-  # Devices of a CPU have one copy of it: see `sharding.replicated`.
   room = min(
     config.data.resident_gib * 2**30,
-    memory.limit_bytes(jax.local_devices()[0], shares=1),
+    memory.limit_bytes(jax.local_devices()[0]),
   )
   return hosts.any_host(needed > room)
 

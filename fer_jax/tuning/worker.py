@@ -162,7 +162,7 @@ class Worker:
             wanted = limit - seats.given if head.shape else math.inf
             seats.fill(queue.more(head.shape, int(min(seats.free, wanted))))
       except memory.ExhaustedError as error:
-        self._sizes[head.shape] = seats.give_up(str(error))
+        self._sizes[head.shape] = seats.give_up(error)
         self._bench = None
 
   def _bench_of(self, run: Run) -> 'Bench':
@@ -281,32 +281,32 @@ class Seats:
         self._queue.release(run)
       self._runs = []
 
-  def give_up(self, reason: str) -> int:
+  def give_up(self, error: memory.ExhaustedError) -> int:
     """Leaves runs that memory does not hold as their checkpoints have them.
 
-    Of several all are let go, for whoever asks next; one alone ends.
+    Where fewer may fit all are let go, for whoever asks next; else they end.
 
     Args:
-      reason: in a line.
+      error: says why.
 
     Returns:
-      How many may fit.
+      How many may fit, at least one.
     """
     self._amid_epoch = True  # nothing on the device is to be saved
     self._desk.close()
     together = self._bench.together
     places = self.taken if together is None else len(together)
-    if places > 1:
+    fewer = error.fewer(places)
+    if fewer:
       self._desk.line(
-        f'{places} trials side by side are too many, {places // 2} are next: '
-        f'{reason}'
+        f'{places} trials side by side are too many, {fewer} are next: {error}'
       )
-      return places // 2
+      return fewer
     for m, run in enumerate(self._runs):
       if run is not None:
-        self._queue.end(run, Ending('failed', reason=reason))
+        self._queue.end(run, Ending('failed', reason=str(error)))
         self._runs[m] = None
-        self._desk.line(f'{run.name}: failed ({reason})')
+        self._desk.line(f'{run.name}: failed ({error})')
     return 1
 
   @property

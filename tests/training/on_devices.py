@@ -257,9 +257,14 @@ def check_parts_of_a_batch():
   print('checked augmentation')
 
 
+def pointers(x):
+  """Where each device's piece of an array lies."""
+  return {piece.data.unsafe_buffer_pointer() for piece in x.addressable_shards}
+
+
 def check_one_copy():
   """Devices of a CPU read one copy of a set, wherever it begins, and have a
-  state each; a dry run counts so."""
+  state each; a dry run counts so. A set as it is read is that copy."""
   everything = np.arange(100_001, dtype=np.uint8)
   for begin in (0, 1):
     before = rehearsal._array_bytes()
@@ -270,7 +275,20 @@ def check_one_copy():
     assert rehearsal._array_bytes() - before == images.nbytes
     state = sharding.replicated(jnp.zeros(10_000), mesh(8))
     assert rehearsal._array_bytes() - before == images.nbytes + 8 * 40_000
-    del held, state
+    together = small.population_of(
+      [small.member(number) for number in range(3)],
+      'in_turn',
+      images={**small.images(), 'image': images},
+      devices=devices(8),
+    )
+    assert len(together._images['image'].sharding.device_set) == 6
+    for x in together._images.values():
+      assert len(pointers(x)) == 1
+    del held, state, together
+  read = resident.empty_images(100, (20, 20), 3, 2)
+  for x in sharding.replicated(read, mesh(8)), jax.device_put(read):
+    for name, array in read.items():
+      assert pointers(x[name]) == {array.ctypes.data}
   print('checked copies')
 
 

@@ -104,9 +104,9 @@ def member(number, *of_model, fold=None, **hparams):
 def population_of(members, mapping, *of_model, **options):
   """On one device, blocks of 20 steps, unless the options say otherwise."""
   return population.Population(
-    images(),
-    members,
     **{
+      'images': images(),
+      'members': members,
       'graphdef': graph_definition(*of_model),
       'settings_of': lambda epoch: SETTINGS,
       'selection': SELECTION,

@@ -21,6 +21,7 @@ from fer_jax.training import (
   checkpoint,
   crossval,
   loop,
+  memory,
   records,
   side_by_side,
   task,
@@ -248,6 +249,42 @@ def test_folds_that_do_not_fit_together_are_trained_one_after_another(
   fits = 0
   with pytest.raises(UserError, match=r'too little memory .* a smaller train'):
     crossval.train(config, tmp_path)
+
+
+def test_folds_that_a_cpu_does_not_hold_together(
+  config, tmp_path, monkeypatch, capsys
+):
+  """The compiled block tells, before a step is taken."""
+  config.train.epochs = 1
+  require, looks = memory.require, []
+
+  def look(*given):
+    looks.append(given)
+    require(*given)
+
+  monkeypatch.setattr(memory, 'require', look)
+  whole = crossval.train(config, tmp_path / 'whole')
+  assert whole.waves == 1
+  _, need, count, how, _ = looks[-1]
+  assert (count, how) == (FOLDS, 'in_turn')
+  # More than what is told without compiling.
+  assert need.working > 3 * memory.bytes_of(_states(whole)[0])
+  enough = memory.predicted_bytes(need, 1, how)
+  capsys.readouterr()
+
+  monkeypatch.setattr(memory, 'limit_bytes', lambda device: enough)
+  parted = crossval.train(config, tmp_path / 'parted')
+  assert parted.waves == FOLDS
+  assert f'{FOLDS} runs side by side are too many: {FOLDS} runs need' in (
+    capsys.readouterr().out
+  )
+  for one, other in zip(_states(whole), _states(parted), strict=True):
+    _assert_near(one, other, rtol=1e-6, atol=1e-7)
+
+  monkeypatch.setattr(memory, 'limit_bytes', lambda device: enough - 1)
+  with pytest.raises(UserError, match=r'^one run needs 2 MiB of memory, 0 of'):
+    crossval.train(config, tmp_path / 'refused')
+  assert not records.read_metrics(tmp_path / 'refused' / 'fold_0')
 
 
 def test_figures_that_are_not_ours_are_named(tmp_path):

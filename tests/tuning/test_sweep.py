@@ -20,6 +20,7 @@ from fer_jax.data import ledger
 from fer_jax.errors import UserError
 from fer_jax.training import (
   loop,
+  memory,
   population,
   records,
   side_by_side,
@@ -345,7 +346,8 @@ def test_a_shape_that_never_fits_fails_alone(config, tmp_path, monkeypatch):
 def test_what_a_device_cannot_hold_is_told_and_the_rest_goes_on(
   config, tmp_path, monkeypatch, capsys
 ):
-  """Of two units four trials are too many amid a step, of three any number."""
+  """Of two units four trials are too many amid a step, of three any number,
+  of four as well, as is known beforehand."""
   config.train.epochs = 1
   wait, make = population.Population.wait, side_by_side.population_of
   full = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\n...')
@@ -360,11 +362,13 @@ def test_what_a_device_cannot_hold_is_told_and_the_rest_goes_on(
     made.append((shared.config.model.units, len(members)))
     if shared.config.model.units == 3:
       raise full
+    if shared.config.model.units == 4:
+      raise memory.ExhaustedError('one run needs 9 MiB', 0)
     return make(shared, members)
 
   monkeypatch.setattr(population.Population, 'wait', waits)
   monkeypatch.setattr(side_by_side, 'population_of', population_of)
-  domains = {'model.units': choice(2, 3), 'seed': choice(0, 1, 2, 3)}
+  domains = {'model.units': choice(2, 3, 4), 'seed': choice(0, 1, 2, 3)}
   finished, content = sweep.run(
     config,
     domains,
@@ -372,17 +376,19 @@ def test_what_a_device_cannot_hold_is_told_and_the_rest_goes_on(
     small_sweeps.settings(search='grid', population=4, top=0),
   )
   assert finished
-  states = ['complete'] * 4 + ['failed'] * 4
+  states = ['complete'] * 4 + ['failed'] * 8
   assert [t['state'] for t in content['trials']] == states
-  assert made == [(2, 4), (2, 2), (3, 4), (3, 2), *[(3, 1)] * 4]
+  assert made == [(2, 4), (2, 2), (3, 4), (3, 2), *[(3, 1)] * 4, (4, 4)]
   for trial in content['trials'][:4]:
     epochs = records.read_metrics(tmp_path / trial['workdir'])
     assert [r['epoch'] for r in epochs] == [1]
   out = capsys.readouterr().out.splitlines()
   said = 'the device has too little memory (RESOURCE_EXHAUSTED: Out of memory)'
-  said += f'; {side_by_side.memory.HELPS}'
+  said += f'; {memory.HELPS}'
   assert f'4 trials side by side are too many, 2 are next: {said}' in out
   assert f'trial 7: failed ({said})' in out
+  for number in range(8, 12):
+    assert f'trial {number}: failed (one run needs 9 MiB)' in out
 
 
 def test_a_trial_that_diverges_rolls_back_before_it_fails(config, tmp_path):
