@@ -40,6 +40,10 @@ from fer_jax.training.state import TrainState
 MANIFEST = 'manifest.json'
 LATEST_KEPT = 2
 
+AMID_SECONDS = 600.0
+"""After the last checkpoint one is written amid an epoch: of longer epochs it
+is what a kill may cost."""
+
 PARTING_SECONDS = 4.0
 """What a checkpoint under way is waited for where a host is lost."""
 

@@ -43,10 +43,6 @@ from fer_jax.training.workdir import (
   write_run_json,
 )
 
-SAVE_SECONDS = 600.0
-"""After which a checkpoint is written amid an epoch: of longer epochs it is
-what a kill may cost."""
-
 _RUNS = itertools.count()  # of this process
 
 
@@ -359,7 +355,7 @@ class Run:
     return self._profile.steps or self._pace.steps
 
   def _is_overdue(self) -> bool:
-    return time.monotonic() - self._saved_at > SAVE_SECONDS
+    return time.monotonic() - self._saved_at > checkpoint.AMID_SECONDS
 
   def _amid(self, state, epoch, sums, taken, begun) -> checkpoint.Partial:
     """What a checkpoint before an epoch's end has to say of the epoch."""

@@ -39,7 +39,8 @@ from fer_jax.training.display import Display
 from fer_jax.training.state import TrainState, all_finite
 
 SAVE_SECONDS = 60.0
-"""How much of a run a kill may cost, beside the epoch under way."""
+"""How much of a run a kill may cost, beside the epoch under way; of that, see
+`checkpoint.AMID_SECONDS`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +336,7 @@ class Desk:
       seat.saved = bool(together.diverged[m])
     # What is gone back to is the epoch before, as in a run by itself.
     overdue = self._rolls_back
-    overdue |= time.monotonic() - self._saved_at > SAVE_SECONDS
+    overdue |= self._since_all() > SAVE_SECONDS
     worth_it = together.improved | ~together.training | overdue
     for m, seat in enumerate(self._seats):
       if seat is not None and not seat.saved and worth_it[m]:
@@ -356,6 +357,15 @@ class Desk:
       if seat is not None and not seat.saved:
         self._save(together, m, seat, together.member_state(m))
 
+  def _since_all(self) -> float:
+    """Seconds since all were saved."""
+    return time.monotonic() - self._saved_at
+
+  @property
+  def overdue_amid(self) -> bool:
+    """Whether an epoch under way should be saved."""
+    return self._since_all() > checkpoint.AMID_SECONDS
+
   def save_amid(self, together: population.Population, seconds: float) -> None:
     """Saves all runs amid their epoch, of which so many seconds are over.
 
@@ -373,6 +383,7 @@ class Desk:
         epoch = int(together.epoch[m])
         seat.writer.save(state, epoch=epoch, partial=partial)
         seat.saved = True
+    self._saved_at = time.monotonic()
 
   def _save(self, together, m: int, seat: _Seat, state) -> None:
     seat.writer.save(state, epoch=int(together.epoch[m]))
@@ -441,9 +452,12 @@ def train_epoch(
     before = together.taken
     pace.done(steps)
     together.block_steps = pace.steps
-    # With nothing left to take the epoch is judged first.
-    if together.amid.any() and notice.agreed():
+    if not together.amid.any():
+      continue  # the epoch is judged first
+    asked = notice.agreed()
+    if asked or desk.overdue_amid:
       desk.save_amid(together, time.monotonic() - begun)
+    if asked:
       return None
   results = together.finish_epoch()
   desk.roll_back(together, results, member)

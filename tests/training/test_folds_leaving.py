@@ -1,15 +1,33 @@
-"""A cross-validation that is asked to leave, and gone on with bit for bit.
+"""A cross-validation that is left or killed, and gone on with bit for bit.
 
-Reference: the same one that nobody asked.
+Reference: the same one that nobody disturbed.
 """
 
 import jax
 import numpy as np
 import pytest
+from small_config import small_config
 
 from fer_jax.training import checkpoint, crossval, preemption, records, task
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
+
+
+@pytest.fixture(scope='module')
+def config(tiny_data):
+  """Two folds of two epochs; blocks of a step, so that they are counted."""
+  config = small_config(tiny_data)
+  config.data.protocol = 'kfold_subjects'
+  config.data.folds = 2
+  config.train.batch_size = 16
+  config.train.block_steps = 1
+  return config
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory, shared_programs):
+  """The one that nobody disturbs."""
+  return crossval.train(config, tmp_path_factory.mktemp('whole'))
 
 
 class _AskedAfter(preemption.Notice):
@@ -25,28 +43,8 @@ class _AskedAfter(preemption.Notice):
     return self.asked
 
 
-def test_folds_are_left_amid_epochs_and_gone_on_with(tiny_config, tmp_path):
-  config = tiny_config
-  config.data.protocol = 'kfold_subjects'
-  config.data.folds = 2
-  config.train.batch_size = 16
-  config.train.block_steps = 1  # so that blocks are counted, not timed
-  whole = crossval.train(config, tmp_path / 'whole')
-  folder = tmp_path / 'parted'
-  amid = set()
-  # A block a life: the last one of an epoch, and of a shorter fold's, too.
-  while not (
-    parted := crossval.train(config, folder, notice=_AskedAfter(2))
-  ).finished:
-    for place in parted.places:
-      sealed = checkpoint.latest_intact(place.workdir)
-      assert len(records.read_metrics(place.workdir)) == sealed.epoch
-      if sealed.partial:
-        assert 0 < sealed.partial.taken <= sealed.step
-        amid.add((place.fold, sealed.epoch))
-    assert len(amid) <= 4
-  assert len(amid) == 4  # two folds, two epochs
-
+def _assert_alike(whole, parted):
+  """Records, final states, checkpoints: bit for bit, times aside."""
   times = ('time', 'seconds', 'images_per_second', 'device_seconds')
   for one, other in zip(whole.places, parted.places, strict=True):
     assert [
@@ -63,3 +61,47 @@ def test_folds_are_left_amid_epochs_and_gone_on_with(tiny_config, tmp_path):
     ]
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert checkpoint.steps(one.workdir) == checkpoint.steps(other.workdir)
+
+
+def test_folds_are_left_amid_epochs_and_gone_on_with(config, whole, tmp_path):
+  amid = set()
+  # A block a life: the last one of an epoch, and of a shorter fold's, too.
+  while not (
+    parted := crossval.train(config, tmp_path, notice=_AskedAfter(2))
+  ).finished:
+    for place in parted.places:
+      sealed = checkpoint.latest_intact(place.workdir)
+      assert len(records.read_metrics(place.workdir)) == sealed.epoch
+      if sealed.partial:
+        assert 0 < sealed.partial.taken <= sealed.step
+        amid.add((place.fold, sealed.epoch))
+    assert len(amid) <= 4
+  assert len(amid) == 4  # two folds, two epochs
+  _assert_alike(whole, parted)
+
+
+class _Killed(BaseException):
+  """Nothing is saved after it."""
+
+
+class _KilledAfter(_AskedAfter):
+  """Is ended as by SIGKILL after so many polls."""
+
+  def agreed(self) -> bool:
+    if super().agreed():
+      raise _Killed
+    return False
+
+
+def test_long_epochs_of_folds_are_saved_amid_them(
+  config, whole, tmp_path, monkeypatch
+):
+  # Two polls are before any block, the fifth is after the third one.
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, 'AMID_SECONDS', 0.0)
+    with pytest.raises(_Killed):
+      crossval.train(config, tmp_path, notice=_KilledAfter(4))
+  for place in whole.places:
+    sealed = checkpoint.latest_intact(tmp_path / place.workdir.name)
+    assert (sealed.epoch, sealed.step, sealed.partial.taken) == (0, 2, 2)
+  _assert_alike(whole, crossval.train(config, tmp_path))

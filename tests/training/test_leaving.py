@@ -115,7 +115,7 @@ def test_a_long_epoch_is_saved_amid_it(tiny_config, tmp_path, monkeypatch):
   whole = loop.train(config, tmp_path / 'whole')
   parted = tmp_path / 'parted'
   with monkeypatch.context() as patch:
-    patch.setattr(loop, 'SAVE_SECONDS', 0.0)
+    patch.setattr(checkpoint, 'AMID_SECONDS', 0.0)
     with pytest.raises(_Killed):
       loop.train(config, parted, notice=_KilledAfter(3))
   sealed = checkpoint.latest_intact(parted)
