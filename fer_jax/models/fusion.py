@@ -250,8 +250,9 @@ class FusionModel(nnx.Module):
     else:
       for name, layer in body[:spatial]:
         x = run.features[name] = layer(x, run)
+      run.steps_a_frame = x.shape[1]
       if frame_mask is not None:
-        run.frame_mask = jnp.repeat(frame_mask, x.shape[1], 1)
+        run.frame_mask = jnp.repeat(frame_mask, run.steps_a_frame, 1)
       x = x.reshape(batch, -1, x.shape[-1])
     run.features = {
       name: f.reshape(batch, -1, *f.shape[1:])

@@ -37,8 +37,8 @@ def layer_table(model: FusionModel) -> dict[str, Any]:
     convolutions and recurrent layers (by their definition, whatever form or
     backend computes them) and matrix products; `output_bytes`. And
     `totals`: the sums over stages, and `saved_bytes`, what differentiation
-    keeps of one image for the backward pass, with the forms of this
-    platform and before XLA fuses any of it away.
+    keeps of one image for the backward pass, with the model's `backend`
+    and the forms of this platform, before XLA fuses any of it away.
   """
   outputs, features, products = _trace(model)
   rows: list[Row] = []

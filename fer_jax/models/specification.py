@@ -109,7 +109,10 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class Shuffle:
-  """Sequence to the same steps in another order, one for all inputs."""
+  """Sequence to the same steps in another order, one for all of a length.
+
+  Masked steps do not count for the length and come last.
+  """
 
   seed: int = 0
 
@@ -118,7 +121,8 @@ class Shuffle:
 class Recurrent:
   """Recurrent layers: sequence to sequence, or to the last hidden state.
 
-  `dropout` acts between layers.
+  `dropout` acts between layers. `backend` is what computes them, see
+  `fer_jax.nn.recurrent.choose_backend`.
   """
 
   cell: str
@@ -128,6 +132,7 @@ class Recurrent:
   returns: str = 'sequence'
   reset_after: bool = True
   dropout: float = 0.0
+  backend: str = 'auto'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fer_jax.models import stages
 from fer_jax.models.layer_table import layer_table
 from fer_jax.models.presets.shared import RECURRENCES
 from fer_jax.models.stages import sequences
-from fer_jax.nn import conv
+from fer_jax.nn import GRU, LSTM, conv
 
 SMALL = {
   'residual_lstm': {'input_shape': (16, 8, 1), 'filters': (4, 6)},
@@ -175,24 +175,49 @@ def test_heads_of_the_pretrained_networks():
   assert {s.pixels for s in (densenet, vgg, xception)} == {'raw'}
 
 
-@pytest.mark.parametrize('name', ['cnn_lstm_model3', 'improved_cnn'])
-def test_initial_values_are_those_of_keras(name):
-  """Glorot-uniform kernels, orthogonal recurrent ones, forget bias 1."""
-  model = models.create(name, num_classes=7, rngs=nnx.Rngs(0))
-  kernel = np.asarray(model.backbone['conv2'].conv.kernel[...])
-  fans = kernel.shape[0] * kernel.shape[1] * (kernel.shape[2] + kernel.shape[3])
-  limit = math.sqrt(6 / fans)
-  assert 0.99 * limit < np.abs(kernel).max() <= limit
-  # Uniform: its deviation is the limit over the square root of three.
-  np.testing.assert_allclose(kernel.std(), limit / math.sqrt(3), rtol=0.03)
-  assert not np.any(model.backbone['conv2'].conv.bias[...])
-  if name == 'cnn_lstm_model3':
-    lstm = model.body['recurrent1'].layer
-    recurrent = np.asarray(lstm.recurrent_kernel[...])
-    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(128), atol=1e-5)
-    np.testing.assert_array_equal(
-      lstm.bias[...], np.repeat([0.0, 1, 0, 0], 128)
-    )
+@pytest.mark.parametrize(
+  ('name', 'convolution'),
+  [
+    ('cnn_lstm_model3', 'backbone.conv2.conv'),
+    ('improved_cnn', 'backbone.conv2.conv'),
+    ('vgg16_gru', 'backbone.network1.network.block2.conv1'),
+  ],
+)
+def test_initial_values_are_those_of_keras(name, convolution):
+  """Glorot-uniform kernels, orthogonal recurrent ones, biases 0, of the forget
+  gate 1."""
+  kernels = (convolution, 'body.recurrent1.layer', 'logits')
+
+  @jax.jit
+  def initial():
+    model = models.create(name, num_classes=7, rngs=nnx.Rngs(0))
+    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    # What is left out is not drawn: of the networks most of the time.
+    return {
+      path: variable[...]
+      for path, variable in state
+      if path[-1] in ('bias', 'recurrent_kernel')
+      or '.'.join(map(str, path[:-1])) in kernels
+    }
+
+  found = {path: np.asarray(value) for path, value in initial().items()}
+  for path, value in found.items():
+    if path[-1] == 'recurrent_kernel':
+      square = value @ value.T
+      np.testing.assert_allclose(square, np.eye(len(square)), atol=1e-5)
+    elif path[-1] == 'kernel':
+      *window, inputs, outputs = value.shape
+      limit = math.sqrt(6 / math.prod(window) / (inputs + outputs))
+      assert 0.99 * limit < np.abs(value).max() <= limit
+      # Uniform: its deviation is the limit over the square root of three.
+      np.testing.assert_allclose(value.std(), limit / math.sqrt(3), rtol=0.03)
+    elif 'lstm' in name and 'layer' in path:
+      gates = np.repeat([0.0, 1, 0, 0], value.size // 4)
+      np.testing.assert_array_equal(value, gates)
+    else:
+      assert not value.any()
+  count = sum(path[-1] == 'kernel' for path in found)
+  assert count == (2 if name == 'improved_cnn' else 3)
 
 
 @functools.cache
@@ -316,20 +341,108 @@ def test_which_variants_see_the_order_of_steps(name, how):
     assert moved < 1e-5
 
 
-def test_shuffled_steps_take_their_masks_along():
-  """Reference: the clip cut to its length, since a fixed order of the steps
-  there are is not that of all: masked steps do not reach the result; 1e-5."""
-  name = 'cnn_lstm_model3'
-  model = small(name, recurrence='shuffled')
-  x = images_for(name, 6)
-  clips = x.reshape(2, 3, *x.shape[1:])
-  mask = jnp.array([[True, True, False], [True, True, True]])
-  graphdef, state = nnx.split(model)
-  call = jax.jit(lambda x: nnx.merge(graphdef, state)(x, mask))
-  found = call(clips)
-  other = call(clips.at[0, 2].set(0.7))
-  np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-5)
-  assert jnp.abs(call(clips.at[0, 1].set(0.7)) - found)[0].max() > 1e-5
+def shuffled(clip):
+  """A model of four steps an image."""
+  specification = spec.Specification(
+    input_shape=(4, 4, 1),
+    backbone=(spec.Convolution(3), spec.MaxPool()),
+    body=(
+      spec.Grid(),
+      spec.Shuffle(),
+      spec.Recurrent('gru', 4),
+      spec.Attention(3),
+    ),
+    head=(),
+    clip=clip,
+  )
+  return drawn(
+    nnx.eval_shape(
+      lambda: models.FusionModel(specification, num_classes=3, rngs=nnx.Rngs(0))
+    )
+  )
+
+
+@pytest.mark.parametrize('clip', spec.CLIPS)
+def test_padding_changes_no_clip_of_shuffled_steps(clip):
+  """Reference: each clip as long as it is; garbage behind it, and between its
+  frames; 1e-5."""
+  graphdef, state = nnx.split(shuffled(clip))
+  call = jax.jit(lambda *inputs: nnx.merge(graphdef, state)(*inputs))
+  draw = np.random.default_rng(1)
+  frames = jnp.asarray(draw.standard_normal((3, 4, 4, 1)), jnp.float32)
+  alone = {n: call(frames[None, :n])[0] for n in (2, 3)}
+  for places in ((0, 1, 2, 3), (0, 1, 3, 4)):
+    clips = jnp.full((2, places[-1] + 1, 4, 4, 1), 50.0)
+    mask = jnp.zeros(clips.shape[:2], bool)
+    for row, length in enumerate(alone):
+      there = jnp.array(places[:length])
+      clips = clips.at[row, there].set(frames[:length])
+      mask = mask.at[row, there].set(True)
+    found = call(clips, mask)
+    np.testing.assert_allclose(found, jnp.stack([*alone.values()]), atol=1e-5)
+  assert jnp.abs(alone[2] - alone[3]).max() > 1e-3
+
+
+def test_shuffled_steps_keep_the_order_of_their_length():
+  """That of the records and of trained models; exact."""
+  layer = stages.build(
+    spec.Shuffle(), (3, 1), dtype=jnp.float32, rngs=nnx.Rngs(0)
+  )
+  run = stages.Run(train=False, mask=None, key=None, rate=None)
+  for order in ([2, 1, 0], [0, 3, 4, 1, 2], [1, 2, 0, 5, 3, 4]):
+    steps = jnp.arange(len(order), dtype=jnp.float32)[None, :, None]
+    np.testing.assert_array_equal(layer(steps, run)[0, :, 0], order)
+
+
+@pytest.mark.parametrize('name', FUSION)
+def test_the_backend_reaches_every_recurrent_stage(name):
+  def backends(**named):
+    body = models.specify(name, **overrides(name, **named)).body
+    return {s.backend for s in body if isinstance(s, spec.Recurrent)}
+
+  assert backends() == {'auto'}
+  assert backends(backend='scan') == {'scan'}
+
+
+@pytest.mark.parametrize('name', ['residual_gru', 'residual_bilstm'])
+def test_the_backend_reaches_the_layers(name):
+  model = abstract(name, **overrides(name, backend='fused', recurrent_layers=2))
+  modules = [module for _, module in nnx.iter_modules(model)]
+  layers = [m for m in modules if isinstance(m, GRU | LSTM)]
+  assert len(layers) == (4 if name == 'residual_bilstm' else 2)
+  assert {layer.backend for layer in layers} == {'fused'}
+
+
+def test_forward_mode_goes_through_body_and_head_by_the_scan():
+  """Reference: reverse mode on the default backend, along one direction; 1e-4
+  of it."""
+  name = 'residual_bilstm'
+  x = images_for(name, 2)
+
+  def split_loss(model):
+    graphdef, body, rest = nnx.split(model, nnx.PathContains('body'), ...)
+
+    def loss(body, rest, x):
+      return jnp.sin(nnx.merge(graphdef, body, rest)(x)).sum()
+
+    return loss, body, rest
+
+  @jax.jit
+  def forward(body, rest, x):
+    return jax.jvp(lambda body: loss(body, rest, x), (body,), (direction,))[1]
+
+  loss, body, rest = split_loss(small(name, backend='scan'))
+  direction = jax.tree.map(
+    lambda p: jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), body
+  )
+  found = forward(body, rest, x)
+  loss, body, rest = split_loss(small(name))
+  gradients = jax.jit(jax.grad(loss))(body, rest, x)
+  expected = sum(
+    jnp.vdot(*pair)
+    for pair in zip(*map(jax.tree.leaves, (gradients, direction)), strict=True)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_steps_of_all_frames_follow_each_other():
@@ -405,6 +518,7 @@ def test_a_network_is_rematerialised_block_by_block():
     ('vgg16_gru', {'input_shape': (31, 48, 3)}, 'at least 32x32, got 31x48'),
     ('xception_gru', {'family': 'timm'}, 'family must be one of keras, torch'),
     ('vgg16_gru', {'recurrence': 'none'}, 'recurrence must be one of'),
+    ('residual_gru', {'backend': 'cudnn'}, 'one of auto, scan, fused, got'),
   ],
 )
 def test_what_cannot_be_is_named(name, fields, message):

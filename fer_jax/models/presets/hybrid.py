@@ -58,6 +58,7 @@ def fields_of(name: str) -> dict[str, Field]:
         fields.positives(length=2),
       ),
       'recurrence': shared.RECURRENCE,
+      'backend': shared.BACKEND,
       'attention_units': Field(
         64,
         'chosen',
@@ -132,9 +133,9 @@ def _lstms(name: str, values: dict[str, Any]) -> tuple[spec.Stage, ...]:
     steps, between = spec.Grid(), spec.Steps(second)
   return (
     steps,
-    spec.Recurrent('lstm', first, returns='last'),
+    spec.Recurrent('lstm', first, returns='last', backend=values['backend']),
     between,
-    spec.Recurrent('lstm', second, returns='last'),
+    spec.Recurrent('lstm', second, returns='last', backend=values['backend']),
   )
 
 

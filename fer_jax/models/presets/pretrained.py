@@ -28,16 +28,18 @@ NETWORKS = {
 }
 NAMES = tuple(NETWORKS)
 
+_OWN_UNITS = Field(
+  (256,),
+  'chosen',
+  "P2 gives no width; that of the first GRU it has on DenseNet121's map",
+  fields.positives(least=1),
+)
 _UNITS = {
   'densenet121_gru': Field(
     (256, 128), 'stated', 'P2: two GRU layers', fields.positives(least=1)
   ),
-  'vgg16_gru': Field(
-    (256,), 'chosen', 'P2 gives no width', fields.positives(least=1)
-  ),
-  'xception_gru': Field(
-    (256,), 'chosen', 'P2 gives no width', fields.positives(least=1)
-  ),
+  'vgg16_gru': _OWN_UNITS,
+  'xception_gru': _OWN_UNITS,
 }
 _HEADS = {
   'densenet121_gru': Field((256,), 'stated', 'P2', fields.positives()),
@@ -45,7 +47,10 @@ _HEADS = {
     (), 'stated', 'P2: the logits come next', fields.positives()
   ),
   'xception_gru': Field(
-    (256,), 'chosen', 'P2 gives no width', fields.positives()
+    (256,),
+    'chosen',
+    'P2 gives no width; that of its dense layer after DenseNet121',
+    fields.positives(),
   ),
 }
 _NO_DROPOUT = Field(
@@ -54,7 +59,12 @@ _NO_DROPOUT = Field(
 _DROPOUTS = {
   'densenet121_gru': _NO_DROPOUT,
   'vgg16_gru': _NO_DROPOUT,
-  'xception_gru': Field(0.5, 'chosen', 'P2 gives no rate', fields.rate),
+  'xception_gru': Field(
+    0.5,
+    'chosen',
+    'P2 gives no rate; the usual one before logits, which P1 states',
+    fields.rate,
+  ),
 }
 
 
@@ -64,7 +74,8 @@ def fields_of(name: str) -> dict[str, Field]:
     'input_shape': Field(
       (96, 96, 3),
       'chosen',
-      'P2: RGB crops, no size given',
+      'P2: RGB crops, no size given; twice the 48 x 48 of FER2013, as it '
+      'leaves each network a map of 3 x 3',
       fields.positives(length=3),
     ),
     'family': Field(
@@ -78,6 +89,7 @@ def fields_of(name: str) -> dict[str, Field]:
     'head': _HEADS[name],
     'dropout': _DROPOUTS[name],
     'recurrence': shared.RECURRENCE,
+    'backend': shared.BACKEND,
     'attention_units': Field(
       64,
       'chosen',
@@ -121,7 +133,10 @@ def specify(name: str, values: dict[str, Any]) -> spec.Specification:
   units = values['units']
   recurrent = [
     spec.Recurrent(
-      'gru', n, returns='sequence' if n_th < len(units) else 'last'
+      'gru',
+      n,
+      returns='sequence' if n_th < len(units) else 'last',
+      backend=values['backend'],
     )
     for n_th, n in enumerate(units, 1)
   ]

@@ -79,7 +79,12 @@ _SHARED = {
     'map, or each of its rows',
     fields.among('grid', 'rows'),
   ),
-  'units': Field(128, 'chosen', _TUNED, fields.positive),
+  'units': Field(
+    128,
+    'chosen',
+    f'{_TUNED}; both directions together are as wide as the map',
+    fields.positive,
+  ),
   'recurrent_layers': Field(
     1, 'chosen', 'P1 says layers and gives no number', fields.positive
   ),
@@ -90,7 +95,10 @@ _SHARED = {
     True, 'stated', 'P1, eqs. 8-10', fields.boolean
   ),
   'attention_units': Field(
-    64, 'chosen', 'P1 gives no width', fields.positive
+    64,
+    'chosen',
+    'P1 gives no width; half the units, few parameters beside theirs',
+    fields.positive,
   ),
   'head': Field(
     (128,),
@@ -103,6 +111,7 @@ _SHARED = {
     'standardised', 'stated', 'P1: zero mean and unit variance of each image'
   ),
   'recurrence': shared.RECURRENCE,
+  'backend': shared.BACKEND,
   'clip': shared.CLIP_FRAMES,
   'dtype': shared.DTYPE,
   'remat': shared.REMAT,
@@ -170,6 +179,7 @@ def specify(name: str, values: dict[str, Any]) -> spec.Specification:
       bidirectional=bidirectional,
       returns='sequence' if values['attention'] else 'last',
       dropout=values['recurrent_dropout'],
+      backend=values['backend'],
     ),
   ]
   if values['attention']:

@@ -17,6 +17,15 @@ RECURRENCE = Field(
   fields.among(*RECURRENCES),
 )
 
+BACKEND = Field(
+  'auto',
+  'chosen',
+  "what computes the recurrent layers: 'scan', which jax.jvp needs, 'fused', "
+  "faster and in reverse mode only, or 'auto', the fastest here: 'fused', and "
+  'for LSTM in float32 on an NVIDIA GPU cuDNN, which no other device has',
+  fields.among('auto', 'scan', 'fused'),
+)
+
 DTYPE = Field(
   'float32',
   'chosen',

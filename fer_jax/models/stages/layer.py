@@ -26,6 +26,7 @@ class Run:
     remat: whether the backward pass computes the backbone's stages again.
     frame_mask: bool (B, T) of the steps there are, None for all; a stage that
       gives steps of another kind sets it.
+    steps_a_frame: of a clip, which are there or not together.
     features: outputs by name, to which a stage may add.
   """
 
@@ -35,6 +36,7 @@ class Run:
   rate: jax.Array | float | None
   remat: bool = False
   frame_mask: jax.Array | None = None
+  steps_a_frame: int = 1
   features: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   _keys: Iterator[jax.Array | None] | None = None
 

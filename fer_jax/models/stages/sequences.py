@@ -101,13 +101,28 @@ class ShuffleLayer(SequenceLayer):
   def grid_after(self, grid):
     return None
 
+  def order(self, steps: int) -> np.ndarray:
+    """That of so many steps, whatever length the model was built for."""
+    return np.random.default_rng([self.seed, steps]).permutation(steps)
+
   def __call__(self, x, run):
     steps = x.shape[1]
-    # An order a length, whatever length the model was built for.
-    order = np.random.default_rng([self.seed, steps]).permutation(steps)
-    if run.frame_mask is not None:
-      run.frame_mask = run.frame_mask[:, order]
-    return x[:, order]
+    if run.frame_mask is None:
+      return x[:, self.order(steps)]
+    # Of the steps there are, whose number is that of a row's frames: of all,
+    # padding would change it. The others come last.
+    orders = np.tile(np.arange(steps), (steps // run.steps_a_frame + 1, 1))
+    for frames, order in enumerate(orders):
+      there = frames * run.steps_a_frame
+      order[:there] = self.order(there)
+    mask_bt = run.frame_mask > 0
+    there_first_bt = jnp.argsort(~mask_bt, axis=1, stable=True)
+    frames_b = mask_bt.sum(1) // run.steps_a_frame
+    order_bt = jnp.take_along_axis(
+      there_first_bt, jnp.asarray(orders)[frames_b], 1
+    )
+    run.frame_mask = jnp.take_along_axis(mask_bt, order_bt, 1)
+    return jnp.take_along_axis(x, order_bt[..., None], 1)
 
 
 class RecurrentLayer(SequenceLayer):
@@ -146,15 +161,10 @@ def recurrent_layer(
   """The layer of `fer_jax.nn` that `specification.Recurrent` stands for."""
 
   def cell(features):
+    options: Any = {'dtype': dtype, 'backend': stage.backend, 'rngs': rngs}
     if stage.cell == 'lstm':
-      return LSTM(features, stage.units, dtype=dtype, rngs=rngs)
-    return GRU(
-      features,
-      stage.units,
-      reset_after=stage.reset_after,
-      dtype=dtype,
-      rngs=rngs,
-    )
+      return LSTM(features, stage.units, **options)
+    return GRU(features, stage.units, reset_after=stage.reset_after, **options)
 
   layers = []
   for _ in range(stage.layers):
