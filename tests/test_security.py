@@ -3,12 +3,14 @@
 import ast
 import io
 import json
+import math
 import os
 import pathlib
 import re
 import tarfile
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 
@@ -143,6 +145,22 @@ def test_a_crash_of_the_hdf5_library_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setattr(hdf5, 'MOST_SECONDS', 0.1)
   with pytest.raises(UserError, match=r'broke down on it .status -9'):
     opened(path).__enter__()
+
+
+def test_the_reader_of_hdf5_has_little_memory(tmp_path):
+  """Enough for the largest tensor that a backbone has, packed in one piece."""
+  path = tmp_path / 'x.weights.h5'
+  largest = (1, 1, 1536, 2048)  # of Xception
+  with h5py.File(path, 'w') as file:
+    layers = file.create_group('layers/conv2d/vars')
+    values = np.arange(math.prod(largest), dtype=np.float32).reshape(largest)
+    layers.create_dataset('0', data=values, chunks=largest, compression='gzip')
+    layers.create_dataset('1', (1 << 27,), np.float32)  # zeros that take none
+  with hdf5.layers(path) as (layer,):
+    fits, too_large = layer.tensors
+    np.testing.assert_array_equal(fits.read(), values)
+    with pytest.raises(UserError, match=r'(?i)memory|allocate'):
+      too_large.read()
 
 
 def test_a_bomb_of_weights_is_refused(tmp_path):

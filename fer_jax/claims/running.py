@@ -275,10 +275,7 @@ def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:
   """The audit of a run's protocol, kept in its workdir."""
   path = folder / 'audit.json'
   if path.exists():
-    kept = files.read_json(path)
-    wrong = forms.misfit(kept, _AUDIT)
-    if wrong:
-      raise UserError(f'{path}: {wrong}; delete it, to be made again')
+    kept = _read_audit(path)
     if kept['digest'] == digest:
       return kept['figures']
   _, lists = protocol.open_all(
@@ -292,12 +289,28 @@ def _audited(folder, config, dataset, digest: str) -> dict[str, Any]:
   return figures
 
 
+def _read_audit(path: pathlib.Path) -> dict[str, Any]:
+  """What `_audited` has kept: 'digest' and 'figures'.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  kept = files.read_json(path)
+  wrong = forms.misfit(kept, _AUDIT)
+  if wrong:
+    raise UserError(f'{path}: {wrong}; delete it, to be made again')
+  return kept
+
+
 # What the table shows of an audit.
 _SEEN = ('itself', 'exact_copy', 'twin', 'subject')
 _AUDIT = {
   'digest': forms.text,
   'figures': {
-    'share_of_test_seen': dict.fromkeys(_SEEN, forms.optional(forms.number)),
+    'share_of_test_seen': {
+      **dict.fromkeys(_SEEN, forms.optional(forms.number)),
+      'exact_copy': forms.number,
+    },
     'nearest_neighbour': {'accuracy': forms.number},
   },
 }

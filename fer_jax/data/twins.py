@@ -395,11 +395,32 @@ def _read_cache(dataset: Dataset, threshold: float) -> Twins | None:
     if str(kept['key']) != _cache_key(dataset, threshold):
       return None
     fields = dataclasses.fields(Twins)
-    return Twins(**{field.name: kept[field.name] for field in fields})
+    twins = Twins(**{field.name: kept[field.name] for field in fields})
+    if _fits(twins, len(dataset)):
+      return twins
+    wrong = f'{path} is damaged'
   except (UserError, KeyError) as error:
     wrong = f'{path} is damaged' if isinstance(error, KeyError) else error
-    print(f'{wrong}; comparing the images anew', file=sys.stderr)
-    return None
+  print(f'{wrong}; comparing the images anew', file=sys.stderr)
+  return None
+
+
+def _fits(twins: Twins, rows: int) -> bool:
+  """Whether what was read are twins among so many rows."""
+  if twins.image.dtype != np.int32 or twins.image.shape != (rows,):
+    return False
+  images = np.unique(twins.image)
+  return np.array_equal(images, np.arange(len(images))) and all(
+    correlation.dtype == np.float32
+    and correlation.ndim == 1
+    and pairs.dtype == np.int32
+    and pairs.shape == (len(correlation), 2)
+    and bool(np.all((pairs >= 0) & (pairs < len(images))))
+    for pairs, correlation in (
+      (twins.pairs, twins.correlation),
+      (twins.mirrored, twins.mirrored_correlation),
+    )
+  )
 
 
 def _write_cache(dataset: Dataset, threshold: float, twins: Twins) -> None:

@@ -432,12 +432,27 @@ def record_look(
       'views': metrics['views'],
     },
   )
+  return looks(dataset, name, split, digest, test_digest)
+
+
+def looks(
+  dataset: Dataset, protocol: str, split: str, digest: str, test_digest: str
+) -> int:
+  """How many looks at a split the ledger has.
+
+  Args:
+    dataset: whose ledger.
+    protocol: its name.
+    split: its name.
+    digest: of the protocol's id lists.
+    test_digest: of the ids looked at.
+  """
   # Older entries have a digest of all lists, and none of the test ids alone.
   return sum(
     entry['test_digest'] == test_digest
     if entry.get('test_digest')
     else (entry['protocol'], entry['split'], entry.get('digest'))
-    == (name, split, digest)
+    == (protocol, split, digest)
     for entry in ledger.read(dataset)
   )
 

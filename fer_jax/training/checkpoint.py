@@ -21,7 +21,6 @@ first looks for what is intact, seals and removes.
 import concurrent.futures
 import dataclasses
 import hashlib
-import json
 import logging
 import pathlib
 import shutil
@@ -33,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from fer_jax import files, hosts
+from fer_jax import files, forms, hosts
 from fer_jax.errors import UserError
 from fer_jax.training.state import TrainState
 
@@ -117,33 +116,58 @@ def _digests(path: pathlib.Path) -> dict[str, str]:
 def _read_manifest(path: pathlib.Path) -> Sealed | None:
   """The manifest of a checkpoint directory, None where there is none."""
   try:
-    manifest = json.loads((path / MANIFEST).read_text())
-    # Manifests of earlier versions have none.
-    digest = manifest.pop('digest', None)
-    if digest not in (None, files.digest(manifest)):
-      return None
-    partial = manifest.get('partial')
-    return Sealed(
-      path=path,
-      step=int(manifest['step']),
-      epoch=int(manifest['epoch']),
-      best_step=int(manifest['best_step']),
-      files=dict(manifest['files']),
-      arrays=dict(manifest['arrays']),
-      partial=Partial(**partial) if partial else None,
-    )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    manifest = files.read_json(path / MANIFEST)
+  except UserError:
     return None
+  if forms.misfit(manifest, _FORM) or str(manifest['step']) != path.name:
+    return None
+  # Manifests of earlier versions have none.
+  digest = manifest.pop('digest', None)
+  if digest not in (None, files.digest(manifest)):
+    return None
+  partial = manifest.get('partial')
+  return Sealed(
+    path=path,
+    step=manifest['step'],
+    epoch=manifest['epoch'],
+    best_step=manifest['best_step'],
+    files=manifest['files'],
+    arrays=manifest['arrays'],
+    partial=_partial(partial),
+  )
+
+
+def _partial(content: dict[str, Any] | None) -> Partial | None:
+  return (
+    Partial(*(content[f.name] for f in dataclasses.fields(Partial)))
+    if content
+    else None
+  )
+
+
+_FORM = {
+  'step': forms.count,
+  'epoch': forms.count,
+  'best_step': forms.count,
+  'files': {'*': forms.text},
+  'arrays': {'*': forms.text},
+  'partial?': forms.optional(
+    {'taken': forms.count, 'seconds': forms.number, 'sums': {'*': forms.number}}
+  ),
+}
 
 
 def damage(sealed: Sealed) -> str | None:
   """What is wrong with a checkpoint's files; None where all is well."""
   for name, expected in sealed.files.items():
     path = sealed.path / name
-    if not path.is_file():
-      return f'{name} is missing'
-    if _sha256(path) != expected:
-      return f'{name} is not what was written (SHA-256 differs)'
+    try:
+      if not path.is_file():
+        return f'{name} is missing'
+      if _sha256(path) != expected:
+        return f'{name} is not what was written (SHA-256 differs)'
+    except OSError as error:
+      return f'{name} cannot be read: {error.strerror}'
   return None
 
 
@@ -155,7 +179,7 @@ def steps(workdir: pathlib.Path) -> list[int]:
   return sorted(
     int(path.name)
     for path in root.iterdir()
-    if path.is_dir() and path.name.isdigit()
+    if path.is_dir() and path.name.isdecimal()
   )
 
 
@@ -193,8 +217,7 @@ def _of_first_host(find: Callable[[], Sealed | None]) -> Sealed | None:
   found = hosts.on_first(as_json)
   if found is None:
     return None
-  partial = found['partial'] and Partial(**found['partial'])
-  path = pathlib.Path(found['path'])
+  path, partial = pathlib.Path(found['path']), _partial(found['partial'])
   return Sealed(**{**found, 'path': path, 'partial': partial})
 
 
@@ -269,7 +292,8 @@ def restore(sealed: Sealed, target: State, *, device: Any = None) -> State:
     device: where to put it; None for the first one.
 
   Raises:
-    UserError: when the checkpoint's structure is another model's.
+    UserError: when the checkpoint's structure is another model's, or Orbax
+      makes nothing of it.
   """
   expected = _arrays(target)
   for name in sorted(expected.keys() | sealed.arrays.keys()):
@@ -283,16 +307,29 @@ def restore(sealed: Sealed, target: State, *, device: Any = None) -> State:
   path = str(sealed.path.absolute())  # Orbax refuses others
   if hosts.count() > 1:  # each has a copy of its own, which Orbax calls NumPy's
     copies = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
-    return jax.device_put(ocp.load(path, copies), place)
+    return jax.device_put(_load(path, copies), place)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target
   )
-  state = ocp.load(path, abstract)
+  state = _load(path, abstract)
   if device is not None:
     return state
   # Not committed to its device, as a first state is not: what is compiled for
   # one of them serves the other.
   return jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
+
+
+def _load(path: str, target: State) -> State:
+  """What Orbax reads, of the target's structure.
+
+  Raises:
+    UserError: it does not.
+  """
+  try:
+    return ocp.load(path, target)
+  except Exception as error:  # what is raised depends on the damage
+    lines = str(error).splitlines() or [type(error).__name__]
+    raise UserError(f'cannot read checkpoint {path}: {lines[0]}') from error
 
 
 def _arrays(tree: Any) -> dict[str, str]:

@@ -300,6 +300,16 @@ def test_an_audit_that_is_not_ours_is_named(tmp_path):
   (tmp_path / 'audit.json').write_text('{}')
   with pytest.raises(UserError, match=r'audit\.json: digest is missing; del'):
     running._audited(tmp_path, None, None, 'abc')
+  # The table shows the larger of two shares, so one has to be known.
+  shares = dict.fromkeys(running._SEEN)
+  figures = {
+    'share_of_test_seen': shares,
+    'nearest_neighbour': {'accuracy': 0.5},
+  }
+  content = json.dumps({'digest': 'abc', 'figures': figures})
+  (tmp_path / 'audit.json').write_text(content)
+  with pytest.raises(UserError, match='exact_copy is None, expected a finite'):
+    running._audited(tmp_path, None, None, 'abc')
 
 
 def test_time_limits_leave_a_claim_unfinished(claim, tmp_path, data_dir):

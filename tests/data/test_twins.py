@@ -156,6 +156,32 @@ def test_damaged_file_is_made_anew(memory_set, capsys, content):
   assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'image': np.arange(59, dtype=np.int32)},
+    {'image': np.arange(60.0)},
+    {'image': np.arange(1, 61, dtype=np.int32)},
+    {'pairs': np.array([[0, 60]], np.int32), 'correlation': np.ones(1, 'f4')},
+    {'pairs': np.zeros((0, 3), np.int32), 'correlation': np.ones(0, 'f4')},
+    {'mirrored_correlation': np.ones(7, np.float32)},
+    {'correlation': np.ones((), np.float32)},
+  ],
+)
+def test_what_cannot_be_twins_of_the_set_is_made_anew(
+  memory_set, capsys, changes
+):
+  data = memory_set(_planted()[..., None])
+  expected = twins.find(data)
+  path = twins.cache_path(data, twins.THRESHOLD)
+  with np.load(path) as kept:
+    np.savez(path, **{**kept, **changes})
+  found = twins.find(data)
+  assert 'damaged; comparing the images anew' in capsys.readouterr().err
+  np.testing.assert_array_equal(found.image, expected.image)
+  np.testing.assert_array_equal(found.pairs, expected.pairs)
+
+
 def test_mirrored_twins_are_found_and_people_who_look_ahead_are_not(memory_set):
   rng = np.random.default_rng(0)
   faces = rng.integers(0, 256, (4, 16, 16, 1)).astype(np.uint8)

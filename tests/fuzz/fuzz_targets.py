@@ -19,26 +19,38 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import fuzz_mutations as mutations
+import jax
 import numpy as np
 from PIL import Image
 
 from fer_jax import __main__ as command_line
 from fer_jax import config as config_lib
 from fer_jax import datasets, files, models
+from fer_jax.claims import running, table
 from fer_jax.commands import data as data_verb
 from fer_jax.commands import summary as summary_verb
+from fer_jax.data import ledger, twins
 from fer_jax.datasets import fer2013, pictures, sources
 from fer_jax.datasets.records import Intake, RecordWriter
 from fer_jax.datasets.registry import builder_module, class_names_of
 from fer_jax.errors import UserError
-from fer_jax.evaluation import compare, cross_dataset, report, runs, sweeps
+from fer_jax.evaluation import (
+  compare,
+  cross_dataset,
+  crossval,
+  evaluate,
+  report,
+  runs,
+  sweeps,
+)
 from fer_jax.models import pretrained
 from fer_jax.models.pretrained.layers import Variable
-from fer_jax.training import loop
+from fer_jax.training import checkpoint, loop
 from fer_jax.tuning import space
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -419,6 +431,7 @@ def _pixels(rng: random.Random, folder: pathlib.Path) -> int:
 # Runs.
 
 
+@functools.cache
 def _module(name: str) -> Any:
   """A module of the tests, which makes good files for us too."""
   path = TESTS / name
@@ -468,7 +481,7 @@ def changed_npz(rng: random.Random, content: bytes) -> bytes:
   array = arrays[name]
   arrays[name] = rng.choice(
     (
-      array[:0],
+      np.atleast_1d(array)[:0],
       array[..., None],
       array.reshape(-1)[:1],
       np.asarray(None),
@@ -543,6 +556,214 @@ def _report(rng: random.Random, folder: pathlib.Path) -> Any:
   return report.write_report([_write_run(rng, folder)])
 
 
+def _read_crossval(rng: random.Random, folder: pathlib.Path) -> Any:
+  return crossval.text(crossval.read(_write_crossval(rng, folder))[0])
+
+
+def _report_crossval(rng: random.Random, folder: pathlib.Path) -> Any:
+  return report.write_report([_write_crossval(rng, folder)])
+
+
+def _write_crossval(rng: random.Random, folder: pathlib.Path) -> pathlib.Path:
+  """A cross-validation of which a file was changed, mostly its figures."""
+  members = dict(_crossval_files())
+  name = crossval.METRICS
+  if rng.random() < 0.2:
+    name = rng.choice([n for n in members if '/' in n])
+  members[name] = _changed_run_file(rng, name, members[name])
+  for member, content in members.items():
+    path = folder / 'folds' / member
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return folder / 'folds'
+
+
+@functools.cache
+def _crossval_files() -> Files:
+  """The files of two seeds of one fold, which is all that is reckoned with."""
+  made = _module('evaluation/conftest.py')
+  made.N_BOOT = _DRAWS
+  labels = np.arange(14) % 7
+  with tempfile.TemporaryDirectory() as root:
+    workdir = pathlib.Path(root)
+    members = []
+    for seed in range(2):
+      run = made.make_run(
+        workdir / f'seed{seed}',
+        epochs=1,
+        images=np.zeros((14, 4, 4, 1), np.uint8),
+        labels=labels,
+        splits=('test',),
+      )
+      members.append((0, seed, run))
+    folds = crossval.read_folds(members)
+    facts = json.loads((members[0][-1] / 'run.json').read_bytes())
+    metrics = {
+      **{name: facts[name] for name in ('model', 'dataset', 'environment')},
+      'protocol': facts['protocol'] | {'options': {}, 'digests': []},
+      **crossval.figures(folds, n_boot=_DRAWS),
+      'members': [
+        {'fold': fold, 'seed': seed, 'workdir': run.name}
+        for fold, seed, run in members
+      ],
+    }
+    crossval.write(workdir, folds, metrics)
+    return {
+      str(file.relative_to(workdir)): file.read_bytes()
+      for file in sorted(workdir.rglob('*'))
+      if file.is_file()
+    }
+
+
+def _audit(rng: random.Random, folder: pathlib.Path) -> Any:
+  """The audit that a claim's run has kept, pooled and shown."""
+  shares = {'itself': 0.0, 'exact_copy': 0.25, 'twin': None, 'subject': 1}
+  kept = {
+    'digest': 'ab',
+    'figures': {
+      'share_of_test_seen': shares,
+      'nearest_neighbour': {'accuracy': 0.5},
+    },
+  }
+  path = folder / 'audit.json'
+  path.write_bytes(mutations.changed_json(rng, json.dumps(kept).encode()))
+  figures = running._read_audit(path)['figures']
+  pooled = running._pooled_audit([{'labels': [0, 1], 'audit': figures}] * 2)
+  return table._copy_seen(pooled)
+
+
+# What is kept beside a data set, and checkpoints.
+
+
+_MEMORY_SETS = 'data/memory_sets.py'
+
+
+def _small_set(folder: pathlib.Path) -> Any:
+  """Six images in memory, of which some are twins."""
+  draws = np.random.default_rng(0)
+  images = list(draws.integers(0, 200, (4, 6, 6, 1), np.uint8))
+  images += [images[0], images[1] + 9]
+  root = folder / 'set' / 'build'
+  root.mkdir(parents=True)
+  return _module(_MEMORY_SETS).MemorySet(images, {}, root)
+
+
+def _ledger(rng: random.Random, folder: pathlib.Path) -> Any:
+  """A ledger of which a line was changed, read, added to and read again."""
+  dataset = _small_set(folder)
+
+  def look(run: str, event: str) -> None:
+    ledger.record(
+      dataset,
+      run=run,
+      protocol='official',
+      split='test',
+      figures={'accuracy': 0.5},
+      test_digest='ab',
+      event=event,
+    )
+
+  events = (ledger.LOOK, ledger.OPENED, ledger.AUDITED)
+  for event in events:
+    look('before', event)
+  path = ledger.path(dataset)
+  path.write_bytes(_changed_run_file(rng, 'ledger.jsonl', path.read_bytes()))
+  with contextlib.redirect_stderr(io.StringIO()):
+    for event in events:
+      before = ledger.read(dataset, event)
+      look('after', event)
+      assert ledger.read(dataset, event)[: len(before)] == before
+    return evaluate.looks(dataset, 'official', 'test', 'cd', 'ab')
+
+
+def _twins(rng: random.Random, folder: pathlib.Path) -> Any:
+  """Twins that were kept, changed; what does not fit is made anew."""
+  dataset = _small_set(folder)
+  with contextlib.redirect_stderr(io.StringIO()):
+    expected = twins.find(dataset)
+    path = twins.cache_path(dataset, twins.THRESHOLD)
+    path.write_bytes(changed_npz(rng, path.read_bytes()))
+    found = twins.find(dataset)
+  rows = np.arange(len(dataset))
+  found.groups(rows), found.of_rows(rows[::2])
+  found.exact_among(rows[:3], rows[3:]), found.any_among(rows[:3], rows[3:])
+  return np.array_equal(found.image, expected.image)
+
+
+def _state() -> Any:
+  draws = np.random.default_rng(0)
+  return {
+    'params': {'kernel': draws.random((5, 3), np.float32)},
+    'step': np.asarray(4, np.int32),
+  }
+
+
+_WRITES_A_CHECKPOINT = """
+import pathlib, sys
+import jax.numpy as jnp, jax
+import fuzz_targets
+from fer_jax.training import checkpoint
+
+writer = checkpoint.Writer(pathlib.Path(sys.argv[1]))
+state = jax.tree.map(jnp.asarray, fuzz_targets._state())
+writer.write(state, step=4, epoch=1, best_step=4)
+writer.close()
+"""
+
+
+@functools.cache
+def _checkpoint_files() -> Files:
+  """A checkpoint, made elsewhere as `_built`."""
+  with tempfile.TemporaryDirectory() as root:
+    subprocess.run(
+      [sys.executable, '-c', _WRITES_A_CHECKPOINT, root],
+      check=True,
+      capture_output=True,
+      env={
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS / 'fuzz')]),
+      },
+    )
+    return {
+      str(file.relative_to(root)): file.read_bytes()
+      for file in sorted(pathlib.Path(root).rglob('*'))
+      if file.is_file()
+    }
+
+
+def _restore(rng: random.Random, folder: pathlib.Path) -> Any:
+  """A checkpoint of which one file was changed; at times sealed anew, as by
+  someone who means harm."""
+  members = dict(_checkpoint_files())
+  seal = next(name for name in members if name.endswith(checkpoint.MANIFEST))
+  name = rng.choice(list(members))
+  if rng.random() < 0.3:
+    name = seal
+  if name == seal or members[name].startswith(b'{'):
+    members[name] = mutations.changed_json(rng, members[name])
+  else:
+    members[name] = mutations.changed_bytes(rng, members[name])
+  for member, content in members.items():
+    path = folder / 'run' / member
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  if rng.random() < 0.7:
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+      path = folder / 'run' / seal
+      manifest = json.loads(path.read_bytes())
+      if name != seal:
+        manifest['files'] = checkpoint._digests(path.parent)
+      manifest.pop('digest', None)
+      manifest['digest'] = files.digest(manifest)
+      path.write_text(json.dumps(manifest))
+  best = checkpoint.best_intact(folder / 'run')
+  state = checkpoint.restore(best, _state())
+  for here, there in zip(state.values(), _state().values(), strict=True):
+    assert jax.tree.map(np.shape, here) == jax.tree.map(np.shape, there)
+  return state
+
+
 # Configs.
 
 
@@ -566,25 +787,23 @@ def _config_json(rng: random.Random, folder: pathlib.Path) -> Any:
   return config_lib.to_json(config)
 
 
-_CONFIG = """
-from fer_jax import config
-
-def get_config(text='residual_bilstm'):
-  return config.get_base(model=text)
-"""
+# Outside all cases, for what it holds is code.
+CONFIG_FILE = pathlib.Path(__file__).with_name('fuzz_config.py')
 
 
 @functools.cache
-def _config_file() -> pathlib.Path:
-  """A config file outside all cases, for what it holds is code."""
-  path = pathlib.Path(tempfile.mkdtemp(prefix='fuzz-config-'), 'base.py')
-  path.write_text(_CONFIG)
-  return path
+def _field_values() -> tuple[tuple[str, Any], ...]:
+  return tuple(config_lib.flatten(config_lib.get_base()))
 
 
-@functools.cache
-def _field_names() -> tuple[str, ...]:
-  return tuple(name for name, _ in config_lib.flatten(config_lib.get_base()))
+def _good_text(rng: random.Random, value: Any) -> str:
+  """A text for a field that has a value: the same, or one like it."""
+  if isinstance(value, bool):
+    return rng.choice(('true', 'false'))
+  if isinstance(value, int | float) and rng.random() < 0.5:
+    value = rng.choice((2 * value, value / 2, value + 1, 1, 0))
+    return str(int(value) if rng.random() < 0.5 else value)
+  return str(value)
 
 
 def _value_text(rng: random.Random) -> str:
@@ -604,11 +823,13 @@ def _overrides(rng: random.Random, folder: pathlib.Path) -> Any:
   """
   arguments = []
   for _ in range(rng.choice((1, 1, 2))):
-    name = rng.choice(_field_names())
-    if rng.random() < 0.2:
+    name, value = rng.choice(_field_values())
+    good = rng.random() < 0.5
+    text = _good_text(rng, value) if good else _value_text(rng)
+    if rng.random() < 0.1:
       name = mutations.changed_bytes(rng, name.encode()).decode('latin-1')
-    arguments.append(f'--config.{name[:500]}={_value_text(rng)}')
-  config = str(_config_file())
+    arguments.append(f'--config.{name[:500]}={text}')
+  config = str(CONFIG_FILE)
   if rng.random() < 0.2:
     config += ':' + rng.choice((*models.available(), *mutations.TEXTS))
   arguments = [
@@ -621,7 +842,7 @@ def _overrides(rng: random.Random, folder: pathlib.Path) -> Any:
 def _train(arguments: list[str]) -> int:
   def validate(config, workdir, **_):
     config_lib.validate(config)
-    raise UserError('it would begin')
+    raise SystemExit(0)  # it would begin
 
   loop.train = validate
   return command_line.main(['fer_jax', 'train', *arguments])
@@ -882,6 +1103,12 @@ def targets() -> dict[str, Target]:
     'run': Target(8, _read_run),
     'compare': Target(3, _compare),
     'report': Target(0.05, _report),
+    'crossval': Target(3, _read_crossval),
+    'crossval report': Target(0.03, _report_crossval),
+    'audit': Target(1, _audit),
+    'ledger': Target(2, _ledger),
+    'twins': Target(2, _twins),
+    'checkpoint': Target(1, _restore),
     'safetensors': Target(6, _load_weights(('x.safetensors',))),
     'hdf5': Target(0.4, _load_weights(('legacy.h5', 'x.weights.h5'))),
     'keras': Target(0.2, _load_weights(('x.keras',))),
@@ -890,9 +1117,18 @@ def targets() -> dict[str, Target]:
   }
   for layout in _sets():
     made[layout] = Target(2, functools.partial(_read_set, layout))
-  for good in (_pictures, _run_files, _configs, _weights, _built, _sweep_json):
+  for good in (
+    _pictures,
+    _run_files,
+    _crossval_files,
+    _configs,
+    _weights,
+    _built,
+    _sweep_json,
+    _checkpoint_files,
+    functools.partial(_module, _MEMORY_SETS),
+  ):
     good()
-  _config_file()
   return made
 
 
@@ -910,6 +1146,10 @@ def misdeeds() -> dict[str, Target]:
     'crashes': lambda _: os.abort(),
     'raises': lambda _: {}['x'],
     'takes memory': lambda _: bytearray(4 << 30),
+    'has a child take it': lambda _: in_child(
+      lambda: min(0, len(b'x' * (1200 << 20)))
+    ),
+    'waits': lambda _: time.sleep(1.2),
     'says nothing': lambda _: say_nothing(),
   }
   return {

@@ -42,6 +42,8 @@ def test_every_reader_ends_in_a_result_or_one_line(tmp_path):
     'crashes': 'the process died of SIGABRT',
     'raises': 'KeyError',
     'takes memory': 'MemoryError',
+    'has a child take it': 'bytes of memory',
+    'waits': 'took 1.',
     'says nothing': 'no line for a user',
   }.items():
     assert said in record['misdeeds'][misdeed], misdeed

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, and that no damaged one is ever loaded."""
 
+import json
 import pathlib
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from fer_jax import files
 from fer_jax.errors import UserError
 from fer_jax.training import checkpoint
 from fer_jax.training.state import HPARAMS, TrainState, initial_state
@@ -171,3 +173,43 @@ def test_another_models_checkpoint_is_refused(tmp_path):
     UserError, match=r'params\.bias is float32\[4\] there and float32\[5\]'
   ):
     checkpoint.restore(checkpoint.latest_intact(tmp_path), other)
+
+
+def _reseal(folder: pathlib.Path, **changes):
+  """As someone who means harm would."""
+  path = folder / checkpoint.MANIFEST
+  manifest = {**json.loads(path.read_text()), **changes}
+  del manifest['digest']
+  files.write_json(path, {**manifest, 'digest': files.digest(manifest)})
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'files': {'x' * 300: 'ab'}},
+    {'step': float('inf')},
+    {'step': 3},
+    {'best_step': [4]},
+    {'partial': {'taken': 3}},
+  ],
+)
+def test_a_manifest_that_makes_no_sense_is_none(tmp_path, changes):
+  _write(tmp_path, [(4, 4), (8, 8)])
+  _reseal(tmp_path / 'checkpoints' / '8', **changes)
+  (tmp_path / 'checkpoints' / '²').mkdir()
+  assert checkpoint.latest_intact(tmp_path).step == 4
+
+
+def test_what_orbax_cannot_read_is_one_line(tmp_path):
+  _write(tmp_path, [(4, 4)])
+  folder = tmp_path / 'checkpoints' / '4'
+  (metadata,) = folder.rglob('_METADATA')
+  metadata.write_text('{"tree_metadata": 3}')
+  _reseal(folder, files=checkpoint._digests(folder))
+  sealed = checkpoint.latest_intact(tmp_path)
+  assert sealed.step == 4
+  with pytest.raises(
+    UserError, match=r'cannot read checkpoint .*4: '
+  ) as refused:
+    checkpoint.restore(sealed, jax.eval_shape(lambda: _state(0)))
+  assert '\n' not in str(refused.value)
