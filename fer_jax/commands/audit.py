@@ -15,7 +15,7 @@ from fer_jax.errors import UserError, nearest
 SUMMARY = 'Copies in a data set, and what of the test a protocol trains on.'
 
 LEAK_FOUND = 1
-"""Exit status where a protocol that says it is honest is not."""
+"""Exit status where a protocol that does not say so lets something through."""
 
 
 def define_flags() -> None:
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     raise UserError(
       f'--dataset is missing; there are {", ".join(datasets.names())}'
     )
-  from fer_jax import files
+  from fer_jax import files, provenance
   from fer_jax.data import audit, protocol
   from fer_jax.evaluation import audit_page
 
@@ -101,13 +101,21 @@ def main(argv: list[str]) -> int:
   leak, lists = False, {}
   for name, options in settings:
     print(f'{dataset.name}: auditing protocol {name}', file=sys.stderr)
-    partition, opened = protocol.open_all(dataset, name, run='audit', **options)
-    found, crossing = audit.of_protocol(dataset, opened)
-    found['folds'] = protocol.fold_coverage(dataset, name, **options)
+    folds, refused = protocol.open_folds(dataset, name, run='audit', **options)
+    partition, opened = next(iter(folds.values()))
+    found, crossing = audit.of_folds(
+      dataset, {fold: of_fold for fold, (_, of_fold) in folds.items()}
+    )
+    coverage = protocol.fold_coverage(dataset, name, **options)
+    found['folds'] = coverage and {
+      **coverage,
+      'audited': list(folds),
+      'refused': refused,
+    }
     if not result['protocols']:
       lists = protocol.manifest(dataset, partition, opened)
       pairs = [*crossing, *pairs]
-      leak = found['leak_found'] and partition.leaks is False
+      leak = found['leak_found'] and not partition.leaks
     result['protocols'].append(
       {'protocol': partition.facts(), 'figures': found}
     )
@@ -116,6 +124,8 @@ def main(argv: list[str]) -> int:
     result['overlap'], shared = audit.overlap(dataset, other)
     pairs += shared
   result['seconds'] = time.monotonic() - begun
+  peak = provenance.peak_memory()
+  result['peak_memory_mib'] = None if peak is None else peak / 2**20
   print(_text(dataset, result))
   if folder:
     html = audit_page.render(result, dataset, pairs, other)
@@ -198,12 +208,22 @@ def _typed(given: dict[str, str]) -> dict[str, Any]:
 
 
 def _verdict(protocols: list[dict[str, Any]], leak: bool) -> str:
+  from fer_jax.evaluation import audit_page, wording
+
   facts, figures = protocols[0]['protocol'], protocols[0]['figures']
   if leak:
     seen = figures['share_of_test_seen']
+    which = ', '.join(
+      f'{what} {wording.percent(seen[key])}'
+      for key, what in audit_page.SEEN.items()
+      if seen[key]
+    )
+    claims = 'does not say that it leaks'
+    if facts['leaks'] is False:
+      claims = 'says that it does not leak'
     said = (
-      f'LEAK: protocol {facts["name"]} says that it does not leak, and part of '
-      'its test was seen in training'
+      f'LEAK: protocol {facts["name"]} {claims}, and part of its test was seen '
+      f'in training ({which})'
     )
     if seen['itself'] or seen['subject'] or seen['sequence']:
       return said
@@ -219,12 +239,25 @@ def _verdict(protocols: list[dict[str, Any]], leak: bool) -> str:
       'found in training'
     )
   if facts['leaks'] is None:
-    what = 'part' if figures['leak_found'] else 'nothing'
     return (
-      f'protocol {facts["name"]}: {what} of its test was found in training, '
+      f'protocol {facts["name"]}: nothing of its test was found in training, '
       'and who is in the images is not known, so the rest cannot be told'
     )
   return f'protocol {facts["name"]}: nothing of its test was found in training'
+
+
+def _notes(entry: dict[str, Any]) -> list[str]:
+  """Classes that a list lacks, and folds that cannot be made."""
+  name, figures = entry['protocol']['name'], entry['figures']
+  notes = []
+  for one in figures.get('each', [figures]):
+    where = f'{name}, fold {one["fold"]}' if 'fold' in one else name
+    for side, absent in one['absent_classes'].items():
+      if absent:
+        notes.append(f'{where}: no {", ".join(absent)} in {side}')
+  for fold, why in (figures['folds'] or {}).get('refused', {}).items():
+    notes.append(f'{name}, fold {fold}: not audited: {why}')
+  return notes
 
 
 def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
@@ -268,8 +301,11 @@ def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
     )
   )
   for side in ('train', 'validation', 'test'):
-    cells = [f'{e["figures"]["sizes"][side]:,}' for e in entries]
+    cells = [audit_page.examples(e['figures'], side) for e in entries]
     lines.append(row(f'examples in {side}', cells))
+  audited = audit_page.audited(entries)
+  if audited:
+    lines.append(row('folds audited, whose tests count together', audited))
   for key, said in audit_page.SEEN.items():
     shares = [e['figures']['share_of_test_seen'][key] for e in entries]
     if any(share is not None for share in shares):
@@ -288,12 +324,7 @@ def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
       wording.percent(e['figures']['nearest_neighbour'][key]) for e in entries
     ]
     lines.append(row(said, cells))
-  for entry in entries:
-    for side, absent in entry['figures']['absent_classes'].items():
-      if absent:
-        lines.append(
-          f'  {entry["protocol"]["name"]}: no {", ".join(absent)} in {side}'
-        )
+  lines += [f'  {note}' for entry in entries for note in _notes(entry)]
   if result.get('overlap'):
     shared = audit_page.shared_photographs(result['overlap'])
     lines += ['', 'photographs in both sets']

@@ -2,11 +2,14 @@
 
 `of_dataset` looks at the set alone: copies, twins, labels that contradict
 each other. `of_protocol` looks at the lists of a protocol: what of the test
-is, in one form or another, on the side that trains or selects. Both count;
-neither trains anything. `overlap` compares two sets.
+is, in one form or another, on the side that trains or selects; `of_folds` at
+those of every fold. They count; none trains anything. `overlap` compares two
+sets.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +108,109 @@ def of_protocol(
     there, and the accuracy of a nearest neighbour; `leak_found` says whether
     any of those shares is above 0.
   """
+  grey = functools.partial(twins.grey_images, dataset, size=image_size)
+  return _of_lists(dataset, lists, grey, image_size)
+
+
+def of_folds(
+  dataset: Dataset,
+  folds: Mapping[int, protocol.Lists],
+  *,
+  image_size: tuple[int, int] = (48, 48),
+) -> tuple[dict[str, Any], list[Pairs]]:
+  """As `of_protocol`, of the tests of several folds together.
+
+  Args:
+    dataset: a built data set.
+    folds: their lists by number, at least one.
+    image_size: as for `of_protocol`.
+
+  Returns:
+    (figures, pairs to show). Shares and accuracies are over the test examples
+    of all folds, and what one fold does not know is not known; sizes, counts
+    and absent classes are those of the first; 'each' has the figures of every
+    fold, with its number, where there are several.
+  """
+  if len(folds) == 1:
+    (lists,) = folds.values()
+    return of_protocol(dataset, lists, image_size=image_size)
+  # Every fold takes other rows of the same images.
+  pixels = twins.grey_images(dataset, np.arange(len(dataset)), image_size)
+  each, crossing = [], []
+  for number, lists in folds.items():
+    figures, pairs = _of_lists(dataset, lists, pixels.__getitem__, image_size)
+    each.append({'fold': number, **figures})
+    crossing += pairs
+  sizes = [one['sizes']['test'] for one in each]
+  neighbours = [one['nearest_neighbour'] for one in each]
+  together = {
+    **{name: value for name, value in each[0].items() if name != 'fold'},
+    'share_of_test_seen': {
+      kind: over_folds([one['share_of_test_seen'][kind] for one in each], sizes)
+      for kind in each[0]['share_of_test_seen']
+    },
+    'nearest_neighbour': {
+      **neighbours[0],
+      **{
+        name: over_folds([n[name] for n in neighbours], sizes)
+        for name in ('accuracy', 'majority_class')
+      },
+      'accuracy_without_seen': _without_seen(neighbours),
+      'not_seen': sum(n['not_seen'] for n in neighbours),
+    },
+    'leak_found': any(one['leak_found'] for one in each),
+    'each': each,
+  }
+  return together, _pairs_of_all(crossing)
+
+
+def over_folds(
+  values: Sequence[float | None], sizes: Sequence[int]
+) -> float | None:
+  """A share of the test examples of all folds; None where one is unknown.
+
+  Args:
+    values: of each fold.
+    sizes: of each fold's test.
+  """
+  known = [value for value in values if value is not None]
+  if len(known) < len(values):
+    return None
+  return float(np.average(known, weights=sizes))
+
+
+def _without_seen(neighbours: Sequence[dict[str, Any]]) -> float | None:
+  """Accuracy on the test examples of all folds that were not seen, if any."""
+  left = [n for n in neighbours if n['not_seen']]
+  if not left:
+    return None
+  return over_folds(
+    [n['accuracy_without_seen'] for n in left], [n['not_seen'] for n in left]
+  )
+
+
+def _pairs_of_all(crossing: Sequence[Pairs]) -> list[Pairs]:
+  """Pairs of one kind together, whatever fold they are of."""
+  kinds: dict[str, list[Pairs]] = {}
+  for pairs in crossing:
+    kinds.setdefault(pairs.title, []).append(pairs)
+  return [
+    _pairs(
+      title,
+      np.concatenate([pairs.rows for pairs in kind]),
+      np.concatenate([pairs.correlation for pairs in kind]),
+    )
+    for title, kind in kinds.items()
+  ]
+
+
+def _of_lists(
+  dataset: Dataset,
+  lists: protocol.Lists,
+  grey: Callable[[np.ndarray], np.ndarray],
+  image_size: tuple[int, int],
+) -> tuple[dict[str, Any], list[Pairs]]:
+  """As `of_protocol`; `grey` gives rows' grey images of `image_size`."""
   found = twins.known(dataset)
   table, label = dataset.table, dataset.table['label']
   train, validation, test = lists.train, lists.validation, lists.test
@@ -160,9 +266,10 @@ def of_protocol(
     }
     if len(validation)
     else None,
-    'nearest_neighbour': _nearest_neighbour(
-      dataset, train, test, near, image_size
-    ),
+    'nearest_neighbour': {
+      **_nearest_neighbour(label, train, test, near, grey),
+      'compared_at': list(image_size),
+    },
     'leak_found': any(share for share in shares.values()),
   }
   return figures, _crossing_pairs(dataset, found, test, seen)
@@ -358,20 +465,24 @@ def _crossing_pairs(
 
 
 def _nearest_neighbour(
-  dataset: Dataset,
+  label: np.ndarray,
   train: np.ndarray,
   test: np.ndarray,
   known: np.ndarray,
-  size: tuple[int, int],
+  grey: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, Any]:
-  """Accuracy of one nearest neighbour, and of always naming one class."""
-  label = dataset.table['label']
+  """Accuracy of one nearest neighbour, and of always naming one class.
+
+  Args:
+    label: (N,) of the data set's rows.
+    train: rows that train.
+    test: (n,) rows.
+    known: bool (n,), test examples with a twin in training or validation.
+    grey: from rows to their grey images.
+  """
   references = np.unique(train)
   queries, back = np.unique(test, return_inverse=True)
-  place = nearest.nearest_rows(
-    twins.grey_images(dataset, queries, size),
-    twins.grey_images(dataset, references, size),
-  )
+  place = nearest.nearest_rows(grey(queries), grey(references))
   right = (label[references[place]] == label[queries])[back]
   majority = np.bincount(label[train]).argmax()
   return {
@@ -379,8 +490,8 @@ def _nearest_neighbour(
     'accuracy_without_seen': float(right[~known].mean())
     if not known.all()
     else None,
+    'not_seen': int((~known).sum()),
     'majority_class': float(np.mean(label[test] == majority)),
-    'compared_at': list(size),
   }
 
 

@@ -301,6 +301,39 @@ def open_all(
   return partition, lists
 
 
+def open_folds(
+  dataset: Dataset, name: str, *, seed: int = 0, run: str, **options: Any
+) -> tuple[dict[int, tuple[Partition, Lists]], dict[int, str]]:
+  """As `open_all` of every fold, or of the one that `fold` names.
+
+  Args: as `open_all`.
+
+  Returns:
+    (what `open_all` gives by fold, why of each other fold there is none).
+    A protocol without folds has fold 0 alone.
+
+  Raises:
+    UserError: as `open_all`, where it does so of every fold.
+  """
+  settings = configure(name, seed=seed, **options)
+  if 'fold' in options or 'fold' not in _PROTOCOLS[name].uses:
+    opened = open_all(dataset, name, seed=seed, run=run, **options)
+    return {settings.fold: opened}, {}
+  folds_opened, refused, failure = {}, {}, None
+  for fold in range(_fold_count(dataset, settings)):
+    try:
+      folds_opened[fold] = open_all(
+        dataset, name, seed=seed, run=run, fold=fold, **options
+      )
+    except UserError as error:
+      refused[fold] = str(error)
+      failure = failure or error
+  if not folds_opened:
+    assert failure is not None
+    raise failure
+  return folds_opened, refused
+
+
 def of_public_test(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
   """bool (n,): rows of PublicTest, on which one protocol of the challenge's
   sets selects and which another one reports."""

@@ -99,9 +99,11 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
     ('majority_class', 'accuracy of always naming the largest class'),
   ):
     rows.append([said, *(wording.percent(n[key]) for n in neighbours)])
-  sizes = [entry['figures']['sizes'] for entry in protocols]
   for side in ('train', 'validation', 'test'):
-    rows.append([f'examples in {side}', *(f'{s[side]:,}' for s in sizes)])
+    counts = (examples(entry['figures'], side) for entry in protocols)
+    rows.append([f'examples in {side}', *counts])
+  if audited(protocols):
+    rows.append(['folds audited together', *audited(protocols)])
   rows.append(
     [
       'says of itself',
@@ -112,6 +114,24 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
     'Protocols',
     page.table('What each protocol lets through', headers, rows),
   )
+
+
+def examples(figures: dict[str, Any], side: str) -> str:
+  """How many are on a side: from the least to the most of all folds."""
+  counts = [one['sizes'][side] for one in figures.get('each', [figures])]
+  least, most = min(counts), max(counts)
+  return f'{least:,}' if least == most else f'{least:,}–{most:,}'
+
+
+def audited(protocols: list[dict[str, Any]]) -> list[str]:
+  """How many folds of each protocol; [] where none has folds."""
+  folds = [entry['figures']['folds'] for entry in protocols]
+  if not any(folds):
+    return []
+  return [
+    f'{len(f["audited"])} of {f["folds"]}' if f else wording.MISSING
+    for f in folds
+  ]
 
 
 def covered(protocols: list[dict[str, Any]], key: str) -> list[str]:

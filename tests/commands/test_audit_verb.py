@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from absl import flags
 from absl.testing import flagsaver
 
@@ -45,7 +46,8 @@ def place(tmp_path_factory):
 
 def _run(place, *arguments, **values):
   values = {key: str(v) for key, v in values.items()}
-  with flagsaver.flagsaver(data_dir=str(place), dataset='fer2013', **values):
+  values = {'dataset': 'fer2013', **values}
+  with flagsaver.flagsaver(data_dir=str(place), **values):
     flags.FLAGS.protocol_option = list(arguments)
     return audit.main(['audit'])
 
@@ -92,6 +94,47 @@ def test_the_tests_of_all_folds_are_counted(place, capsys):
   _run(place, 'folds=3', 'validation_share=0', protocol='evaluate_on_train')
   (line,) = [n for n in capsys.readouterr().out.splitlines() if 'several' in n]
   assert line.split()[-2:] == ['140', '–']
+
+
+def test_all_folds_are_audited_or_the_one_that_is_named(
+  place, tmp_path, capsys
+):
+  given = ('folds=3', 'validation_share=0')
+  for further, count in (((), 3), (('fold=1',), 1)):
+    path = tmp_path / 'audit.json'
+    _run(place, *given, *further, protocol='kfold_images', json=path)
+    said = capsys.readouterr().out
+    (line,) = [n for n in said.splitlines() if 'folds audited' in n]
+    assert line.split()[-4:] == [str(count), 'of', '3', '–']
+    result = json.loads(path.read_text())
+    figures = result['protocols'][0]['figures']
+    assert len(figures['folds']['audited']) == count
+    assert len(figures.get('each', [figures])) == count
+    assert result['seconds'] > 0
+    assert 50 < result['peak_memory_mib'] < 50_000
+
+
+def test_a_protocol_that_cannot_tell_and_leaks_is_exit_status_one(
+  tmp_path, capsys
+):
+  """One's own pictures, of which one is in train and in test."""
+  rng = np.random.default_rng(0)
+  pictures = rng.integers(0, 256, (16, 12, 12, 3), np.uint8)
+  pictures[15] = pictures[0]
+  for n, picture in enumerate(pictures):
+    folder = tmp_path / 'in' / ('train' if n < 12 else 'test') / f'{n % 2}'
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(folder / f'{n}.png')
+  datasets.build('image_folder', source=tmp_path / 'in', data_dir=tmp_path)
+  flagged = _run(
+    tmp_path, 'validation_share=0', dataset='image_folder', protocol='official'
+  )
+  said = capsys.readouterr().out
+  assert flagged == 1
+  assert (
+    'LEAK: protocol official does not say that it leaks, and part of its test '
+    'was seen in training (an exact copy 25.0\u00a0%)'
+  ) in said
 
 
 @pytest.mark.parametrize(

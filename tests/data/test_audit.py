@@ -135,6 +135,63 @@ def test_people_recordings_and_repeated_rows(memory_set):
   assert 0 < figures['share_of_test_seen']['itself'] < 1
 
 
+def test_folds_count_together(memory_set):
+  """Against the folds one by one, and copies that all are in other folds."""
+  images = _images(90)
+  data = memory_set(images, official_split=['none'] * 90)
+  options = {'run': 'audit', 'folds': 3, 'validation_share': 0.0}
+  folds, refused = protocol.open_folds(data, 'kfold_images', **options)
+  assert not refused
+  first, other = (folds[n][1].test[0] for n in (1, 2))
+  images[first] = images[other]
+  data = memory_set(images, official_split=['none'] * 90)
+  folds, _ = protocol.open_folds(data, 'kfold_images', **options)
+  lists = {fold: of_fold for fold, (_, of_fold) in folds.items()}
+  assert not audit.of_protocol(data, lists[0])[0]['leak_found']
+
+  figures, pairs = audit.of_folds(data, lists)
+  assert figures['leak_found']
+  seen = figures['share_of_test_seen']
+  assert seen['exact_copy'] == pytest.approx(2 / 90)
+  assert seen['subject'] is None
+  (copies,) = (kind for kind in pairs if 'a copy' in kind.title)
+  assert sorted(copies.rows.tolist()) == sorted(
+    [[first, other], [other, first]]
+  )
+  alone = [audit.of_protocol(data, of_fold)[0] for of_fold in lists.values()]
+  assert figures['each'] == [{'fold': n, **one} for n, one in enumerate(alone)]
+  nearest = [one['nearest_neighbour'] for one in alone]
+  right = [
+    n['accuracy'] * len(of.test)
+    for n, of in zip(nearest, lists.values(), strict=True)
+  ]
+  got = figures['nearest_neighbour']
+  assert got['accuracy'] == pytest.approx(sum(right) / 90)
+  assert got['not_seen'] == 88
+  right = [n['accuracy_without_seen'] * n['not_seen'] for n in nearest]
+  assert got['accuracy_without_seen'] == pytest.approx(sum(right) / 88)
+
+  (one,), _ = protocol.open_folds(data, 'kfold_images', fold=2, **options)
+  assert one == 2
+  (only,), _ = protocol.open_folds(data, 'holdout_images', run='audit')
+  assert only == 0
+
+
+def test_folds_that_cannot_be_made_are_told(memory_set):
+  label = np.arange(60) % 2
+  label[17] = 2  # the only one, so that nothing trains where it is tested
+  data = memory_set(_images(60), official_split=['none'] * 60, label=label)
+  options = {'run': 'audit', 'folds': 4, 'validation_share': 0.0}
+  folds, refused = protocol.open_folds(data, 'kfold_twins', **options)
+  assert len(folds) == 3
+  (why,) = refused.values()
+  assert "no training example of class 'sad'" in why
+  data = memory_set(_images(3), official_split=['none'] * 3)
+  options |= {'folds': 3}
+  with pytest.raises(UserError, match='no training example of class'):
+    protocol.open_folds(data, 'kfold_twins', **options)
+
+
 def test_overlap_of_two_sets(memory_set):
   images = _images(50)
   images[24] = 0
