@@ -12,10 +12,14 @@ says of each why, and such are not counted).
 
 Texts are left alone: of messages, documentation and annotations. So is the
 `strict` of `zip`, which says what holds already.
+
+Programs are compiled once for all mutants, which differ in few of them. cuDNN's
+layer is tested without a GPU by JAX's own reference in the place of cuDNN.
 """
 
 import argparse
 import ast
+import atexit
 import copy
 import dataclasses
 import importlib.abc
@@ -31,6 +35,8 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+_LAYERS = 'tests/nn/test_recurrent.py'
+_BACKENDS = 'tests/nn/test_recurrent_backends.py'
 TESTS = {
   'fer_jax/data/sampling.py': ('tests/data/test_sampling.py',),
   'fer_jax/metrics.py': ('tests/test_metrics.py',),
@@ -39,16 +45,44 @@ TESTS = {
     'tests/data/test_protocol.py',
     'tests/data/test_folds.py',
   ),
-  'fer_jax/nn/recurrent/cells.py': ('tests/nn/test_recurrent.py',),
+  'fer_jax/nn/recurrent/cells.py': (
+    f'{_LAYERS}::test_layer_equals_a_float64_loop',
+    f'{_LAYERS}::test_bfloat16_keeps_its_carry_in_float32',
+    f'{_LAYERS}::test_bfloat16_rounds_what_enters_a_product_and_nothing_else',
+    f'{_BACKENDS}::test_fused_equals_the_scan_in_bfloat16',
+    f'{_BACKENDS}::test_fused_equals_the_scan_in_float64',
+  ),
   'fer_jax/nn/recurrent/scan.py': (
-    'tests/nn/test_recurrent.py',
-    'tests/nn/test_recurrent_backends.py',
+    f'{_BACKENDS}::test_fused_equals_the_scan',
+    f'{_BACKENDS}::test_fused_equals_the_scan_in_bfloat16',
+    f'{_BACKENDS}::test_fused_equals_the_scan_in_float64',
+  ),
+  'fer_jax/nn/recurrent/fused.py': (
+    f'{_BACKENDS}::test_fused_equals_the_scan',
+    f'{_BACKENDS}::test_fused_equals_the_scan_in_bfloat16',
+    f'{_BACKENDS}::test_fused_equals_the_scan_in_float64',
+    f'{_BACKENDS}::test_without_gradients_nothing_is_kept_for_them',
+  ),
+  'fer_jax/nn/recurrent/cudnn.py': (
+    f'{_BACKENDS}::test_packed_weights_are_what_jax_unpacks',
+    f'{_BACKENDS}::test_plumbing_of_cudnn',
+    f'{_BACKENDS}::test_members_on_cudnn_run_one_after_another',
+  ),
+  'fer_jax/nn/recurrent/backends.py': (
+    f'{_BACKENDS}::test_choice_by_platform',
+    f'{_BACKENDS}::test_wrong_backends_are_named',
+    f'{_BACKENDS}::test_a_layer_runs_on_the_backend_it_names',
   ),
   'fer_jax/nn/recurrent/layers.py': (
-    'tests/nn/test_recurrent.py',
-    'tests/nn/test_recurrent_backends.py',
+    f'{_LAYERS}::test_wrong_layers_are_named',
+    f'{_LAYERS}::test_wrong_shapes_are_named',
+    f'{_LAYERS}::test_initialisation_is_that_of_keras',
+    f'{_BACKENDS}::test_wrong_backends_are_named',
+    _LAYERS,
+    f'{_BACKENDS}::test_a_layer_runs_on_the_backend_it_names',
   ),
 }
+"""Files and tests of them that ought to kill, quick ones first."""
 _SCORES = 'fer_jax/evaluation/scores.py'
 EQUIVALENT: dict[tuple[str, str, str], str] = {
   (
@@ -336,11 +370,16 @@ def main() -> int:
   missing = set(modules) - set(record.get('modules', {}))
   if given.again and missing:
     parser.error(f'--again: --json has no record of {min(missing)}')
-  # Read once, here, rather than in each of the children.
+  # Read and decided once, here, rather than in each of the children.
+  sys.path.append(str(ROOT / 'tests'))
+  import conftest
   import flax.nnx  # noqa: F401
+  import jax
   import pytest  # noqa: F401
   import sklearn.metrics  # noqa: F401
 
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  atexit.register(conftest.remove_programs)
   for module in modules:
     earlier = record['modules'][module] if given.again else None
     found = examine(module, given.sample, given.seed, earlier)

@@ -23,15 +23,18 @@ _jax.CompileOptions().executable_build_options.debug_options
 """
 
 
-def _compile_quickly() -> None:
+def _compile_quickly() -> bool:
   """Most of the tests' time would be XLA's compiler.
 
   Programs are compiled with little optimisation, and kept for this session of
   tests: its workers share them, as do the processes that tests start. Before
   JAX is imported, which reads these variables only then.
+
+  Returns:
+    Whether this process began the session, so that the programs are its own.
   """
-  if PROGRAMS in os.environ:  # a worker of xdist
-    return
+  if PROGRAMS in os.environ:  # such as a worker of xdist
+    return False
   os.environ[PROGRAMS] = tempfile.mkdtemp(prefix='fer_jax_programs_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ[PROGRAMS]
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
@@ -46,9 +49,10 @@ def _compile_quickly() -> None:
     os.environ['XLA_FLAGS'] = flags
   else:  # another XLA ends a process that names a flag it does not know
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
+  return True
 
 
-_compile_quickly()
+_OWN = _compile_quickly()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -65,6 +69,11 @@ def shared_programs():
     yield
 
 
-def pytest_unconfigure(config):
-  if not hasattr(config, 'workerinput'):
+def remove_programs() -> None:
+  """Of a process that began the session."""
+  if _OWN:
     shutil.rmtree(os.environ[PROGRAMS], ignore_errors=True)
+
+
+def pytest_unconfigure():
+  remove_programs()
