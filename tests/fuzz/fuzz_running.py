@@ -113,10 +113,11 @@ class _Guard:
       case 'os.rename' | 'os.link' | 'os.symlink':
         inside = self._inside(arguments[1])
         return None if inside else f'{event} {arguments[1]!r}'
-      case 'pickle.find_class' | 'os.system' | 'os.exec' | 'os.posix_spawn':
+      case 'pickle.find_class' | 'os.system' | 'os.exec':
         return f'{event} {arguments}'
-      case 'subprocess.Popen':
-        # One reader works in a process of its own.
+      case 'subprocess.Popen' | 'os.posix_spawn':
+        # One reader works in a process of its own. From Python 3.13 on the
+        # first of these may do the second.
         reader = arguments[0] == sys.executable and any(
           str(a).startswith(self._trusted) for a in arguments[1][1:]
         )

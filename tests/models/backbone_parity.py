@@ -15,13 +15,28 @@ from fer_jax.nn import BatchNorm, conv
 # What takes the time here is XLA's compiler: for all gradients of DenseNet121
 # 10 s without the old emitters, 3 s with them. At level 0 those give gradients
 # that are percents off (jaxlib 0.10.2).
-jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_cpu_use_fusion_emitters': False,
-    'xla_backend_optimization_level': 1,
-  },
-)
+_OPTIONS = {
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_backend_optimization_level': 1,
+}
+
+
+def _known(options):
+  """Those that this XLA has."""
+
+  def is_known(name, value):
+    try:
+      jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+      return False
+    return True
+
+  return {
+    name: value for name, value in options.items() if is_known(name, value)
+  }
+
+
+jit = functools.partial(jax.jit, compiler_options=_known(_OPTIONS))
 
 
 def use_direct_convolutions(monkeypatch):

@@ -466,8 +466,8 @@ def test_steps_of_all_frames_follow_each_other():
 
 @pytest.mark.parametrize('name', ['residual_gru', 'improved_cnn'])
 def test_rematerialisation_changes_nothing_but_memory(name):
-  """Gradients and running statistics against those without, dropout on; 1e-6.
-  And fewer bytes are kept for the backward pass."""
+  """Gradients against those without, dropout on, 1e-6 of the largest; running
+  statistics, 1e-6. And fewer bytes are kept for the backward pass."""
 
   def step(remat):
     model = small(name, remat=remat, dropout=0.5)
@@ -482,11 +482,16 @@ def test_rematerialisation_changes_nothing_but_memory(name):
     gradients, moved = jax.jit(jax.grad(loss, has_aux=True))(params)
     return nnx.to_pure_dict(gradients), moved
 
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-    step(remat=True),
-    step(remat=False),
-  )
+  expected = step(remat=False)
+  # A bias before a normalisation has no gradient but rounding.
+  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected[0]))
+  for found, known, scale in zip(
+    step(remat=True), expected, (largest, 1.0), strict=True
+  ):
+    close = functools.partial(
+      np.testing.assert_allclose, rtol=1e-5, atol=1e-6 * scale
+    )
+    jax.tree.map(close, found, known)
   kept = saved_bytes(name)
   assert kept[True] < 0.8 * kept[False]
 
