@@ -95,7 +95,8 @@ def _tiles(sweep: Sweep) -> Html:
       (
         'The same over seeds',
         _mean(sweep, top.mean, top.deviation),
-        f'trial {top.trial}, {_counted(len(top.runs), "seed")}',
+        f'trial {top.trial}, {_counted(len(top.runs), "seed")}'
+        + (f', {len(top.failures)} failed' if top.failures else ''),
       )
     )
   tiles.append(
@@ -223,7 +224,10 @@ def _best(sweep: Sweep, figures: Figures) -> Html:
             f.trial,
             _mean(sweep, f.mean, f.deviation),
             ', '.join(
-              f'{_value(sweep, value)} (seed {seed})' for seed, value in f.runs
+              [
+                *(f'{_value(sweep, v)} (seed {seed})' for seed, v in f.runs),
+                *(f'failed (seed {seed}): {why}' for seed, why in f.failures),
+              ]
             )
             or wording.MISSING,
           )
@@ -232,6 +236,15 @@ def _best(sweep: Sweep, figures: Figures) -> Html:
         words={2},
       )
     )
+  failed = [f for f in sweep.finalists if f.failures]
+  if failed:
+    said = 'A finalist that failed under another seed is left out of the choice'
+    if sweep.best is not None and len(failed) == len(sweep.finalists):
+      said += (
+        f'. All of them did: trial {best.number} is named best for the value '
+        'that it was selected by, which no other seed confirms'
+      )
+    content.append(page.tag('p', f'{said}.'))
   if any(f.runs for f in sweep.finalists):
     content.append(
       run_page.plot_grid(

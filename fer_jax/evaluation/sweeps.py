@@ -84,7 +84,13 @@ _FORM = {
   'finalists?': [
     {
       'trial': forms.count,
-      'runs': [{'seed': forms.count, 'value?': _quantity}],
+      'runs': [
+        {
+          'seed': forms.count,
+          'value?': _quantity,
+          'failure?': forms.optional(forms.text),
+        }
+      ],
       'mean?': _quantity,
       'sd?': _deviation,
     }
@@ -157,12 +163,15 @@ class Finalist:
   Attributes:
     trial: its number.
     runs: (seed, value) of those that have one.
-    mean: over seeds, None where none has ended.
+    failures: (seed, why) of those that failed, for which the trial is left out
+      of the choice.
+    mean: over seeds, None before all have ended and where one failed.
     deviation: None for fewer than two.
   """
 
   trial: int
   runs: tuple[tuple[int, float], ...]
+  failures: tuple[tuple[int, str], ...]
   mean: float | None
   deviation: float | None
 
@@ -305,6 +314,11 @@ def _finalist(content: dict[str, Any]) -> Finalist:
       (run['seed'], run['value'])
       for run in content['runs']
       if _finite(run.get('value')) is not None
+    ),
+    failures=tuple(
+      (run['seed'], run['failure'])
+      for run in content['runs']
+      if run.get('failure')
     ),
     mean=_finite(content.get('mean')),
     deviation=_finite(content.get('sd')),

@@ -360,7 +360,9 @@ class Repeats:
 
   def end(self, run: Run, ending: Ending) -> None:
     """Writes how a run ended, and lets it go."""
-    files.write_json(run.workdir / OUTCOME, {'value': ending.value})
+    files.write_json(
+      run.workdir / OUTCOME, {'value': ending.value, 'failure': ending.reason}
+    )
     self.release(run)
 
   def release(self, run: Run) -> None:
@@ -418,10 +420,18 @@ def epochs_done(workdir: pathlib.Path) -> int:
   return max((r['epoch'] for r in records.read_metrics(workdir)), default=0)
 
 
-def outcome(workdir: pathlib.Path) -> float | None:
-  """The value of a finalist's run; None where it has none yet."""
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
+  """A finalist's run: its 'value', and the 'failure' for want of which it has
+  none; both None where it has not ended."""
   path = workdir / OUTCOME
-  return files.read_json(path)['value'] if path.exists() else None
+  if not path.exists():
+    return {'value': None, 'failure': None}
+  kept = files.read_json(path)
+  failure = kept.get('failure') or 'it gave no finite value'
+  return {
+    'value': kept['value'],
+    'failure': failure if kept['value'] is None else None,
+  }
 
 
 def _is_free(workdir: pathlib.Path) -> bool:

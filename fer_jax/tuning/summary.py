@@ -128,7 +128,7 @@ def _finalists(
     runs = [
       {
         'seed': r.seed,
-        'value': queue.outcome(r.workdir),
+        **queue.outcome(r.workdir),
         'workdir': str(r.workdir.relative_to(workdir)),
       }
       for r in repeats
@@ -151,7 +151,11 @@ def _finalists(
 def _best(
   study: Study, finalists: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-  """The finalist of the best mean, else the best trial."""
+  """The finalist of the best mean, else the best trial.
+
+  A finalist that failed under another seed has no mean and is passed over;
+  `text` and the report say so, and that none was left.
+  """
   sign = 1 if study.larger_is_better else -1
   means = [f for f in finalists if f['mean'] is not None]
   if means:
@@ -189,13 +193,28 @@ def text(content: dict[str, Any]) -> str:
       line += f'{finalist["mean"]:.4f}'
     if finalist['sd'] is not None:
       line += f' ± {finalist["sd"]:.4f}'
+    failed = [
+      f'failed under seed {run["seed"]} ({run["failure"]})'
+      for run in finalist['runs']
+      if run['failure']
+    ]
+    if failed:
+      line += f', left out of the choice: {", ".join(failed)}'
     lines.append(line)
   best = content['best']
   params = content['trials'][best['trial']]['params']
   repeated = any(f['mean'] is not None for f in content['finalists'])
-  of_seeds = ', the mean over those seeds' if repeated else ''
+  if repeated:
+    chosen_by = ', the mean over those seeds'
+  elif content['finalists']:
+    chosen_by = (
+      ', the value that it was selected by: every finalist failed under '
+      'another seed'
+    )
+  else:
+    chosen_by = ''
   lines.append(
     f'best: trial {best["trial"]}, validation {metric} {best["value"]:.4f}'
-    f'{of_seeds}'
+    f'{chosen_by}'
   )
   return '\n'.join([*lines, *(f'  {f} = {v}' for f, v in params.items())])

@@ -203,6 +203,24 @@ def test_a_sweep_that_has_barely_begun_is_shown(write):
     assert _page(write(content, name)).says(said)
 
 
+@pytest.mark.parametrize('count', [1, 2])
+def test_finalists_that_failed_are_said(write, count):
+  content = make_sweep(3)
+  why = 'the loss is not finite'
+  for finalist in content['finalists'][:count]:
+    finalist |= {'mean': None, 'sd': None}
+    finalist['runs'][0] |= {'value': None, 'failure': why}
+  content['best']['trial'] = 2 if count == 1 else 0
+  parsed = _page(write(content))
+  assert parsed.says(
+    f'51.0 % (seed 1), 52.0 % (seed 2), failed (seed 0): {why}'
+  )
+  assert parsed.says('A finalist that failed under another seed is left out')
+  alone = 'All of them did: trial 0 is named best for the value that it was'
+  assert parsed.says(alone) == (count == 2)
+  assert parsed.says('trial 0, 2 seeds, 1 failed') == (count == 2)
+
+
 def test_the_best_is_the_least_of_losses_and_best_so_far_falls(write):
   content = make_sweep(5, metric='loss', states=('complete',))
   for trial, value in zip(
