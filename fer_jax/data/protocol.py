@@ -183,13 +183,19 @@ class _Protocol:
     summary: one line.
     uses: options it takes, beside those that all take.
     reports_training: whether the test is the training list, as it is in the
-      end.
+      end, so that there are no twins to keep out of either.
   """
 
   make: Callable[[Dataset, Settings], Lists]
   summary: str
   uses: frozenset[str] = frozenset()
   reports_training: bool = False
+
+  @property
+  def takes(self) -> frozenset[str]:
+    """All its options, name and seed among them."""
+    taken = self.uses | _ALL_TAKE
+    return taken - {'twins'} if self.reports_training else taken
 
 
 _SELECTS = frozenset({'validation_share', 'inner_folds', 'inner_fold'})
@@ -481,18 +487,18 @@ def configure(name: str, *, seed: int = 0, **options: Any) -> Settings:
       f'no protocol {name!r}; there are {", ".join(_PROTOCOLS)}'
       f'{nearest(name, _PROTOCOLS)}'
     )
-  uses = _PROTOCOLS[name].uses | _ALL_TAKE
+  takes = _PROTOCOLS[name].takes
   defaults = Settings()
   for option, value in options.items():
     if not hasattr(defaults, option) or option in ('name', 'seed'):
       raise UserError(
         f'protocol {name} has no option {option!r}; it takes '
-        f'{", ".join(sorted(uses - {"name", "seed"}))}'
+        f'{", ".join(sorted(takes - {"name", "seed"}))}'
       )
-    if option not in uses and value != getattr(defaults, option):
+    if option not in takes and value != getattr(defaults, option):
       raise UserError(
         f'protocol {name} takes no option {option!r}, which is {value!r}; it '
-        f'takes {", ".join(sorted(uses - {"name", "seed"}))}'
+        f'takes {", ".join(sorted(takes - {"name", "seed"}))}'
       )
   settings = dataclasses.replace(defaults, name=name, seed=seed, **options)
   for option, (allows, allowed) in _RANGES.items():
@@ -544,8 +550,9 @@ def _lists(dataset: Dataset, settings: Settings) -> Lists:
       label[lists.train],
       seed=settings.seed,
     )
+    alone = '' if known.reports_training else ' alone'
     reason = (
-      f'{lists.reason} The training list alone is balanced '
+      f'{lists.reason} The training list{alone} is balanced '
       f'({settings.balance}).'
     )
     lists = dataclasses.replace(lists, train=train, reason=reason)
@@ -663,8 +670,8 @@ def _verdict_on_published(
       shared = np.isin(values[test], values[seen]).sum()
       if shared:
         return True, (
-          f' {shared:,} of {len(test):,} test examples are of {what} that '
-          'train or select.'
+          f' As published, {shared:,} of {len(test):,} test examples are of '
+          f'{what} that train or select.'
         )
   if 'subject' in dataset.table:
     return False, ' Nobody in the test trains or selects.'
@@ -782,7 +789,9 @@ def _hold_out(unit: _Unit) -> Callable[[Dataset, Settings], Lists]:
     part = _divide(dataset, rows, unit, [1 - share, share], settings.seed)
     train, validation = _carve(dataset, rows[part == 0], unit, settings)
     leaks, said = unit.verdict(dataset)
-    reason = f'A stratified {share:.0%} of all examples is reported. {said}'
+    reason = (
+      f'A stratified {100 * share:.4g} % of all examples is reported. {said}'
+    )
     return Lists(train, validation, rows[part == 1], leaks, reason)
 
   return make

@@ -85,7 +85,7 @@ def test_published_splits_are_looked_at_where_people_are_known(whole_set):
   people[50:52] = people[45]
   got = protocol.resolve(whole_set, 'official')
   assert got.leaks is True
-  assert '2 of 10 test examples are of people that train or' in got.reason
+  assert 'As published, 2 of 10 test examples are of people' in got.reason
   del whole_set.table['subject']
   whole_set.table['sequence'] = people
   assert protocol.resolve(whole_set, 'official').leaks is True
@@ -454,6 +454,11 @@ def test_reporting_what_trained(people):
   np.testing.assert_array_equal(np.sort(train), test)
   with pytest.raises(UserError, match='in the test of several folds'):
     protocol.fold_count(people, 'evaluate_on_train', folds=5)
+  # Its test is no list of its own, of which anything could be left out.
+  for rule in protocol.TWIN_RULES[1:]:
+    with pytest.raises(UserError, match=rf"takes no option 'twins'.*{rule}"):
+      protocol.resolve(people, 'evaluate_on_train', twins=rule)
+  protocol.resolve(people, 'evaluate_on_train', twins='keep')
 
 
 @pytest.mark.parametrize(
@@ -559,9 +564,10 @@ def test_sets_that_name_nobody_cannot_be_told(memory_set):
 
 def test_the_reported_training_list_is_the_balanced_one(people):
   people.table['label'] = np.minimum(np.arange(240) % 6, 2)
-  _, lists = protocol.open_all(
+  partition, lists = protocol.open_all(
     people, 'evaluate_on_train', run='test', balance='downsample'
   )
+  assert 'The training list is balanced (downsample).' in partition.reason
   np.testing.assert_array_equal(np.sort(lists.train), lists.test)
 
 
@@ -602,3 +608,8 @@ def test_the_reason_counts_what_is_there(dev_set):
   assert '7.8 %' in whole
   dev_set.name = 'ferplus'
   assert '7.8 %' not in protocol.resolve(dev_set, 'fer2013_dev').reason
+
+
+def test_the_reason_has_the_share_that_was_asked_for(people):
+  partition = protocol.resolve(people, 'holdout', test_share=0.125)
+  assert 'A stratified 12.5 % of all examples' in partition.reason
