@@ -317,7 +317,7 @@ def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
       lines.append(row(said, cells))
   for key, said in (
     ('accuracy', '1-nearest-neighbour on raw pixels'),
-    ('accuracy_without_seen', '  without the examples seen'),
+    ('accuracy_without_seen', '  without copies and near twins'),
     ('majority_class', 'always naming the largest class'),
   ):
     cells = [

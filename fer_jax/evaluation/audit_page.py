@@ -95,7 +95,7 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
   neighbours = [entry['figures']['nearest_neighbour'] for entry in protocols]
   for key, said in (
     ('accuracy', 'accuracy of 1-nearest-neighbour on raw pixels'),
-    ('accuracy_without_seen', 'the same, without test examples seen'),
+    ('accuracy_without_seen', 'the same, without copies and near twins'),
     ('majority_class', 'accuracy of always naming the largest class'),
   ):
     rows.append([said, *(wording.percent(n[key]) for n in neighbours)])

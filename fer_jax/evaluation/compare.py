@@ -52,8 +52,10 @@ DEFINITIONS = {
     'the same class alone'
   ),
   'better': (
-    f'which run is right more often, where p_holm is below {SIGNIFICANCE}; '
-    'None is no difference found, which does not show that there is none'
+    'which run is right more often, counted by examples and by units, where '
+    f'p_holm is below {SIGNIFICANCE}; None is no difference found, which does '
+    'not show that there is none, or one that turns round between the two '
+    'counts'
   ),
   'ensemble': (
     "mean of the runs' softmax probabilities. Its best member, by accuracy, "
@@ -309,6 +311,11 @@ def _better_of(pair: dict[str, Any]) -> str | None:
 def _statement(pair: dict[str, Any]) -> str:
   first, second, better = pair['first'], pair['second'], pair['better']
   p = f'p = {pair["mcnemar"]["p_holm"]:.2g}'
+  if better is None and pair['mcnemar']['p_holm'] < SIGNIFICANCE:
+    return (
+      f'{first} and {second} differ by units ({p}), and by examples not the '
+      'same way: neither is the better one'
+    )
   if better is None:
     return f'no difference found between {first} and {second} ({p})'
   worse = second if better == first else first

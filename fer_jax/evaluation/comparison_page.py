@@ -111,7 +111,7 @@ def _group_section(groups: Sequence[Group]) -> Html:
       (
         'Group',
         'Runs',
-        'Best validation accuracy',
+        'Validation accuracy of the best epoch',
         'Test accuracy',
         'Test balanced accuracy',
         'Test macro F1',
@@ -120,6 +120,11 @@ def _group_section(groups: Sequence[Group]) -> Html:
         'Minutes',
       ),
       [row(group) for group in groups],
+    ),
+    page.tag(
+      'p',
+      'The best epoch of a run is the one that its train.select prefers.',
+      class_='small',
     ),
     *(page.tag('p', note, class_='small') for note in _cautions(members)),
   )

@@ -4,7 +4,7 @@ The classes of the other set are mapped to the run's, by name where the names
 are equal and otherwise as the caller says: no mapping is guessed. All of the
 run's classes compete, also those that the other set does not have: the model
 is judged as it would be used, where nobody tells it which expressions occur.
-How often it says a class that the other set lacks is counted.
+How often it says a class that none of the other set's counts as is counted.
 
 The figures are under no protocol of the run: nothing here decided who
 trained. What can be checked is checked: whether images of the other set are
@@ -113,7 +113,7 @@ def evaluate_on(
     many examples the run has seen, None where that is not known),
     `near_copies` (how many more are near twins of such, None where that is
     not known or means nothing) and `predicted_elsewhere` (how often the class
-    said is one that the other set does not have).
+    said is one that no class of the other set is mapped to).
 
   Raises:
     UserError: no workdir or data set, the run's own data set, classes that

@@ -22,8 +22,8 @@ DEFINITIONS = {
   ),
   'gap': (
     'accuracy of the best group less that of the worst, of those with at '
-    f'least {LEAST_IN_GAP} units (see interval: people, where it is known who '
-    'is in the pictures); the interval resamples those of the two groups, each '
+    f'least {LEAST_IN_GAP} units (see interval: people or recordings, where '
+    'these are known); the interval resamples those of the two groups, each '
     'at its size, and does not account for their having been picked as the '
     'extremes: with many groups some gap is chance'
   ),

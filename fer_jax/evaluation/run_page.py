@@ -165,9 +165,9 @@ def _tiles(run: Run) -> Html:
   if 'validation' not in run.evaluations and best is not None:
     tiles.append(
       (
-        'Best validation accuracy',
+        'Validation accuracy',
         wording.percent(best.get('accuracy')),
-        f'epoch {best["epoch"]}, as training saw it',
+        f'epoch {best["epoch"]}, which selection prefers, as training saw it',
       )
     )
   rate, seconds = runs.images_per_second(run), runs.training_seconds(run)
@@ -379,7 +379,8 @@ def _elsewhere_section(run: Run) -> Html:
       'p',
       'Seen: examples that are, as the model gets them, or nearly are, ones '
       f'that trained or selected it; {wording.MISSING} where that is not '
-      'known. Left out: examples of classes that the run does not have.',
+      'known. Left out: examples of classes that are mapped to none of the '
+      "run's.",
       class_='small',
     ),
   )

@@ -98,7 +98,7 @@ def _mapped(metrics: dict[str, Any]) -> list[str]:
   return [
     *lines,
     f'{metrics["predicted_elsewhere"]} of {metrics["n"]} predictions are '
-    f'classes that {other} does not have',
+    f'classes that no class of {other} counts as',
   ]
 
 

@@ -44,7 +44,7 @@ def gap(found: dict[str, Any] | None) -> str:
   if found is None:
     return (
       f'No gap: fewer than two groups have {groups.LEAST_IN_GAP} examples, or '
-      'people where they are known.'
+      'people or recordings where these are known.'
     )
   low, high = (100 * bound for bound in found['interval'])
   return (

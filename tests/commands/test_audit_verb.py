@@ -88,6 +88,8 @@ def test_a_leaky_protocol_stands_beside_the_honest_one(place, capsys):
   (line,) = [n for n in said.splitlines() if n.startswith('  protocol ')]
   assert line.split() == ['protocol', 'oversample_then_split', 'fer2013_dev']
   assert 'several folds' not in said
+  # Of which a mirrored twin is none.
+  assert '  without copies and near twins' in said
 
 
 def test_the_tests_of_all_folds_are_counted(place, capsys):

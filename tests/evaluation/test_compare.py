@@ -219,6 +219,9 @@ def test_copies_that_turn_the_accuracy_make_no_run_the_better_one():
   assert pair['mcnemar']['p_holm'] < 0.05
   assert pair['accuracy']['difference'] < 0
   assert pair['better'] is None
+  assert pair['statement'].startswith(
+    'a and b differ by units (p = 0.021), and'
+  )
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,8 @@ def test_every_class_of_the_run_competes(copied):
   assert metrics['absent_classes'] == [names[k] for k in sorted(missing)]
   text = summary.text(metrics)
   assert 'happy counts as sad, contempt counts as sad, fear is left' in text
+  # The other set has both of them.
+  assert f'predictions are classes that no class of {NAME} counts as' in text
 
 
 def test_copies_of_what_trained_are_found_and_left_out_of_a_slice(copied):

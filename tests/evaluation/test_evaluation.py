@@ -229,7 +229,7 @@ def test_figures_by_group_where_the_data_set_has_attributes(
   assert metrics['groups']['gender']['gap'] is None
   assert 'gap' in metrics['definitions']
   said = summary.text(metrics)
-  assert 'No gap: fewer than two groups have 20 examples, or people' in said
+  assert '20 examples, or people or recordings where these are known' in said
   assert (
     f'female      {female.sum()}  {100 * right[female].mean():6.2f} [' in said
   )

@@ -146,6 +146,9 @@ def test_several_runs_are_compared_by_group(run_maker, tmp_path):
   assert parsed.says(
     f'{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f} %'
   )
+  # Which is the highest one only where accuracy selects.
+  assert parsed.says('Validation accuracy of the best epoch')
+  assert parsed.says('the one that its train.select prefers')
   assert parsed.says('2 of 3 runs have not been evaluated on the test split.')
   assert {
     'compared_validation_accuracy.png',
