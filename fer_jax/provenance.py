@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 _IMPORTED = time.time()
@@ -51,11 +52,15 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
-def environment() -> dict[str, Any]:
-  """Versions, processor and JAX devices of this process, JSON-ready."""
+def environment(devices: Sequence[Any] | None = None) -> dict[str, Any]:
+  """Versions, processor and JAX devices, JSON-ready.
+
+  Args:
+    devices: that the figure was made on; None for all there are.
+  """
   import jax
 
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   return {
     'versions': versions(),
     'platform': devices[0].platform,

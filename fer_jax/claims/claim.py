@@ -20,6 +20,13 @@ READINGS = {
 }
 """What a paper's figure counts, by name."""
 
+MEASURES = {
+  'accuracy': 'accuracy',
+  'train_accuracy': 'training accuracy',
+  'one_against_rest': 'one against rest',
+}
+"""The same in a cell of a table."""
+
 TWINS = ('paper', 'honest')
 
 

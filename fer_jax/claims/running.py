@@ -1,14 +1,17 @@
 """Trains and measures claims and their honest twins.
 
-A run is an ordinary workdir: `train --config=WORKDIR/config.json` repeats it,
-and a claim that was stopped goes on where it was. Claims whose configs are
-equal, as two readings of one training, share their runs.
+A run is an ordinary workdir: `train --config=WORKDIR/config.json` repeats it
+bit for bit, on as many devices, and a claim that was stopped goes on where it
+was. Claims whose configs are equal, as two readings of one training, share
+their runs.
 """
 
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,11 @@ from fer_jax.claims.claim import READINGS, TWINS, Claim
 from fer_jax.data import audit, protocol
 from fer_jax.errors import UserError, nearest
 from fer_jax.evaluation import evaluate, scores, summary
-from fer_jax.training import loop, records, task
+from fer_jax.training import cores, loop, preemption, records, task
+
+
+class LeftError(Exception):
+  """Asked to leave amid a claim; the same command goes on with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +120,15 @@ def require_weights(
       raise UserError(f'--pretrained={model}={path}: there is no such file')
 
 
+def spread(claims: Iterable[Claim]) -> None:
+  """Makes the devices of all runs of some claims, as `cores.spread`."""
+  sizes = []
+  for claim in claims:
+    with contextlib.suppress(UserError):  # told where it is run
+      sizes += [claim.config(twin).train.batch_size for twin in TWINS]
+  cores.spread(max(map(cores.parts_of_batch, sizes), default=1))
+
+
 def run(
   name: str,
   claim: Claim,
@@ -121,6 +137,7 @@ def run(
   workdir: pathlib.Path,
   limits: Limits,
   members: dict[str, Any],
+  notice: preemption.Notice | None = None,
 ) -> dict[str, Any]:
   """One claim beside its honest twin.
 
@@ -132,12 +149,17 @@ def run(
     limits: how much is run.
     members: runs that other claims have made within the same limits, by
       folder; those of this claim are added.
+    notice: leaves the run under way once it is asked.
 
   Returns:
     The row of the table: what is claimed and counted, and under 'paper' and
     'honest' what `_twin` gives; 'absent' says why where one could not be run.
     Nothing is trained where the data does not do for both.
+
+  Raises:
+    LeftError: it was asked to.
   """
+  notice = notice or preemption.Notice()
   row: dict[str, Any] = {
     'claim': name,
     'system': claim.system,
@@ -164,7 +186,9 @@ def run(
       configs[twin] = config, dataset
     for twin, (config, dataset) in configs.items():
       with summary.shown_if_unsaved():
-        row[twin] = _twin(claim, config, dataset, workdir, limits, members)
+        row[twin] = _twin(
+          claim, config, dataset, workdir, limits, members, notice
+        )
   except UserError as error:
     # The other claims are run all the same.
     return row | {'absent': f'{twin}: {error}'}
@@ -193,6 +217,7 @@ def _twin(
   workdir: pathlib.Path,
   limits: Limits,
   made: dict[str, Any],
+  notice: preemption.Notice,
 ) -> dict[str, Any]:
   """What one protocol gives.
 
@@ -213,7 +238,7 @@ def _twin(
       member.data.fold = fold
     folder = workdir / _folder(claim, member)
     if str(folder) not in made:
-      made[str(folder)] = _member(member, dataset, folder, limits)
+      made[str(folder)] = _member(member, dataset, folder, limits, notice)
     members.append(made[str(folder)])
   logits = np.concatenate([m['logits'] for m in members])
   labels = np.concatenate([m['labels'] for m in members])
@@ -242,8 +267,17 @@ def _twin(
   }
 
 
-def _member(config, dataset, folder, limits) -> dict[str, Any]:
-  outcome = loop.train(config, folder, max_seconds=limits.max_seconds)
+def _member(config, dataset, folder, limits, notice) -> dict[str, Any]:
+  outcome = loop.train(
+    config,
+    folder,
+    max_seconds=limits.max_seconds,
+    notice=notice,
+    devices=cores.of_run(config.train.batch_size),
+  )
+  if notice.asked:
+    raise LeftError
+  notice.starting = True  # whatever is left amid is begun again
   evaluation = evaluate.evaluate_once(folder, 'test')
   metrics = evaluation.metrics
   epochs = records.read_metrics(folder)
@@ -337,13 +371,7 @@ def _pooled_audit(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
   what one of them does not know is not known."""
   weights = [len(m['labels']) for m in members]
   audits = [m['audit'] for m in members]
-
-  def mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-      return None
-    return float(np.average(known, weights=weights))
-
+  mean = functools.partial(audit.over_folds, sizes=weights)
   return {
     'share_of_test_seen': {
       kind: mean([one['share_of_test_seen'][kind] for one in audits])

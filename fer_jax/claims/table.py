@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fer_jax.claims.claim import MEASURES
 from fer_jax.evaluation import wording
 
 _COLUMNS = (
   'claim',
   'claimed',
+  'measures',
   'its protocol',
   'honest (95 %)',
   'no twins',
@@ -16,6 +18,17 @@ _COLUMNS = (
   'person seen',
   'epochs',
 )
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+  """The same columns for a page, of the claims that were run.
+
+  Args:
+    rows: of `running.run`.
+  """
+  run = [_cells(row) for row in rows if 'absent' not in row]
+  lines = [_COLUMNS, ('---',) * len(_COLUMNS), *run]
+  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
@@ -56,6 +69,7 @@ def _half(row: dict[str, Any]) -> str:
 
 
 _LEGEND = (
+  'measures      what the paper counts',
   "its protocol  as the paper counts it, under the paper's own protocol",
   'honest        accuracy under the honest protocol, bootstrap interval',
   'no twins      the same without test images that have a twin in training or '
@@ -65,9 +79,10 @@ _LEGEND = (
   'validation',
   'person seen   share of the test whose person trains or selects, where it is '
   'known',
-  'epochs        run of those the paper gives: its protocol, honest; * marks a '
-  'claim that was not run in full, or not from the weights that the paper '
-  'starts from, and counts as unfinished',
+  'epochs        run of those the paper gives, and folds: its protocol, '
+  'honest; * marks a claim that was not run in full, or not from the weights '
+  'that the paper starts from, and counts as unfinished: how to finish it is '
+  'said below',
 )
 
 
@@ -77,6 +92,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
   return (
     row['claim'],
     wording.percent(row['claimed'], digits=2),
+    MEASURES[row['reading']],
     wording.percent(paper['figure']),
     f'{wording.percent(honest["accuracy"])} ({_bounds(honest["interval"])})',
     wording.percent(honest['without_twins']),
@@ -89,8 +105,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
       wording.percent(twin['audit']['share_of_test_seen']['subject'])
       for twin in both
     ),
-    ', '.join(f'{twin["epochs"]}/{twin["of_epochs"]}' for twin in both)
-    + ('' if finished(row) else ' *'),
+    ', '.join(map(_extent, both)) + ('' if finished(row) else ' *'),
+  )
+
+
+def _extent(twin: dict[str, Any]) -> str:
+  """Epochs and folds run, of how many."""
+  folds = f'{twin["folds"]}/{twin["of_folds"]}'
+  return f'{twin["epochs"]}/{twin["of_epochs"]}' + (
+    f' in {folds} folds' if twin['of_folds'] > 1 else ''
   )
 
 
@@ -123,10 +146,7 @@ def _notes(row: dict[str, Any]) -> list[str]:
   lines = [f'{row["claim"]}: {row["system"]}', f'  counts   {row["counts"]}']
   lines.append(f'  shown by {row["evidence"]}')
   if row['pretrained'] and not paper['pretrained']:
-    lines.append(
-      '  trained from random weights, which the paper does not: give its own '
-      'by --pretrained=MODEL=FILE'
-    )
+    lines.append('  trained from random weights, which the paper does not')
   if row['reading'] != 'accuracy':
     lines.append(
       '  accuracy under its protocol, plainly: '
@@ -142,4 +162,17 @@ def _notes(row: dict[str, Any]) -> list[str]:
       f'  {twin["protocol"]["name"]}{folds}: {twin["n"]:,} test examples. '
       f'{twin["protocol"]["reason"]}'
     )
+  if not finished(row):
+    lines.append(f'  to finish: the same command again{_to_finish(row)}')
   return lines
+
+
+def _to_finish(row: dict[str, Any]) -> str:
+  """The flags that an unfinished claim lacks; '' where it takes time alone."""
+  twins = (row['paper'], row['honest'])
+  lacking = []
+  if any(twin['folds'] < twin['of_folds'] for twin in twins):
+    lacking.append('--folds=0')
+  if row['pretrained'] and not row['paper']['pretrained']:
+    lacking.append('--pretrained=MODEL=FILE')
+  return f' with {" and ".join(lacking)}' if lacking else ''

@@ -1,12 +1,15 @@
 """`claims`: what papers claim, beside what is honest."""
 
+import contextlib
 import pathlib
+from typing import Any
 
 from absl import flags
 
 from fer_jax import files
 from fer_jax.commands import data
 from fer_jax.errors import UserError
+from fer_jax.training import preemption
 
 SUMMARY = 'Claims of the papers, run as they were made and run honestly.'
 
@@ -28,7 +31,8 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'folds',
     1,
-    'How many folds of a k-fold protocol are run; 0 for all.',
+    'How many folds of a k-fold protocol are run; 0 for all, without which '
+    'the claims of P0 and P1 count as unfinished.',
     lower_bound=0,
   )
   flags.DEFINE_string(
@@ -44,6 +48,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool('list', False, 'Name the claims and leave.')
   flags.DEFINE_string('json', None, 'File for the table as JSON.')
+  flags.DEFINE_string('markdown', None, 'File for the table as Markdown.')
 
 
 def main(argv: list[str]) -> int:
@@ -53,6 +58,13 @@ def main(argv: list[str]) -> int:
     raise UserError(f'claims takes no argument {argv[1]!r}; see claims --help')
   # Before hours of training: the result must have a place.
   files.require_writable(values.json)
+  files.require_writable(values.markdown, '--markdown')
+  with preemption.watched() as notice:
+    notice.starting = True
+    return _run(values, notice)
+
+
+def _run(values: Any, notice: preemption.Notice) -> int:
   from fer_jax import datasets, provenance
   from fer_jax.claims import running, table
 
@@ -65,21 +77,34 @@ def main(argv: list[str]) -> int:
     return 0
   weights = data.assignments('pretrained', values.pretrained)
   running.require_weights(claims, weights)
+  running.spread(claims.values())
   rows, members = [], {}
   for name, claim in claims.items():
     print(f'{name}: {claim.system}')
-    row = running.run(
-      name,
-      claim,
-      data_dir=str(values.data_dir or datasets.default_data_dir()),
-      workdir=pathlib.Path(values.workdir),
-      limits=running.Limits(values.max_seconds, values.folds, weights),
-      members=members,
-    )
+    row: dict[str, Any] = {}
+    with contextlib.suppress(running.LeftError):
+      row = running.run(
+        name,
+        claim,
+        data_dir=str(values.data_dir or datasets.default_data_dir()),
+        workdir=pathlib.Path(values.workdir),
+        limits=running.Limits(values.max_seconds, values.folds, weights),
+        members=members,
+        notice=notice,
+      )
+    if notice.asked:
+      print(
+        f'left {name} when asked to, to be resumed by the same command; runs '
+        f'in {values.workdir}'
+      )
+      return notice.status
     rows.append(row)
     # After each claim: hours of work are in it.
     record = {'claims': rows, 'environment': provenance.environment()}
     files.write_result(values.json, record)
+    if values.markdown:
+      with files.writing(f'--markdown {values.markdown}'):
+        files.write_text(pathlib.Path(values.markdown), table.markdown(rows))
   print(f'\n{table.text(rows)}')
   absent = [row['claim'] for row in rows if 'absent' in row]
   if len(absent) == len(rows):

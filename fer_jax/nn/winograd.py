@@ -152,7 +152,10 @@ def _chunk_bytes():
     cores = len(os.sched_getaffinity(0))
   else:
     cores = os.cpu_count() or 1
-  alone = jax.local_device_count() >= cores
+  # Devices beside those of the mesh do nothing meanwhile.
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = 1 if mesh.empty else mesh.size // jax.process_count()
+  alone = devices >= cores
   return _CHUNK_BYTES_OF_CORE if alone else _CHUNK_BYTES
 
 

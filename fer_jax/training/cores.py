@@ -7,6 +7,8 @@ each: members of a population, or parts of a batch.
 
 import contextlib
 import os
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from fer_jax import provenance
 LEAST_IMAGES = 16
 """Of a batch, on each device. Smaller parts make some models slower; from here
 on most gain up to two thirds, and `vgg16_gru` loses 8 % (docs/LOG.md)."""
+
+_made = threading.Event()  # set once the devices are those of `spread`
 
 
 def parts_of_batch(batch_size: int) -> int:
@@ -46,3 +50,16 @@ def spread(parts: int) -> None:
     count = max(1, min(provenance.cores(), parts))
     with contextlib.suppress(RuntimeError):  # JAX has its devices already
       config.update('jax_num_cpu_devices', count)
+      _made.set()
+
+
+def of_run(batch_size: int) -> Sequence[Any]:
+  """The devices of one run, in a process whose runs differ in batch size.
+
+  As many as a process of its own would have made by `spread`; all of them
+  where the user has set their number, and of accelerators.
+  """
+  devices = jax.devices()
+  if _made.is_set() and devices[0].platform == 'cpu':
+    return devices[: parts_of_batch(batch_size)]
+  return devices

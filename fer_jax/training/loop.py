@@ -14,6 +14,7 @@ import itertools
 import math
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -79,6 +80,7 @@ def train(
   max_seconds: float = 0.0,
   notice: preemption.Notice | None = None,
   profile_steps: int = 0,
+  devices: Sequence[Any] | None = None,
 ) -> Outcome:
   """Trains a run, or goes on with the one that the workdir holds.
 
@@ -90,6 +92,7 @@ def train(
     notice: leaves after the block under way once it is asked, amid an epoch if
       need be; the same call goes on, to the same bits.
     profile_steps: how many steps are traced into the workdir.
+    devices: over which batches are divided; None for all of all hosts.
 
   Raises:
     UserError: the config does not validate, the workdir is another config's,
@@ -109,7 +112,7 @@ def train(
       Profile(workdir, profile_steps if hosts.first() else 0)
     ) as profile,
   ):
-    prepared = task.prepare(config)
+    prepared = task.prepare(config, devices)
     while True:
       try:
         return _train(config, workdir, prepared, notice, profile, until, since)
@@ -152,7 +155,9 @@ def _train(
     origin = {}  # as run.json has it: the file may be gone by now
     print(f'resuming {workdir} after epoch {epoch}, step {step}')
   if epoch < config.train.epochs and bool(state.progress.active):
-    write_run_json(workdir, config, prepared.facts, state, origin)
+    write_run_json(
+      workdir, config, prepared.facts, state, origin, prepared.devices
+    )
   rollbacks = rollback.noted(workdir, step)
   state = rollback.slowed(state, rollbacks)
 

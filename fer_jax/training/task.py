@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ class Task:
     facts: of classes, data set, protocol and steps, as `facts_of` gives them.
     total_steps: of the whole run.
     config: what it was made from.
+    devices: over which batches are divided, of all hosts.
   """
 
   feed: feed_lib.ResidentFeed | feed_lib.StreamFeed
@@ -51,6 +52,7 @@ class Task:
   facts: dict[str, Any]
   total_steps: int
   config: config_lib.Config
+  devices: Sequence[Any]
 
   def initial_state(self) -> TrainState:
     """The state before the first step, made in one dispatch.
@@ -379,14 +381,21 @@ def facts_of(
   }
 
 
-def prepare(config: config_lib.Config) -> Task:
+def prepare(
+  config: config_lib.Config, devices: Sequence[Any] | None = None
+) -> Task:
   """Loads the data, puts it on the device and fixes all settings.
+
+  Args:
+    config: of the run.
+    devices: over which batches are divided; None for all of all hosts.
 
   Raises:
     UserError: as `blueprint` and `partition_of`; or the batch does not divide
       among the devices.
   """
-  mesh = sharding.data_mesh(config.train.batch_size)
+  devices = jax.devices() if devices is None else devices
+  mesh = sharding.data_mesh(config.train.batch_size, devices)
   shared = blueprint(config)
   dataset, settings = shared.dataset, shared.settings
   partition = partition_of(config, dataset)
@@ -417,6 +426,7 @@ def prepare(config: config_lib.Config) -> Task:
     facts=facts_of(config, dataset, partition),
     total_steps=feed.steps_per_epoch * config.train.epochs,
     config=config,
+    devices=devices,
   )
 
 

@@ -6,6 +6,7 @@ the first one's.
 
 import contextlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from fer_jax import config as config_lib
@@ -116,6 +117,7 @@ def write_run_json(
   facts: dict[str, Any],
   state: TrainState,
   origin: dict[str, Any],
+  devices: Sequence[Any] | None = None,
 ) -> None:
   """Writes where, on what, from what and under which protocol the run is made.
 
@@ -125,6 +127,7 @@ def write_run_json(
     facts: of `task.facts_of`.
     state: of any step.
     origin: what the first state came from, where this process made it.
+    devices: that it is trained on; None for all.
   """
   note(
     workdir,
@@ -134,7 +137,7 @@ def write_run_json(
       'frozen': list(config.optim.freeze),
       **origin,
       **facts,
-      'environment': provenance.environment(),
+      'environment': provenance.environment(devices),
     },
   )
 

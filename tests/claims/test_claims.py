@@ -15,9 +15,10 @@ import small_config
 
 from fer_jax import config as config_lib
 from fer_jax.claims import Claim, chosen, config_of, running, stated, table
+from fer_jax.claims import claim as claim_lib
 from fer_jax.data import ledger, protocol
 from fer_jax.errors import UserError
-from fer_jax.training import task
+from fer_jax.training import preemption, records, task
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 PAPERS = pathlib.Path(__file__).parents[2] / 'configs' / 'papers'
@@ -121,6 +122,10 @@ def test_one_against_rest_counts_true_negatives():
   assert got == pytest.approx((156 + 556) / 800)
 
 
+def test_every_reading_has_its_words_in_the_table():
+  assert claim_lib.MEASURES.keys() == claim_lib.READINGS.keys()
+
+
 def test_selection_by_the_beginning_of_a_name():
   assert len(running.select(CLAIMS, ['p4'])) == 3
   assert list(running.select(CLAIMS, ['p3_basic'])) == ['p3_basic_cnn']
@@ -187,9 +192,24 @@ def test_a_claim_beside_its_twin(claim, tmp_path, data_dir):
   assert json.loads(json.dumps(row))['honest'] == honest
   said = table.text([row, {**row, 'absent': 'no build'}])
   assert 'p9_made_up  100.00' in said
-  assert '2/2, 2/2 *' in said
+  assert '2/2 in 2/4 folds, 2/2 in 2/10 folds *' in said
+  assert 'to finish: the same command again with --folds=0\n' in said
   assert 'not run: no build' in said
   assert not table.finished(row)
+
+  names, rule, cells = (
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in table.markdown([row, {**row, 'absent': 'no build'}]).split('\n')
+    if line
+  )
+  assert names == list(table._COLUMNS)
+  assert set(rule) == {'---'}
+  assert len(cells) == len(names)
+  cell = dict(zip(names, cells, strict=True))
+  shares = [t['audit']['share_of_test_seen'] for t in (paper, honest)]
+  seen = [share['exact_copy'] for share in shares]
+  assert cell['measures'] == 'one against rest'
+  assert cell['copy seen'] == ' / '.join(f'{100 * s:.1f}\u00a0%' for s in seen)
 
   # The same again trains nothing and looks at no test.
   looks = len(ledger.read(task.load_dataset(config), ledger.OPENED))
@@ -268,8 +288,8 @@ def test_audits_of_folds_are_pooled_and_weights_of_a_paper_count(
   def made(claim, twin, **fields):
     config = claim.config(twin)
     config.train.update(fields)
-    limits = running.Limits(folds=2)
-    return running._twin(claim, config, dataset, tmp_path, limits, {})
+    limits_and_rest = running.Limits(folds=2), {}, preemption.Notice()
+    return running._twin(claim, config, dataset, tmp_path, *limits_and_rest)
 
   found = made(claim, 'paper')['audit']
   assert found['nearest_neighbour']['accuracy'] == pytest.approx(20 / 40)
@@ -310,6 +330,41 @@ def test_an_audit_that_is_not_ours_is_named(tmp_path):
   (tmp_path / 'audit.json').write_text(content)
   with pytest.raises(UserError, match='exact_copy is None, expected a finite'):
     running._audited(tmp_path, None, None, 'abc')
+
+
+class _AskedAfter(preemption.Notice):
+  """Is asked after so many blocks."""
+
+  def __init__(self, blocks: int):
+    super().__init__()
+    self._left = blocks
+
+  def agreed(self) -> bool:
+    self._left -= 1
+    self.asked = self._left < 0
+    return self.asked
+
+
+def test_a_claim_that_is_asked_leaves_and_evaluates_nothing(
+  claim, tmp_path, data_dir, capsys
+):
+  notice = _AskedAfter(2)
+  with pytest.raises(running.LeftError):
+    running.run(
+      'p9_made_up',
+      claim,
+      data_dir=str(data_dir),
+      workdir=tmp_path,
+      limits=running.Limits(),
+      members={},
+      notice=notice,
+    )
+  (left,) = tmp_path.iterdir()
+  assert records.read_metrics(left) == []
+  assert not list(left.glob('metrics_*'))
+  row = _run(claim, tmp_path, data_dir, {})
+  assert f'resuming {left}' in capsys.readouterr().out
+  assert row['paper']['epochs'] == 2
 
 
 def test_time_limits_leave_a_claim_unfinished(claim, tmp_path, data_dir):

@@ -7,13 +7,16 @@ means 1e-4 after the few float32 steps that are taken, as in the design.
 import json
 import os
 import shutil
+import signal
 
 import equal_runs
 import forked
+import jax
+import numpy as np
 import pytest
 
 from fer_jax import provenance
-from fer_jax.training import cores
+from fer_jax.training import cores, records
 
 several_cores = pytest.mark.skipif(
   provenance.cores() < 2, reason='needs two cores'
@@ -88,3 +91,66 @@ def test_a_dry_run_has_the_devices_of_the_run(config):
   flag = '--xla_force_host_platform_device_count=4'
   said = _train(config, '--dry_run', flag=flag)
   assert '8 of a batch on each of 4 devices' in said
+
+
+CLAIMS = """
+from fer_jax import config as base
+from fer_jax.claims import Claim, chosen
+
+SMALL = base.load_json({config!r})
+GIVEN = ('model.name', 'data.name', 'data.data_dir')
+
+def claim(batch_size, epochs):
+  small = [field for field in base.flatten(SMALL) if field[0] not in GIVEN]
+  return Claim(
+    paper='P9', system='small', model='residual_gru', dataset='synthetic_faces',
+    claimed=1.0, reading='accuracy', evidence='None.', protocol=(), honest=(),
+    recipe=(
+      *(chosen(*field, 'small') for field in small),
+      chosen('train.batch_size', batch_size, 'small'),
+      chosen('train.epochs', epochs, 'few'),
+    ),
+  )
+
+CLAIMS = {{'parts': claim(32, 4), 'whole': claim(16, 2)}}
+"""
+
+
+@several_cores
+def test_runs_of_claims_are_those_of_train_in_one_process_of_many(
+  config, tmp_path
+):
+  """Bit for bit, and where the claims were asked to leave amid one as well."""
+  papers, runs = tmp_path / 'papers', tmp_path / 'runs'
+  papers.mkdir()
+  (papers / 'small.py').write_text(CLAIMS.format(config=str(config)))
+  command = (
+    *('claims', f'--configs={papers}', f'--workdir={runs}'),
+    f'--data_dir={config.parent / "data"}',
+  )
+  asked = forked.Command(*command, options={'jax_platforms': 'cpu'})
+  for line in asked.stdout:
+    if line.startswith('epoch 1/'):
+      asked.send_signal(signal.SIGTERM)
+      break
+  status, said, complaints = asked.result()
+  assert status == 75, complaints
+  assert 'left small_parts when asked to' in said
+  assert len(list(runs.iterdir())) == 1
+
+  status, said, complaints = forked.Command(
+    *command, options={'jax_platforms': 'cpu'}
+  ).result()
+  assert status == 0, complaints
+  assert said.count('resuming') == 1
+  made = {}
+  for run in runs.iterdir():
+    again = tmp_path / 'again' / run.name
+    _train(run / 'config.json', f'--workdir={again}')
+    assert _devices(run) == _devices(again)
+    made[records.read_metrics(run)[-1]['epoch']] = _devices(run)
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      *map(equal_runs.final_state, (run, again)),
+    )
+  assert made == {4: 2, 2: 1}
