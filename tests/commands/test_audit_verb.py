@@ -104,7 +104,8 @@ def test_all_folds_are_audited_or_the_one_that_is_named(
   given = ('folds=3', 'validation_share=0')
   for further, count in (((), 3), (('fold=1',), 1)):
     path = tmp_path / 'audit.json'
-    _run(place, *given, *further, protocol='kfold_images', json=path)
+    asked = {'protocol': 'kfold_images', 'json': path, 'output': tmp_path}
+    _run(place, *given, *further, **asked)
     said = capsys.readouterr().out
     (line,) = [n for n in said.splitlines() if 'folds audited' in n]
     assert line.split()[-4:] == [str(count), 'of', '3', '–']
@@ -114,6 +115,26 @@ def test_all_folds_are_audited_or_the_one_that_is_named(
     assert len(figures.get('each', [figures])) == count
     assert result['seconds'] > 0
     assert 50 < result['peak_memory_mib'] < 50_000
+    html = (tmp_path / 'audit.html').read_text()
+    assert f'>{count} of 3</td>' in html
+
+
+def test_what_a_fold_lacks_is_told():
+  each = [
+    {'fold': 0, 'absent_classes': {'test': []}},
+    {'fold': 2, 'absent_classes': {'test': ['sad', 'fear']}},
+  ]
+  folds = {'refused': {1: 'protocol kfold_twins leaves no test examples'}}
+  figures = {**each[0], 'each': each, 'folds': folds}
+  entry = {'protocol': {'name': 'kfold_twins'}, 'figures': figures}
+  assert audit._notes(entry) == [
+    'kfold_twins, fold 2: no sad, fear in test',
+    'kfold_twins, fold 1: not audited: protocol kfold_twins leaves no test '
+    'examples',
+  ]
+  alone = {'absent_classes': {'test': ['sad']}, 'folds': None}
+  entry['figures'] = alone
+  assert audit._notes(entry) == ['kfold_twins: no sad in test']
 
 
 def test_a_protocol_that_cannot_tell_and_leaks_is_exit_status_one(
