@@ -12,12 +12,14 @@ Workers of a sweep are one array whose tasks share the storage.
 
 Before its limit a job is told to save, leaves, and is queued again until it is
 finished; so is one that Slurm preempts by requeueing, or that an administrator
-requeues. `scancel` lets it save and ends it: the same command goes on. Logs are
-in WORKDIR/slurm. Needs the extra `slurm`.
+requeues, and one of several processes where one of them is killed. `scancel`
+lets it save and ends it: the same command goes on. Logs are in WORKDIR/slurm.
+Needs the extra `slurm`.
 """
 
 import contextlib
 import io
+import os
 import pathlib
 import shlex
 import shutil
@@ -26,6 +28,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 from absl import app, flags
 
@@ -53,7 +56,8 @@ GRACE_SECONDS = flags.DEFINE_integer(
 REQUEUES = flags.DEFINE_integer(
   'requeues',
   100,
-  'How often a job is queued again at its limit.',
+  'How often a job is queued again at its limit; and restarts, whatever for, '
+  'after which it is not once more where a process is gone.',
   lower_bound=0,
 )
 SBATCH = flags.DEFINE_multi_string(
@@ -73,6 +77,13 @@ NOT_HERE = {
 OWN_DISK = ('/tmp', '/var/tmp', '/dev/shm')
 USERS_MISTAKE = 2
 """The exit status of `python -m fer_jax` that another try does not mend."""
+TRY_AGAIN = 75
+"""The one after which the same command goes on."""
+ENDED = (-signal.SIGKILL, -signal.SIGABRT)
+"""How one of several processes ends that is out of memory, or that JAX ends
+because it misses another; `subprocess.Popen` has it so."""
+HEARD_SECONDS = 2.0
+"""Until all processes of a job have heard what Slurm tells them."""
 
 
 class Task:
@@ -82,8 +93,9 @@ class Task:
   file but the standard library.
   """
 
-  def __init__(self, command: list[str]):
+  def __init__(self, command: list[str], requeues: int):
     self._command = command
+    self._requeues = requeues
 
   def __call__(self) -> None:
     """Runs it; a job that is to go on later does not return."""
@@ -107,10 +119,33 @@ class Task:
     status = child.wait()
     if status == 0:
       return
+    several = int(os.environ.get('SLURM_NTASKS', '1')) > 1
+    gone = status == TRY_AGAIN or (several and status in ENDED)
+    if gone and not told:
+      # Another process may have been told before this one, and have left.
+      time.sleep(HEARD_SECONDS)
     if signal.SIGUSR2 in told and status != USERS_MISTAKE:
       assert callable(at_limit)  # submitit's, which queues the job again
       at_limit(signal.SIGUSR2, None)
+    elif gone and not told:
+      self._requeue()
     raise SystemExit(status if status > 0 else 128 - status)
+
+  def _requeue(self) -> None:
+    """Queues the job again, which any of its processes may do."""
+    restarts = int(os.environ.get('SLURM_RESTART_COUNT', '0'))
+    if restarts >= self._requeues:
+      print(f'restarted {restarts} times: not queued again', file=sys.stderr)
+      return
+    job = os.environ['SLURM_JOB_ID']
+    if 'SLURM_ARRAY_JOB_ID' in os.environ:
+      array, number = (
+        os.environ[f'SLURM_ARRAY_{name}'] for name in ('JOB_ID', 'TASK_ID')
+      )
+      job = f'{array}_{number}'
+    print(f'a process is gone: job {job} is queued again', file=sys.stderr)
+    # Fails where another process was faster.
+    subprocess.run(['scontrol', 'requeue', job], check=False)
 
   def checkpoint(self):
     """What is queued again: the same; the workdir holds how far it came."""
@@ -168,7 +203,10 @@ def submit(arguments: list[str]) -> None:
   try:
     # submitit prints what sbatch says besides.
     with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-      jobs = [executor.submit(Task(command)) for _ in range(WORKERS.value)]
+      jobs = [
+        executor.submit(Task(command, REQUEUES.value))
+        for _ in range(WORKERS.value)
+      ]
   except FailedJobError as error:
     said = ' '.join(str(error).replace('sbatch: error: ', '').split())
     raise UserError(f'sbatch refuses: {said}') from None

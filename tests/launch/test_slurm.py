@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -104,10 +105,76 @@ def test_a_dry_run_shows_the_array_and_submits_nothing(config, tmp_path):
   assert not (tmp_path / 'sweep').exists()
 
 
-def _submit(cluster, config, workdir) -> str:
+RUN_TASK = """
+import runpy, signal, sys
+script, seconds, command = sys.argv[1:]
+sys.argv = [script]
+signal.signal(signal.SIGUSR2, lambda *_: print('at limit', flush=True))
+Task = runpy.run_path(script)['Task']
+Task.__call__.__globals__['HEARD_SECONDS'] = float(seconds)
+Task(['sh', '-c', 'echo begun; ' + command], 3)()
+"""
+
+
+@pytest.mark.parametrize(
+  ('command', 'environment', 'number', 'status', 'said'),
+  [
+    ('exit 75', {}, None, 75, 'requeue 7'),
+    ('exit 75', {'SLURM_RESTART_COUNT': '2'}, None, 75, 'requeue 7'),
+    ('exit 75', {'SLURM_RESTART_COUNT': '3'}, None, 75, ''),
+    (
+      'exit 75',
+      {'SLURM_ARRAY_JOB_ID': '5', 'SLURM_ARRAY_TASK_ID': '1'},
+      None,
+      75,
+      'requeue 5_1',
+    ),
+    ('kill -9 $$', {'SLURM_NTASKS': '2'}, None, 137, 'requeue 7'),
+    ('kill -9 $$', {'SLURM_NTASKS': '1'}, None, 137, ''),
+    ('exit 2', {'SLURM_NTASKS': '2'}, None, 2, ''),
+    ('exit 1', {'SLURM_NTASKS': '2'}, None, 1, ''),
+    # Slurm tells this process after another one has left for it.
+    ('exit 75', {'SLURM_NTASKS': '2'}, signal.SIGTERM, 75, ''),
+    ('exit 75', {'SLURM_NTASKS': '2'}, signal.SIGUSR2, 75, 'at limit'),
+    (
+      'trap "exit 75" TERM; sleep 9 >/dev/null 2>&1 & wait',
+      {},
+      signal.SIGTERM,
+      75,
+      '',
+    ),
+  ],
+)
+def test_who_is_queued_again(
+  command, environment, number, status, said, tmp_path
+):
+  scontrol = tmp_path / 'scontrol'
+  scontrol.write_text('#!/bin/sh\necho "$*"\n')
+  scontrol.chmod(0o755)
+  process = subprocess.Popen(
+    [sys.executable, '-c', RUN_TASK, SCRIPT, '2' if number else '0', command],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={
+      **os.environ,
+      **environment,
+      'SLURM_JOB_ID': '7',
+      'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+    },
+  )
+  assert process.stdout.readline() == 'begun\n'
+  if number:
+    time.sleep(0.3)  # from its first word to the handlers of who waits for it
+    process.send_signal(number)
+  out, err = process.communicate(timeout=60)
+  assert (process.returncode, out.strip()) == (status, said), err
+
+
+def _submit(cluster, config, workdir, *flags, verb='train', sbatch=()) -> str:
   done = _launch(
-    '--verb=train', '--partition=main', '--minutes=20', '--',
-    f'--config={config}', f'--workdir={workdir}',
+    f'--verb={verb}', '--partition=main', '--minutes=20', *sbatch, '--',
+    f'--config={config}', f'--workdir={workdir}', *flags,
     **cluster.environment, JAX_PLATFORMS='cpu',
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
@@ -155,6 +222,34 @@ def test_a_requeued_training_ends_as_an_undisturbed_one(
   )
   epochs = [r['epoch'] for r in records.read_metrics(disturbed)]
   assert epochs == list(range(1, EPOCHS + 1))
+
+
+def test_of_two_processes_one_is_killed_and_folds_are_trained_meanwhile(
+  cluster, config, tmp_path
+):
+  two, folds = tmp_path / 'two', tmp_path / 'folds'
+  job = _submit(
+    cluster, config, two, '--config.train.epochs=6',
+    sbatch=['--sbatch=ntasks_per_node=2'],
+  )  # fmt: skip
+  _until_epoch(cluster, job, two, 2)
+  heartbeat = json.loads((two / 'heartbeat.json').read_text())
+  os.kill(heartbeat['pid'], signal.SIGKILL)
+  validated = _submit(
+    cluster, config, folds, '--config.data.protocol=kfold_subjects',
+    '--config.data.folds=2', '--config.train.epochs=1', verb='crossval',
+  )  # fmt: skip
+  for each in (validated, job):
+    cluster.wait(each, 'COMPLETED')
+
+  assert cluster.state(validated)['Restarts'] == '0'
+  assert json.loads((folds / 'metrics_crossval.json').read_text())
+  assert cluster.state(job)['Restarts'] == '1'
+  log = (two / 'slurm' / f'{job}_0_log.out').read_text()
+  assert log.count('2 processes with 2 devices together') == 2
+  assert log.count('resuming') == 1
+  epochs = [r['epoch'] for r in records.read_metrics(two)]
+  assert epochs == list(range(1, 7))
 
 
 SWEEP = """
