@@ -222,7 +222,7 @@ def _twin(
   """What one protocol gives.
 
   Returns:
-    'protocol' (name, leak flag, reason, options, digest), 'folds' run and
+    'protocol' (see `protocol.facts_of_folds`), 'folds' run and
     'of_folds', 'epochs' run and 'of_epochs', 'finished', 'figure' as the
     paper counts it, 'accuracy' with its 'interval', 'without_twins', 'n',
     'pretrained', the file of weights or '', 'audit' of all these folds (see
@@ -245,8 +245,11 @@ def _twin(
   units = np.concatenate([m['units'] for m in members])
   together = scores.all_scores(logits, labels, dataset.class_names, units=units)
   epochs = min(m['epoch'] for m in members)
+  facts = [m['protocol'] for m in members]
   return {
-    'protocol': members[0]['protocol'],
+    'protocol': protocol.facts_of_folds(facts, of_folds)
+    if folds > 1
+    else facts[0],
     'folds': folds,
     'of_folds': of_folds,
     'epochs': epochs,

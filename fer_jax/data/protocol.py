@@ -25,7 +25,7 @@ the ledger before they hand them out.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -247,6 +247,29 @@ def _partition(dataset: Dataset, settings: Settings, lists: Lists) -> Partition:
     validation_ids=ids[lists.validation],
     settings=settings,
   )
+
+
+def facts_of_folds(facts: Sequence[dict[str, Any]], of: int) -> dict[str, Any]:
+  """What travels with figures of several folds together.
+
+  Args:
+    facts: `Partition.facts` of each, of one protocol.
+    of: how many folds there are.
+
+  Returns:
+    As those of one fold, with the 'digests' of all.
+  """
+  together = dict(facts[0])
+  del together['digest']
+  # Its first sentence says that one fold is reported.
+  _, told, said = together['reason'].partition(' is reported. ')
+  count = len({one['digest'] for one in facts})
+  which = 'All folds are' if count == of else f'{count} of {of} folds are'
+  return together | {
+    'options': {k: v for k, v in facts[0]['options'].items() if k != 'fold'},
+    'reason': f'{which} reported. {said}' if told else facts[0]['reason'],
+    'digests': [one['digest'] for one in facts],
+  }
 
 
 def open_test(
@@ -854,8 +877,8 @@ def _balance_then_split(how: str) -> Callable[[Dataset, Settings], Lists]:
 def _evaluate_on_train(dataset: Dataset, settings: Settings) -> Lists:
   lists = _k_fold(_IMAGES)(dataset, settings)
   reason = (
-    f'Trains without fold {settings.fold + 1} of {settings.folds} and '
-    'reports the very examples that trained.'
+    f'What trains without fold {settings.fold + 1} of {settings.folds} is '
+    'reported. The figures are of the very examples that trained.'
   )
   return dataclasses.replace(lists, leaks=True, reason=reason)
 

@@ -73,30 +73,21 @@ def score(
   Raises:
     UserError: as `evaluate.evaluate`.
   """
-  from fer_jax.evaluation import (
-    evaluate,
-  )  # pulls in JAX, which reading needs not
+  # These pull in JAX, which reading needs not.
+  from fer_jax.data import protocol
+  from fer_jax.evaluation import evaluate
 
   for _, _, folder in members:
     evaluate.evaluate_once(folder, 'test')
   folds = read_folds(members)
   first = folds[0].evaluation.metrics
-  protocol = dict(first['protocol'])
-  # Each fold has its own lists; what they share is said here.
-  protocol['options'] = {
-    k: v for k, v in protocol['options'].items() if k != 'fold'
-  }
-  protocol['reason'] = 'All folds are reported. ' + _after_sentence(
-    protocol['reason']
-  )
-  protocol['digests'] = [
-    fold.evaluation.metrics['protocol']['digest'] for fold in folds
-  ]
-  del protocol['digest']
   metrics = {
     'model': first['model'],
     'dataset': first['dataset'],
-    'protocol': protocol,
+    'protocol': protocol.facts_of_folds(
+      [fold.evaluation.metrics['protocol'] for fold in folds],
+      of=len({fold.fold for fold in folds}),
+    ),
     **figures(folds),
     'members': [
       {'fold': fold, 'seed': seed, 'workdir': folder.name}
@@ -106,11 +97,6 @@ def score(
   }
   write(workdir, folds, metrics)
   return metrics
-
-
-def _after_sentence(text: str) -> str:
-  """What follows the first sentence, which says that one fold is reported."""
-  return text.partition(' is reported. ')[2]
 
 
 def read(workdir: pathlib.Path) -> tuple[dict[str, Any], list[Fold]]:

@@ -196,6 +196,10 @@ def test_a_claim_beside_its_twin(claim, tmp_path, data_dir):
   assert 'to finish: the same command again with --folds=0\n' in said
   assert 'not run: no build' in said
   assert not table.finished(row)
+  # The reason is of what is pooled, not of its first fold.
+  assert '2 of 4 folds: 80 test examples. 2 of 4 folds are reported. ' in said
+  assert '2 of 10 folds are reported. ' in said
+  assert len(paper['protocol']['digests']) == 2
 
   names, rule, cells = (
     [cell.strip() for cell in line.split('|')[1:-1]]

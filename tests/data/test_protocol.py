@@ -461,6 +461,25 @@ def test_reporting_what_trained(people):
   protocol.resolve(people, 'evaluate_on_train', twins='keep')
 
 
+def test_facts_of_folds_are_of_all_of_them(people):
+  for name, said in (
+    ('kfold_subjects', 'Every person is on one side'),
+    ('evaluate_on_train', 'The figures are of the very examples that trained'),
+  ):
+    facts = [
+      protocol.resolve(people, name, folds=4, fold=fold).facts()
+      for fold in (1, 3)
+    ]
+    together = protocol.facts_of_folds(facts, 4)
+    assert together['reason'].startswith(f'2 of 4 folds are reported. {said}')
+    assert together['options'] == {'folds': 4}
+    assert together['digests'] == [one['digest'] for one in facts]
+    assert 'digest' not in together
+    assert together['leaks'] == facts[0]['leaks']
+    whole = protocol.facts_of_folds(facts, 2)['reason']
+    assert whole.startswith(f'All folds are reported. {said}')
+
+
 @pytest.mark.parametrize(
   ('rule', 'train', 'test'),
   [
