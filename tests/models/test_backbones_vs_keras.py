@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from backbone_parity import (
+  CLASSES,
   compare_evaluation,
   compare_training,
   evaluate,
@@ -24,17 +25,15 @@ from backbone_parity import (
   loaded,
   norm_settings,
   use_direct_convolutions,
+  whole_model,
 )
-from flax import nnx
 from keras_weights import randomise, undrawn
 
-from fer_jax import models
 from fer_jax.models.backbones import (
   BACKBONES,
   preprocess,
   preprocessing,
 )
-from fer_jax.models.pretrained import load_pretrained
 
 # Keras converts its variables by a means that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings(
@@ -54,13 +53,13 @@ HEADS = {
     kl.GRU(256, return_sequences=True),
     kl.GRU(128),
     kl.Dense(256, activation='relu'),
-    kl.Dense(7),
+    kl.Dense(CLASSES),
   ],
   'vgg16': lambda kl: [
     kl.GlobalAveragePooling2D(),
     kl.Reshape((1, 512)),
     kl.GRU(256),
-    kl.Dense(7),
+    kl.Dense(CLASSES),
   ],
   'xception': lambda kl: [
     kl.MaxPooling2D(),
@@ -69,33 +68,10 @@ HEADS = {
     kl.GRU(256),
     kl.Dense(256, activation='relu'),
     kl.Dropout(0.5),
-    kl.Dense(7),
+    kl.Dense(CLASSES),
   ],
 }
 """P2, section 4: what follows each network, by Keras' layers."""
-
-
-def whole_model(name, size, path, head):
-  """Our preset with the file's backbone and the weights of Keras' head."""
-  model = nnx.eval_shape(
-    lambda: models.create(
-      f'{name}_gru', num_classes=7, rngs=nnx.Rngs(0), input_shape=(*size, 3)
-    )
-  )
-  load_pretrained(model, path)
-  variables = []
-  for part in ('body', 'head'):
-    for _, stage in model.layers(part):
-      inner = getattr(stage, 'layer', getattr(stage, 'linear', None))
-      if inner is not None:
-        names = ('kernel', 'recurrent_kernel', 'bias')
-        variables += [getattr(inner, n) for n in names if hasattr(inner, n)]
-  variables += [model.logits.kernel, model.logits.bias]
-  weights = [w for layer in head for w in layer.trainable_weights]
-  for variable, weight in zip(variables, weights, strict=True):
-    assert variable.shape == weight.shape, weight.path
-    variable.set_value(jnp.asarray(weight.value))
-  return model
 
 
 def reference(name, size):
@@ -117,7 +93,8 @@ def reference(name, size):
 )
 def test_backbone(name, size, tmp_path, monkeypatch):
   """Logits of the whole model and maps 1e-4 of their largest element, gradients
-  of the backbone 1e-3 of each array's norm, new running statistics 1e-4."""
+  of all its parameters 1e-3 of each array's norm, new running statistics of the
+  backbone 1e-4."""
   use_direct_convolutions(monkeypatch)
   model = reference(name, size)
   rng = np.random.default_rng(1)
@@ -140,25 +117,20 @@ def test_backbone(name, size, tmp_path, monkeypatch):
     head = HEADS[name](keras.layers)
     on_top = keras.Sequential([keras.Input(model.output_shape[1:]), *head])
   randomise(on_top)
-  head_state = [
-    [v.value for v in variables]
-    for variables in (
-      on_top.trainable_variables,
-      on_top.non_trainable_variables,
-    )
-  ]
+  head_trainable = [v.value for v in on_top.trainable_variables]
+  head_others = [v.value for v in on_top.non_trainable_variables]
 
   assert backbone.output_size(*size, 'keras') == model.output_shape[1:3]
-  weighing = rng.normal(size=(len(x), *model.output_shape[1:]))
-  weighing = weighing.astype(np.float32)
+  weighing = rng.normal(size=(len(x), CLASSES)).astype(np.float32)
 
   @jit
   @functools.partial(jax.grad, has_aux=True)
-  def gradients_of(trainable, others, head_state, x, weighing):
+  def gradients_of(both, others, head_others, x, weighing):
+    trainable, head_trainable = both
     with jax.numpy_rank_promotion('allow'):
       y = model.stateless_call(trainable, others, x, training=False)[0]
-      logits = on_top.stateless_call(*head_state, y)[0]
-    return (y * weighing).sum(), (y, logits)
+      logits = on_top.stateless_call(head_trainable, head_others, y)[0]
+    return (logits * weighing).sum(), (y, logits)
 
   @jit
   def train(trainable, others, x):
@@ -166,28 +138,34 @@ def test_backbone(name, size, tmp_path, monkeypatch):
       return model.stateless_call(trainable, others, x, training=True)
 
   def carried(parameters, statistics):
-    """Our backbone with these values of Keras' variables."""
+    """A file with these values of Keras' variables."""
     values = parameters + statistics
     variables = model.trainable_variables + model.non_trainable_variables
     for variable, value in zip(variables, values, strict=True):
       variable.assign(value)
     path = tmp_path / 'carried.weights.h5'
     model.save_weights(path)
-    return loaded(BACKBONES[name], 'keras', path)
+    return path
+
+  def whole(parameters, of_head):
+    """Our model with these values of Keras' variables."""
+    path = carried(parameters, others)
+    return whole_model(name, 'keras', size, path, of_head)
 
   def expected():
     for n in range(len(faces)):
-      gradients, (y, logits) = gradients_of(
-        *(trainable, others, head_state),
-        *(faces[n : n + 1], weighing[n : n + 1]),
+      gradients, outputs = gradients_of(
+        (trainable, head_trainable),
+        *(others, head_others, faces[n : n + 1], weighing[n : n + 1]),
       )
-      yield y, logits, carried(gradients, others)
+      yield *outputs, functools.partial(whole, *gradients)
 
-  whole = whole_model(name, size, path, head)
-  compare_evaluation(evaluate(whole, pixels, weighing), expected(), 1e-3)
+  ours = evaluate(whole(trainable, head_trainable), pixels, weighing)
+  compare_evaluation(ours, expected(), 1e-3)
   if others:
     y, moved = train(trainable, others, x)
-    compare_training(backbone, x, y, carried(trainable, moved))
+    moved = loaded(BACKBONES[name], 'keras', carried(trainable, moved))
+    compare_training(backbone, x, y, moved)
 
 
 @pytest.mark.parametrize('name', sorted(REFERENCES))

@@ -1,4 +1,4 @@
-"""Whole backbones against torch.
+"""Whole backbones, and the models that P2 builds on them, against torch.
 
 torchvision and timm are not needed: the references are written here from the
 papers with the names of their modules, so that their state dicts have the
@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backbone_parity import (
+  CLASSES,
   compare_evaluation,
   compare_training,
   evaluate,
   loaded,
   norm_settings,
   use_direct_convolutions,
+  whole_model,
 )
+from torch_gates import from_torch
 
 from fer_jax.models.backbones import (
   BACKBONES,
@@ -159,6 +162,57 @@ def xception():
   return nn.Sequential(parts)
 
 
+class TorchHead(nn.Module):
+  """P2, section 4: what follows each network, from its map (B, h, w, D).
+
+  Args:
+    name: of the network.
+    map_shape: (h, w, D).
+  """
+
+  def __init__(self, name, map_shape):
+    super().__init__()
+    self.name = name
+    rows, columns, width = map_shape
+    if name == 'xception':
+      width *= (rows // 2) * (columns // 2)
+    widths = (width, 256, 128) if name == 'densenet121' else (width, 256)
+    self.recurrent = nn.ModuleList(
+      nn.GRU(*pair, batch_first=True) for pair in itertools.pairwise(widths)
+    )
+    widths = (widths[-1], 256, CLASSES)
+    if name == 'vgg16':
+      widths = (256, CLASSES)
+    self.dense = nn.ModuleList(
+      nn.Linear(*pair) for pair in itertools.pairwise(widths)
+    )
+
+  def forward(self, y):
+    if self.name == 'densenet121':
+      y = y.flatten(1, 2)
+    elif self.name == 'vgg16':
+      y = y.mean((1, 2))[:, None]
+    else:
+      y = nn.functional.max_pool2d(y.permute(0, 3, 1, 2), 2)
+      y = y.permute(0, 2, 3, 1).flatten(1)[:, None]
+    for gru in self.recurrent:
+      y = gru(y)[0]
+    y = self.dense[0](y[:, -1])
+    for dense in self.dense[1:]:
+      y = dense(y.relu())
+    return y
+
+  def arrays(self, value_of):
+    """Of each parameter `value_of` it, as `whole_model` takes them."""
+    arrays = []
+    for gru in self.recurrent:
+      named = {n: value_of(p).numpy() for n, p in gru.named_parameters()}
+      arrays += from_torch('gru', named, 'l0').values()
+    for dense in self.dense:
+      arrays += [value_of(p).numpy().T for p in dense.parameters()]
+    return arrays
+
+
 def randomise(model):
   """Keeps activations of size 1, and normalisation far from the identity."""
   generator = torch.Generator().manual_seed(0)
@@ -166,7 +220,7 @@ def randomise(model):
   with torch.no_grad():
     for parameter in model.parameters():
       deviation = 0.2
-      if parameter.ndim == 4:
+      if parameter.ndim > 1:
         deviation = (2 / parameter[0].numel()) ** 0.5
       parameter.normal_(0, deviation, generator=generator)
     for norm in norms:
@@ -208,9 +262,10 @@ def forward(model, x):
   ids=('vgg16', 'xception', 'densenet121'),
 )
 def test_backbone(build, size, tmp_path, monkeypatch):
-  """Map in evaluation and training 1e-4 of its largest element, gradients
-  1e-3 of each array's norm, new running statistics 1e-4 (torch's variance
-  made the biased one)."""
+  """Logits of the whole model, and maps in evaluation and training, 1e-4 of
+  their largest element, gradients of all its parameters 1e-3 of each array's
+  norm, new running statistics of the backbone 1e-4 (torch's variance made the
+  biased one)."""
   use_direct_convolutions(monkeypatch)
   name = build.__name__
   model = build()
@@ -222,32 +277,44 @@ def test_backbone(build, size, tmp_path, monkeypatch):
   settings = {(norm.eps, 1 - norm.momentum) for norm in norms}
   assert norm_settings(backbone) == settings
 
+  map_shape = (*backbone.output_size(*size, 'torch'), backbone.out_features)
+  head = TorchHead(name, map_shape)
+  randomise(head)
+
   rng = np.random.default_rng(1)
-  x = rng.normal(size=(6, *size, 3)).astype(np.float32)
+  pixels = rng.uniform(0, 255, (6, *size, 3)).astype(np.float32)
+  faces = preprocess(jnp.asarray(pixels), preprocessing(name, 'torch'))
+  x = rng.normal(size=faces.shape).astype(np.float32)
+  weighing = rng.normal(size=(len(x), CLASSES)).astype(np.float32)
 
   def carried(state):
-    """Our backbone with these values of torch's variables."""
+    """A file with these values of torch's variables."""
     path = tmp_path / 'carried.safetensors'
     safetensors_torch.save_file(state, path)
-    return loaded(BACKBONES[name], 'torch', path)
+    return path
 
-  h, w = backbone.output_size(*size, 'torch')
-  weighing = rng.normal(size=(len(x), h, w, backbone.out_features))
-  weighing = weighing.astype(np.float32)
+  def gradients():
+    """Our model with the gradients of torch's parameters."""
+    state = model.state_dict()
+    for key, parameter in model.named_parameters():
+      if parameter.grad is not None:
+        state[key] = parameter.grad.contiguous()
+    of_head = head.arrays(lambda parameter: parameter.grad)
+    return whole_model(name, 'torch', size, carried(state), of_head)
 
   def expected():
-    for image, weights in zip(x, weighing, strict=True):
+    for image, weights in zip(np.array(faces), weighing, strict=True):
       model.zero_grad()
+      head.zero_grad()
       y = forward(model, image[None])
-      (y * torch.from_numpy(weights)).sum().backward()
-      state = model.state_dict()
-      for key, parameter in model.named_parameters():
-        if parameter.grad is not None:
-          state[key] = parameter.grad.contiguous()
-      yield y.detach().numpy(), None, carried(state)
+      logits = head(y)
+      (logits * torch.from_numpy(weights)).sum().backward()
+      yield y.detach().numpy(), logits.detach().numpy(), gradients
 
   model.eval()
-  compare_evaluation(evaluate(backbone, x, weighing), expected(), 1e-3)
+  weights = head.arrays(lambda parameter: parameter.detach())
+  ours = whole_model(name, 'torch', size, path, weights)
+  compare_evaluation(evaluate(ours, pixels, weighing), expected(), 1e-3)
   if not norms:
     return
 
@@ -259,7 +326,8 @@ def test_backbone(build, size, tmp_path, monkeypatch):
     y = forward(model, x).numpy()
   for norm, variance in zip(norms, before, strict=True):
     make_variance_biased(norm, variance)
-  compare_training(backbone, x, y, carried(model.state_dict()))
+  moved = loaded(BACKBONES[name], 'torch', carried(model.state_dict()))
+  compare_training(backbone, x, y, moved)
 
 
 @pytest.mark.parametrize('name', sorted(BACKBONES))
