@@ -12,6 +12,7 @@ for the user; tests/fuzz says what is asked of a case.
 import argparse
 import json
 import pathlib
+import signal
 import sys
 import time
 
@@ -27,6 +28,8 @@ def main() -> int:
   parser.add_argument('--only', help='names of readers, with commas')
   parser.add_argument('--json', help='file for the record')
   given = parser.parse_args()
+  # Leaves as Ctrl-C does, its folder removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
   import fuzz_running
   import fuzz_targets

@@ -276,20 +276,24 @@ def _worker(
   os.close(writing)
   expected = cases.start
   status = None
-  # Unbuffered: `select` does not see what a buffer holds.
-  with open(reading, 'rb', buffering=0) as stream:
-    while True:
-      ready, _, _ = select.select([stream], [], [], _MOST_PATIENCE)
-      line = stream.readline() if ready else b''
-      if not ready:
-        os.kill(child, signal.SIGKILL)
-        break
-      if not line:
-        break
-      outcome = Outcome(**json.loads(line))
-      expected = outcome.case + 1
-      yield outcome
-  _, status = os.waitpid(child, 0)
+  try:
+    # Unbuffered: `select` does not see what a buffer holds.
+    with open(reading, 'rb', buffering=0) as stream:
+      while True:
+        ready, _, _ = select.select([stream], [], [], _MOST_PATIENCE)
+        line = stream.readline() if ready else b''
+        if not ready:
+          os.kill(child, signal.SIGKILL)
+        if not line:
+          break
+        outcome = Outcome(**json.loads(line))
+        expected = outcome.case + 1
+        yield outcome
+    _, status = os.waitpid(child, 0)
+  finally:
+    if status is None:  # left amid its cases, whose folder is to be removed
+      os.kill(child, signal.SIGKILL)
+      os.waitpid(child, 0)
   code = os.waitstatus_to_exitcode(status)
   if code and expected < cases.stop:
     name, _ = drawn(seed, expected, table)
@@ -316,6 +320,7 @@ def _work(
 ) -> None:
   """A worker's life; does not return."""
   status = 1
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   try:
     limit = _address_space() + _MOST_NEW_ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

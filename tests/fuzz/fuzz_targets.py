@@ -749,9 +749,9 @@ def _restore(rng: random.Random, folder: pathlib.Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
   if rng.random() < 0.7:
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
+    with contextlib.suppress(UserError, TypeError, AttributeError):
       path = folder / 'run' / seal
-      manifest = json.loads(path.read_bytes())
+      manifest = files.read_json(path)
       if name != seal:
         manifest['files'] = checkpoint._digests(path.parent)
       manifest.pop('digest', None)

@@ -15,13 +15,16 @@ from small_config import small_config
 
 from fer_jax import config as config_lib
 from fer_jax import files
+from fer_jax.data import ledger, stream
 from fer_jax.errors import UserError
+from fer_jax.evaluation import evaluate, report
 from fer_jax.training import (
   checkpoint,
   inference,
   loop,
   records,
   rollback,
+  task,
   workdir,
 )
 
@@ -218,6 +221,104 @@ def test_a_file_that_cannot_grow_is_one_line(run):
   (line,) = [x for x in done.stderr.splitlines() if x.startswith('fer_jax: ')]
   assert 'cannot write a checkpoint' in line
   assert 'File too large' in line
+  assert checkpoint.latest_intact(folder) == before
+
+
+@pytest.fixture
+def mounted(trained, tmp_path):
+  """(config, a workdir on a disk of its own, `remount` with options of it)."""
+  config, folder = trained
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+
+  def mount(options):
+    command = ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(disk)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+  if shutil.which('mount') is None or mount('size=64m').returncode:
+    pytest.skip('needs the right to mount')
+  try:
+    shutil.copytree(folder, disk / 'run')
+    yield config, disk / 'run', lambda options: mount(f'remount,{options}')
+  finally:
+    subprocess.run(['umount', '--lazy', str(disk)], check=True)
+
+
+def _contents(folder):
+  return {
+    path: path.read_bytes() for path in folder.rglob('*') if path.is_file()
+  }
+
+
+def test_a_disk_that_turned_read_only_is_one_line(mounted):
+  config, folder, remount = mounted
+  before = _contents(folder)
+  looks = len(ledger.read(task.load_dataset(config)))
+  assert remount('ro').returncode == 0
+  for verb in (
+    lambda: loop.train(config, folder),
+    lambda: evaluate.evaluate(folder, 'test', n_boot=5),
+    lambda: report.write_report([folder]),
+  ):
+    with pytest.raises(UserError, match='Read-only file system') as refused:
+      verb()
+    assert str(folder) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+  assert _contents(folder) == before
+  # Nobody has seen the figures that could not be written.
+  assert len(ledger.read(task.load_dataset(config))) == looks
+  assert remount('rw').returncode == 0
+  _train_again(config, folder)
+
+
+def test_a_disk_that_is_full_amid_training_loses_nothing(mounted):
+  config, folder, remount = mounted
+  before = checkpoint.latest_intact(folder)
+  used = shutil.disk_usage(folder).used
+  # Room for less than half a checkpoint.
+  room = sum(p.stat().st_size for p in before.path.rglob('*')) // 2
+  assert remount(f'size={(used + room) // 4096 * 4096}').returncode == 0
+  with pytest.raises(UserError, match=r'cannot write .*: .*(?i:no space left)'):
+    loop.train(config, folder)
+  assert checkpoint.latest_intact(folder) == before
+  assert remount('size=64m').returncode == 0
+  _train_again(config, folder)
+  assert [r['epoch'] for r in records.read_metrics(folder)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_data_that_vanish_amid_a_streamed_epoch_are_one_line(
+  run, tmp_path, monkeypatch, workers
+):
+  """The records of a set are cut off once the first step is taken."""
+  config, folder = run
+  before = checkpoint.latest_intact(folder)
+  moved = tmp_path / 'data'
+  # Without the cache of pixels, whose pages stay where they are.
+  without = shutil.ignore_patterns('pixels.npy')
+  shutil.copytree(config.data.data_dir, moved, ignore=without)
+  config = config.copy_and_resolve_references()
+  config.data.update(data_dir=str(moved), residence='stream', workers=workers)
+  options = stream.grain.ReadOptions
+  monkeypatch.setattr(
+    stream.grain,
+    'ReadOptions',
+    # Else the whole epoch is read by then.
+    lambda **_: options(num_threads=1, prefetch_buffer_size=1),
+  )
+  epoch = stream.Stream.epoch
+
+  def vanishing(self, *arguments):
+    for n, batch in enumerate(epoch(self, *arguments)):
+      if n == 0:
+        for path in moved.rglob('*.array_record*'):
+          path.write_bytes(b'')
+      yield batch
+
+  monkeypatch.setattr(stream.Stream, 'epoch', vanishing)
+  with pytest.raises(UserError) as refused:
+    loop.train(config, folder)
+  assert str(moved) in str(refused.value)
   assert checkpoint.latest_intact(folder) == before
 
 
