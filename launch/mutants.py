@@ -62,6 +62,7 @@ TESTS = {
     f'{_BACKENDS}::test_fused_equals_the_scan_in_bfloat16',
     f'{_BACKENDS}::test_fused_equals_the_scan_in_float64',
     f'{_BACKENDS}::test_without_gradients_nothing_is_kept_for_them',
+    f'{_LAYERS}::test_layer_equals_a_float64_loop',
   ),
   'fer_jax/nn/recurrent/cudnn.py': (
     f'{_BACKENDS}::test_packed_weights_are_what_jax_unpacks',
@@ -70,6 +71,7 @@ TESTS = {
   ),
   'fer_jax/nn/recurrent/backends.py': (
     f'{_BACKENDS}::test_choice_by_platform',
+    f'{_BACKENDS}::test_the_platform_is_where_a_computation_would_run',
     f'{_BACKENDS}::test_wrong_backends_are_named',
     f'{_BACKENDS}::test_a_layer_runs_on_the_backend_it_names',
   ),
@@ -84,6 +86,7 @@ TESTS = {
 }
 """Files and tests of them that ought to kill, quick ones first."""
 _SCORES = 'fer_jax/evaluation/scores.py'
+_RECURRENT = 'fer_jax/nn/recurrent'
 EQUIVALENT: dict[tuple[str, str, str], str] = {
   (
     'fer_jax/data/sampling.py',
@@ -103,6 +106,32 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
       'return logits - np.log(np.exp(logits).sum(axis=-1',
     )
   },
+  **{
+    (f'{_RECURRENT}/{name}.py', line, '-1 -> +1'): (
+      'of two axes the last is the first but one'
+    )
+    for name, line in (
+      ('scan', 'jnp.split('),
+      ('fused', 'jnp.split('),
+      ('fused', '      -1,'),
+    )
+  },
+  **{
+    (f'{_RECURRENT}/backends.py', 'difflib.get_close_matches', said): (
+      'the first alone is told'
+    )
+    for said in ('difflib.get_close_matches(backend', '1 -> 2')
+  },
+  (
+    'fer_jax/data/protocol.py',
+    'settings = dataclasses.replace(',
+    'dataclasses.replace(settings, validation_share=0.0',
+  ): 'what selects decides nothing of the test',
+  (
+    f'{_RECURRENT}/cudnn.py',
+    'mask_bt.sum(1, dtype=jnp.int32)',
+    'mask_bt.sum(1, dtype=jnp.int32) ->',
+  ): 'JAX sums to int32 anyway where it is not set to 64 bits',
 }
 """Why a change means nothing, by module, a piece of its line, and what
 `Mutant.said` begins with."""

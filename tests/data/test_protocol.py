@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from fer_jax import config as config_lib
 from fer_jax.data import ledger, protocol, twins
 from fer_jax.datasets import fer2013
 from fer_jax.errors import UserError
@@ -259,6 +260,31 @@ def test_folds_cover_every_example_once(people, name):
   np.testing.assert_array_equal(np.sort(np.concatenate(tests)), np.arange(240))
 
 
+def test_how_many_folds_there_are(people):
+  assert protocol.fold_count(people, 'kfold_subjects', folds=3) == 3
+  assert protocol.fold_count(people, 'leave_one_subject_out') == 40
+  with pytest.raises(UserError, match='official has no folds; ') as refused:
+    protocol.fold_count(people, 'official')
+  listed = str(refused.value).rpartition(' are ')[2].split(', ')
+  assert set(listed) == {
+    'kfold_subjects',
+    'kfold_twins',
+    'kfold_images',
+    'leave_one_subject_out',
+  }
+  with pytest.raises(UserError, match='none can be scored out of fold'):
+    protocol.fold_count(people, 'evaluate_on_train')
+  assert protocol.parts_apart(people) == 40
+
+
+def test_options_that_are_not_given_are_those_of_the_config():
+  section = config_lib.get_base().data
+  for field in dataclasses.fields(protocol.Settings):
+    if field.name in section and field.name != 'name':
+      assert field.default == section[field.name], field.name
+  assert protocol.Settings().seed == 0
+
+
 def test_how_often_the_tests_of_all_folds_hold_an_example(people):
   def coverage(name, **options):
     return protocol.fold_coverage(people, name, **options)
@@ -404,6 +430,20 @@ def test_downsampling_first_cuts_to_the_smallest(memory_set):
   )
   assert len(test) == 8  # a fifth of 39, rounded up
   assert len(np.unique(np.concatenate([train, validation, test]))) == 39
+
+
+def test_a_reason_tells_what_was_done_to_the_lists(people, whole_set):
+  balanced = protocol.resolve(people, 'kfold_subjects', balance='oversample')
+  assert 'training list alone is balanced (oversample)' in balanced.reason
+  reported = protocol.resolve(people, 'evaluate_on_train', validation_share=0.0)
+  assert 'reports the very examples that trained' in reported.reason
+  whole_set.table['official_split'] = np.array(['train'] * 50 + ['test'] * 10)
+  for share, said in (
+    (0.1, 'a stratified part of train does'),
+    (0.0, 'nothing does'),
+  ):
+    carved = protocol.resolve(whole_set, 'official', validation_share=share)
+    assert said in carved.reason
 
 
 def test_balance_is_of_the_training_list_alone(people):

@@ -202,7 +202,9 @@ def test_stacked_dropout_acts_between_layers_only_with_a_key():
   assert jnp.abs(layers(x, key=key)[0] - plain).max() > 1e-3
   # A single layer has nothing between.
   single = Stacked([make('lstm')], dropout=0.9)
-  np.testing.assert_array_equal(single(x, key=key)[0], single(x)[0])
+  y, carry = single(x, key=key)
+  np.testing.assert_array_equal(y, single(x)[0])
+  np.testing.assert_array_equal(single.final_hidden(carry), y[:, -1])
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -376,6 +378,7 @@ def test_wrong_layers_are_named():
     Stacked([])
   with pytest.raises(ValueError, match='must be positive'):
     LSTM(D, 0, rngs=nnx.Rngs(0))
+  assert LSTM(1, 1, rngs=nnx.Rngs(0)).kernel.shape == (1, 4)
 
 
 @pytest.mark.parametrize('module', [recurrent, attention])
