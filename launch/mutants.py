@@ -111,6 +111,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
       'of two axes the last is the first but one'
     )
     for name, line in (
+      ('scan', 'hidden_bh.shape[-1]'),
       ('scan', 'jnp.split('),
       ('fused', 'jnp.split('),
       ('fused', '      -1,'),
