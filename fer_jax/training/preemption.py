@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fer_jax.errors import UserError
 
@@ -49,12 +49,14 @@ class Notice:
     status: the exit status that goes with it.
     starting: set by who has nothing to save yet, such as while programs
       compile: the process then leaves at once.
+    parting: called, by another thread, before the process leaves at once.
   """
 
   def __init__(self):
     self.asked = False
     self.status = REQUEUE_STATUS
     self.starting = False
+    self.parting: Callable[[], None] = lambda: None
 
   def agreed(self) -> bool:
     """Whether any of a run's processes was asked.
@@ -174,6 +176,8 @@ def _watch(reader: int, notice: Notice, grace: float) -> None:
 def _leave(notice: Notice, why: str) -> None:
   """Ends the process: any moment is as good as any other to a workdir."""
   _say(f'{why}, left; the last good checkpoint is gone on from')
+  with contextlib.suppress(Exception):
+    notice.parting()
   with contextlib.suppress(OSError, ValueError):
     sys.stdout.flush()
   os._exit(notice.status)

@@ -5,8 +5,9 @@ when that process dies. Runs are handed out under one more lock, so that between
 being asked for and being claimed a trial is nobody else's to take. A trial that
 is running by the study and whose workdir nobody holds was left by a process
 that died: the next to ask takes over the same trial, draws the parameters that
-it lacks, and goes on from its checkpoint. A trial is told to the study before
-its workdir is let go.
+it lacks, and goes on from its checkpoint. One that ends its processes is told
+failed after a few of them, as `takeovers` counts. A trial is told to the study
+before its workdir is let go.
 
 Locks are of `flock`: workers on several machines need a shared folder that has
 them, as NFS from version 4 does.
@@ -25,7 +26,7 @@ from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.training import records
 from fer_jax.training.workdir import claimed
-from fer_jax.tuning import shapes
+from fer_jax.tuning import shapes, takeovers
 from fer_jax.tuning.space import OutsideError, Space
 from fer_jax.tuning.study import RUN_NOTE, Study
 
@@ -50,6 +51,7 @@ class Run:
     claim: holds the workdir until it is closed.
     trial_id: of the study; None for a finalist.
     looks: whether its turn is a first look at its shape.
+    alone: whether none should train beside it.
   """
 
   name: str
@@ -60,6 +62,7 @@ class Run:
   claim: contextlib.ExitStack
   trial_id: int | None = None
   looks: bool = False
+  alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,28 +174,36 @@ class Trials:
 
   def end(self, run: Run, ending: Ending) -> None:
     """Tells the study how a run ended, and lets it go."""
+    self._tell(_id(run), run.workdir, ending)
+    self.release(run)
+
+  def _tell(self, trial_id: int, workdir: pathlib.Path, ending: Ending) -> None:
     notes: dict[str, Any] = {
-      'epoch': epochs_done(run.workdir),
-      RUN_NOTE: device_seconds(run.workdir),
+      'epoch': epochs_done(workdir),
+      RUN_NOTE: device_seconds(workdir),
     }
     if ending.reason:
       notes['failure'] = ending.reason
-    self._study.note_of_trial(_id(run), **notes)
+    self._study.note_of_trial(trial_id, **notes)
     if ending.state == 'complete':
-      self._study.tell(_id(run), TrialState.COMPLETE, ending.value)
+      self._study.tell(trial_id, TrialState.COMPLETE, ending.value)
     else:
       # Of one that failed the sampler learns as of a pruned one: Optuna would
       # leave it out, and come back to what diverges.
-      self._study.tell(_id(run), TrialState.PRUNED)
-    self.release(run)
+      self._study.tell(trial_id, TrialState.PRUNED)
 
   def release(self, run: Run) -> None:
     """Lets a run go as it is, for whoever asks next."""
+    takeovers.unmark(run.workdir)
     run.claim.close()
     self._held.discard(run.number)
 
   def _orphans(self, shape: str | None = None) -> Iterator[Run]:
-    """Claims trials that are running by the study and held by nobody."""
+    """Claims trials that are running by the study and held by nobody.
+
+    Args:
+      shape: of which they are, to train beside others; None for any.
+    """
     for trial in self._study.trials():
       if trial.state != TrialState.RUNNING or trial.number in self._held:
         continue
@@ -202,8 +213,23 @@ class Trials:
       if not self._study.is_running(trial._trial_id):
         continue
       drawn = self._drawn(trial.number, trial._trial_id)
-      if drawn and shape in (None, self._space.shape_text(drawn.params)):
-        yield self._claimed(drawn)
+      if not drawn or shape not in (None, self._space.shape_text(drawn.params)):
+        continue
+      workdir = self._trial_folder(trial.number)
+      lost = takeovers.lost(workdir, trial.user_attrs.get(takeovers.NOTE))
+      if lost['processes'] >= takeovers.MOST:
+        print(f'trial {trial.number}: failed ({takeovers.REASON})', flush=True)
+        ending = Ending('failed', reason=takeovers.REASON)
+        self._tell(drawn.trial_id, workdir, ending)
+        continue
+      alone = lost['processes'] == takeovers.MOST - 1
+      if alone and shape is not None:
+        continue
+      # In this order: who is killed in between has not begun to train it.
+      takeovers.unmark(workdir)
+      if lost['processes']:
+        self._study.note_of_trial(drawn.trial_id, **{takeovers.NOTE: lost})
+      yield self._claimed(drawn, alone=alone)
 
   def _new(self, kept: dict[str, Any] | None) -> '_Drawn | None':
     """Asks for a trial; None for one that cannot be trained."""
@@ -227,7 +253,9 @@ class Trials:
       self._study.tell(trial_id, TrialState.FAIL)
       return None
 
-  def _claimed(self, drawn: '_Drawn', looks: bool = False) -> Run:
+  def _claimed(
+    self, drawn: '_Drawn', looks: bool = False, alone: bool = False
+  ) -> Run:
     config = self._space.config_of(drawn.params)
     workdir = self._trial_folder(drawn.number)
     claim = contextlib.ExitStack()
@@ -242,6 +270,7 @@ class Trials:
       claim,
       drawn.trial_id,
       looks,
+      alone,
     )
 
   def _trial_folder(self, number: int) -> pathlib.Path:
@@ -367,6 +396,7 @@ class Repeats:
 
   def release(self, run: Run) -> None:
     """Lets a run go as it is, for whoever asks next."""
+    takeovers.unmark(run.workdir)
     run.claim.close()
     self._held.discard(run.workdir)
 

@@ -25,6 +25,7 @@ from fer_jax.training import (
   side_by_side,
   task,
 )
+from fer_jax.tuning import takeovers
 from fer_jax.tuning.queue import Ending, Run
 
 TURN = 2
@@ -141,6 +142,8 @@ class Worker:
   def _turn(self, queue: Queue, head: Run) -> None:
     # Nothing is unsaved before the first block, which may be minutes away.
     self._manner.notice.starting = True
+    if head.alone:
+      self._bench = None  # one of a single place, and after it as well
     try:
       with memory.exhaustion_told():
         bench = self._bench_of(head)
@@ -154,16 +157,23 @@ class Worker:
       queue.end(head, Ending('failed', reason=str(error)))
       return
     limit = (1 if head.looks else TURN) * self._manner.size
+    if head.alone:
+      limit = 1
+    elif not head.shape:
+      limit = math.inf
     with Seats(queue, bench, self._manner) as seats:
       try:
         with memory.exhaustion_told():
-          seats.fill([head, *queue.more(head.shape, bench.size - 1)])
+          others = min(bench.size, limit) - 1
+          seats.fill([head, *queue.more(head.shape, int(others))])
           while seats.taken and seats.epoch():
-            wanted = limit - seats.given if head.shape else math.inf
-            seats.fill(queue.more(head.shape, int(min(seats.free, wanted))))
+            wanted = min(seats.free, limit - seats.given)
+            seats.fill(queue.more(head.shape, int(wanted)))
       except memory.ExhaustedError as error:
         self._sizes[head.shape] = seats.give_up(error)
         self._bench = None
+    if head.alone:
+      self._bench = None
 
   def _bench_of(self, run: Run) -> 'Bench':
     """Where runs of a shape train: the one at hand, or another.
@@ -268,6 +278,7 @@ class Seats:
     self.given = 0
 
   def __enter__(self) -> 'Seats':
+    self._manner.notice.parting = self._excuse
     return self
 
   def __exit__(self, *exception: object) -> None:
@@ -280,6 +291,11 @@ class Seats:
       for run in filter(None, self._runs):
         self._queue.release(run)
       self._runs = []
+
+  def _excuse(self) -> None:
+    """Blames no run for the end of this process."""
+    for run in filter(None, list(self._runs)):
+      takeovers.unmark(run.workdir)
 
   def give_up(self, error: memory.ExhaustedError) -> int:
     """Leaves runs that memory does not hold as their checkpoints have them.
@@ -325,6 +341,7 @@ class Seats:
     places = dict(zip(empty, runs, strict=False))
     for m, run in places.items():
       self._runs[m] = run  # from here on ours to release
+      takeovers.mark(run.workdir)
     self.given += len(runs)
     members = {m: self._bench.member(run) for m, run in places.items()}
     self._earlier = side_by_side.seconds_before(list(members.values()))

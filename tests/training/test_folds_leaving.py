@@ -3,11 +3,16 @@
 Reference: the same one that nobody disturbed.
 """
 
+import signal
+
+import forked
 import jax
 import numpy as np
 import pytest
 from small_config import small_config
 
+from fer_jax import config as config_lib
+from fer_jax import files
 from fer_jax.training import checkpoint, crossval, preemption, records, task
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
@@ -105,3 +110,30 @@ def test_long_epochs_of_folds_are_saved_amid_them(
     sealed = checkpoint.latest_intact(tmp_path / place.workdir.name)
     assert (sealed.epoch, sealed.step, sealed.partial.taken) == (0, 2, 2)
   _assert_alike(whole, crossval.train(config, tmp_path))
+
+
+def test_a_process_that_is_asked_saves_its_folds_and_leaves(
+  config, whole, tmp_path
+):
+  longer = config.copy_and_resolve_references()
+  longer.train.epochs = 1000
+  files.write_json(tmp_path / 'config.json', config_lib.to_json(longer))
+  folder = tmp_path / 'folds'
+  process = forked.Command(
+    *('crossval', f'--config={tmp_path / "config.json"}'),
+    f'--workdir={folder}',
+    # As here, so that programs are those that were compiled for `whole`.
+    options={'jax_platforms': 'cpu', 'jax_num_cpu_devices': 1},
+  )
+  for line in process.stdout:
+    if line.startswith('epoch 2/'):
+      break
+  process.send_signal(signal.SIGTERM)
+  status, said, complaints = process.result()
+  assert status == preemption.REQUEUE_STATUS, complaints
+  assert 'SIGTERM: finishing the block under way' in complaints
+  assert 'left when asked to, to be resumed by the same command' in said
+  for place in whole.places:
+    sealed = checkpoint.latest_intact(folder / place.workdir.name)
+    found = records.read_metrics(folder / place.workdir.name)
+    assert sealed.epoch == len(found) >= 2

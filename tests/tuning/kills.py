@@ -1,7 +1,9 @@
 """A sweep in many lives, each ended by SIGKILL at a moment of its own.
 
     python kills.py DATA_DIR WORKDIR
+    python kills.py DATA_DIR WORKDIR TRIAL
 
+With a trial's number, every life ends as it begins to train that trial.
 Each life is a fork of this process, which has everything imported and has not
 used JAX. Appends to WORKDIR.log, as JSON lines, every epoch that was recorded
 and every trial that was told. Prints how each life ended.
@@ -16,7 +18,7 @@ import warnings
 
 import small_sweeps
 
-from fer_jax.training import checkpoint, records, side_by_side
+from fer_jax.training import checkpoint, population, records, side_by_side
 from fer_jax.tuning import log_uniform, queue, study, summary, sweep, uniform
 
 DOMAINS = {
@@ -30,6 +32,9 @@ SETTINGS = {
   'seeds': 1,
   'top': 1,
 }
+
+MOST_LIVES = 6
+"""Of a sweep with a trial that ends all of them."""
 
 # Whose n-th call, and whether before or after it.
 MOMENTS = (
@@ -110,22 +115,61 @@ def _live(config, workdir, log, moment):
   assert finished
 
 
-def main(data_dir, workdir):
+def _deadly(number):
+  """Kills this process where a population of that trial begins to train."""
+  original = population.Population.blocks
+
+  def blocks(together):
+    # Those that have ended keep their places.
+    here = together.number[together.training].tolist()
+    print('trains', here, flush=True)
+    if number in here:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return original(together)
+
+  population.Population.blocks = blocks
+
+
+def _live_with(number, config, workdir):
+  _deadly(number)
+  finished, _ = sweep.run(
+    config,
+    DOMAINS,
+    workdir,
+    small_sweeps.settings(trials=3, population=2, search='random'),
+  )
+  assert finished
+
+
+def _life(live, *arguments):
+  """How a fork ends that calls a function."""
+  sys.stdout.flush()
+  pid = os.fork()
+  if not pid:
+    try:
+      live(*arguments)
+    except BaseException:
+      sys.excepthook(*sys.exc_info())
+      os._exit(1)
+    os._exit(0)
+  return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main(data_dir, workdir, trial=None):
   config = small_sweeps.config(data_dir)
+  if trial is not None:
+    config.train.epochs = 1
+    for _ in range(MOST_LIVES):
+      status = _life(_live_with, int(trial), config, pathlib.Path(workdir))
+      print('life', status)
+      if status != -signal.SIGKILL:
+        break
+    return
   config.train.epochs = 3
   config.train.select = 'loss'  # no two of which are equal, so some are pruned
   log = pathlib.Path(f'{workdir}.log')
   for moment in MOMENTS:
-    sys.stdout.flush()
-    pid = os.fork()
-    if not pid:
-      try:
-        _live(config, workdir, log, moment)
-      except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-      os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = _life(_live, config, workdir, log, moment)
     print('life', status, moment and f'{moment[1]} {moment[2]} {moment[3]}')
 
 

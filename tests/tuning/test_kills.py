@@ -10,12 +10,14 @@ import kills
 import small_sweeps
 
 from fer_jax.training import checkpoint, records
+from fer_jax.tuning import takeovers
 
 
-def test_kills_at_every_kind_of_moment(data_dir, tmp_path):
-  workdir = tmp_path / 'sweep'
+def _killed(tmp_path, *arguments):
+  """What `kills` did, with a cache of compiled programs for all its lives."""
+  tests = str(pathlib.Path(__file__).parents[1])  # small_config
   done = subprocess.run(
-    [sys.executable, kills.__file__, str(data_dir), str(workdir)],
+    [sys.executable, kills.__file__, *map(str, arguments)],
     capture_output=True,
     text=True,
     env={
@@ -23,10 +25,16 @@ def test_kills_at_every_kind_of_moment(data_dir, tmp_path):
       'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),  # small_config
+      'PYTHONPATH': os.pathsep.join([tests, *sys.path]),
     },
   )
   assert done.returncode == 0, done.stderr
+  return done
+
+
+def test_kills_at_every_kind_of_moment(data_dir, tmp_path):
+  workdir = tmp_path / 'sweep'
+  done = _killed(tmp_path, data_dir, workdir)
   lives = [line for line in done.stdout.splitlines() if line.startswith('life')]
   assert len(lives) == len(kills.MOMENTS)
   for line in lives[:-1]:
@@ -60,3 +68,28 @@ def test_kills_at_every_kind_of_moment(data_dir, tmp_path):
     assert name not in told
     if kind == 'told':
       told.add(name)
+
+
+def test_a_trial_that_ends_its_workers_fails_and_the_others_are_trained(
+  data_dir, tmp_path
+):
+  done = _killed(tmp_path, data_dir, tmp_path / 'sweep', 1)
+  said = [
+    line
+    for line in done.stdout.splitlines()
+    if line.startswith(('trains', 'life'))
+  ]
+  # The third time each trains alone.
+  assert said == [
+    *('trains [0, 1]', 'life -9') * 2,
+    *('trains [0]', 'trains [1]', 'life -9'),
+    *('trains [2]', 'life 0'),
+  ]
+  content = json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())
+  states = [trial['state'] for trial in content['trials']]
+  assert states == ['complete', 'failed', 'complete']
+  study = optuna.load_study(
+    study_name=content['study'], storage=content['storage']
+  )
+  assert study.trials[1].user_attrs['failure'] == takeovers.REASON
+  assert f'trial 1: failed ({takeovers.REASON})' in done.stdout
