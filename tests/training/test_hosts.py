@@ -7,7 +7,6 @@ few float32 steps that are taken, as in the design.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
@@ -25,21 +24,6 @@ from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.training import checkpoint, loop
 
 
-def _environments(count):
-  """What tells each of some processes that they belong together."""
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
-  return [
-    {
-      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-      'JAX_NUM_PROCESSES': str(count),
-      'JAX_PROCESS_ID': str(number),
-    }
-    for number in range(count)
-  ]
-
-
 def _start(count, *arguments, limits=None):
   """Some processes of a command line that belong together.
 
@@ -55,7 +39,7 @@ def _start(count, *arguments, limits=None):
       options={'jax_platforms': 'cpu'},
       largest_file=(limits or {}).get(number),
     )
-    for number, environ in enumerate(_environments(count))
+    for number, environ in enumerate(equal_runs.environments(count))
   ]
 
 
@@ -105,7 +89,7 @@ def test_two_begin_and_one_goes_on_or_four_with_the_set_in_memory(
       text=True,
       env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environ},
     )
-    for environ in _environments(2)
+    for environ in equal_runs.environments(2)
   ]
   said = [process.communicate(timeout=600) for process in started]
   output = _told(
