@@ -27,6 +27,13 @@ def text(value: Any) -> bool:
   return isinstance(value, str)
 
 
+def name(value: Any) -> bool:
+  """A name of a file or folder, without a path to it."""
+  if not text(value) or value in ('', '.', '..') or set(value) & set('/\0'):
+    return False
+  return len(value.encode('utf-8', 'surrogatepass')) <= 255
+
+
 def number(value: Any) -> bool:
   """A finite number that a float can hold."""
   if isinstance(value, bool) or not isinstance(value, int | float):

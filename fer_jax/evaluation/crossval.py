@@ -153,7 +153,7 @@ _CONTENT = {
     'confusion': [[forms.count]],
   },
   'members': [
-    {'fold': forms.count, 'seed': forms.count, 'workdir': forms.text}
+    {'fold': forms.count, 'seed': forms.count, 'workdir': forms.name}
   ],
   'definitions': {'*': forms.text},
 }

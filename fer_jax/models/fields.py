@@ -66,6 +66,24 @@ def among(*allowed: Any) -> Callable[[Any], str | None]:
   return check
 
 
+MOST_LAYERS = 1000
+"""Of one kind, one after another: more is a slip of the hand."""
+
+
+def layers(value: Any) -> str | None:
+  """How many layers there are of a kind."""
+  good = is_int(value) and 0 < value <= MOST_LAYERS
+  return None if good else f'a positive int of at most {MOST_LAYERS}'
+
+
+def all_layers(value: Any) -> str | None:
+  """A tuple of those."""
+  good = isinstance(value, tuple) and value and not any(map(layers, value))
+  if good:
+    return None
+  return f'a non-empty tuple of positive ints of at most {MOST_LAYERS}'
+
+
 def positives(*, least: int = 0, length: int | None = None):
   """A tuple of positive ints, with at least `least` or just `length`."""
   if length is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fer_jax import config as config_lib
-from fer_jax import datasets, files
+from fer_jax import datasets, files, forms
 from fer_jax.datasets import fer2013, jaffe, sources
 from fer_jax.datasets.records import Intake
 from fer_jax.errors import UserError
@@ -33,6 +33,13 @@ def test_a_dotted_capital_i_is_no_letter_of_an_expression(tmp_path):
   with sources.Source(tmp_path) as source:
     assert not list(jaffe.examples(source, {}, intake))
   assert 'a name such as KA.AN1.39.tiff is expected' in intake.first_rejected
+
+
+@pytest.mark.parametrize('name', ['a' * 256, '../fold_0', '', '.', '/', 'a\0'])
+def test_a_member_of_a_cross_validation_is_named_by_its_folder(name):
+  """One of 5,000 letters raised OSError, and one may lie anywhere."""
+  assert forms.name('fold_0')
+  assert not forms.name(name)
 
 
 def test_a_name_that_is_no_utf_8_is_refused(tmp_path):

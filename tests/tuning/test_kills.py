@@ -88,8 +88,6 @@ def test_a_trial_that_ends_its_workers_fails_and_the_others_are_trained(
   content = json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())
   states = [trial['state'] for trial in content['trials']]
   assert states == ['complete', 'failed', 'complete']
-  study = optuna.load_study(
-    study_name=content['study'], storage=content['storage']
-  )
+  study = small_sweeps.stored(content)
   assert study.trials[1].user_attrs['failure'] == takeovers.REASON
   assert f'trial 1: failed ({takeovers.REASON})' in done.stdout

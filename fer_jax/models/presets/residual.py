@@ -63,7 +63,7 @@ _SHARED = {
     (1, 1, 1),
     'chosen',
     'P1 gives no number; one a stage trains on a CPU',
-    fields.positives(least=1),
+    fields.all_layers,
   ),
   'kernel_size': Field(3, 'stated', 'P1: 3 x 3; P0 tunes it', fields.odd),
   'downsample': Field(
@@ -86,7 +86,7 @@ _SHARED = {
     fields.positive,
   ),
   'recurrent_layers': Field(
-    1, 'chosen', 'P1 says layers and gives no number', fields.positive
+    1, 'chosen', 'P1 says layers and gives no number', fields.layers
   ),
   'recurrent_dropout': Field(
     0.0, 'chosen', 'between recurrent layers; no paper has it', fields.rate
