@@ -24,6 +24,7 @@ import hashlib
 import logging
 import pathlib
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -328,6 +329,10 @@ def _load(path: str, target: State) -> State:
   try:
     return ocp.load(path, target)
   except Exception as error:  # what is raised depends on the damage
+    # Orbax leaves coroutines behind, which would complain when they are freed.
+    warnings.filterwarnings(
+      'ignore', 'coroutine .* was never awaited', RuntimeWarning
+    )
     lines = str(error).splitlines() or [type(error).__name__]
     raise UserError(f'cannot read checkpoint {path}: {lines[0]}') from error
 

@@ -379,7 +379,8 @@ def database(url: str) -> optuna.storages.RDBStorage:
     # Several workers write: one waits for the other. A connection is an open
     # file, and nothing would close those of a pool.
     options['connect_args'] = {'timeout': 60}
-    options['poolclass'] = sqlalchemy.pool.NullPool
+    if sqlalchemy.make_url(url).database not in (None, '', ':memory:'):
+      options['poolclass'] = sqlalchemy.pool.NullPool
   elif url.startswith('postgresql'):
     options['connect_args'] = {'connect_timeout': CONNECT_SECONDS}
   return optuna.storages.RDBStorage(url, engine_kwargs=options)

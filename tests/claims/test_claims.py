@@ -264,7 +264,12 @@ def test_folds_are_pooled_by_their_size():
 def _member(size: int, share: float) -> dict:
   """What a run gives whose audit has one share everywhere, twins unknown."""
   return {
-    'protocol': {'name': 'made_up'},
+    'protocol': {
+      'name': 'made_up',
+      'reason': 'Fold 1 of 4 is reported. All of it is made up.',
+      'options': {'fold': 0},
+      'digest': 'c0ffee',
+    },
     'epoch': 2,
     'finished': True,
     'units': np.arange(size).astype(str),

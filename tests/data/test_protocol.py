@@ -436,7 +436,7 @@ def test_a_reason_tells_what_was_done_to_the_lists(people, whole_set):
   balanced = protocol.resolve(people, 'kfold_subjects', balance='oversample')
   assert 'training list alone is balanced (oversample)' in balanced.reason
   reported = protocol.resolve(people, 'evaluate_on_train', validation_share=0.0)
-  assert 'reports the very examples that trained' in reported.reason
+  assert 'are of the very examples that trained' in reported.reason
   whole_set.table['official_split'] = np.array(['train'] * 50 + ['test'] * 10)
   for share, said in (
     (0.1, 'a stratified part of train does'),

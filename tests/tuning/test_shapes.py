@@ -85,7 +85,7 @@ TRIALS = 8
 
 @pytest.fixture
 def queues(config, tmp_path, monkeypatch):
-  """Makes two queues of a study in memory, of six shapes."""
+  """Makes two queues of a study, of six shapes."""
   monkeypatch.setattr(queue, 'device_seconds', lambda workdir: 1.0)
   # A disk may take a while for each.
   monkeypatch.setattr(files, 'write_json', lambda path, value: None)
@@ -102,7 +102,7 @@ def queues(config, tmp_path, monkeypatch):
     folder = tmp_path / name
     folder.mkdir()
     held = study.Study(
-      study.Storage('sqlite:///:memory:', name),
+      study.Storage(f'sqlite:///{folder}/study.db', name),
       space,
       search.Settings(),
       metric='accuracy',
