@@ -1,8 +1,8 @@
 """Quickstart: residual_bilstm on synthetic faces, on a laptop's CPU.
 
 Data     synthetic_faces, rendered by the package itself on the first run.
-Cost     56 s of epochs on two cores of an AMD EPYC, 15 s to the first step
-Score    test 95.6 % (94.3 to 96.8), one seed; record docs/records/quickstart/
+Cost     41 s of epochs on two cores of an Intel Xeon, 9 s to the first step
+Score    test 95.1 % (93.8 to 96.4), one seed; record docs/records/quickstart/
 Command  python -m fer_jax train --config=configs/quickstart.py \
            --workdir=runs/quickstart
 """
