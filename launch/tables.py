@@ -220,6 +220,7 @@ TABLES = {
   'recurrent': recurrent,
   'population': population,
   'sweep': sweep,
+  'compilation': compilation,
 }
 
 if __name__ == '__main__':
