@@ -12,6 +12,7 @@ import types
 import numpy as np
 import pytest
 import small_config
+from asked_to_leave import AskedAfter
 
 from fer_jax import config as config_lib
 from fer_jax.claims import Claim, chosen, config_of, running, stated, table
@@ -341,23 +342,10 @@ def test_an_audit_that_is_not_ours_is_named(tmp_path):
     running._audited(tmp_path, None, None, 'abc')
 
 
-class _AskedAfter(preemption.Notice):
-  """Is asked after so many blocks."""
-
-  def __init__(self, blocks: int):
-    super().__init__()
-    self._left = blocks
-
-  def agreed(self) -> bool:
-    self._left -= 1
-    self.asked = self._left < 0
-    return self.asked
-
-
 def test_a_claim_that_is_asked_leaves_and_evaluates_nothing(
   claim, tmp_path, data_dir, capsys
 ):
-  notice = _AskedAfter(2)
+  notice = AskedAfter(2)
   with pytest.raises(running.LeftError):
     running.run(
       'p9_made_up',

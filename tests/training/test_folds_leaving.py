@@ -9,6 +9,7 @@ import forked
 import jax
 import numpy as np
 import pytest
+from asked_to_leave import AskedAfter, Killed, KilledAfter
 from small_config import small_config
 
 from fer_jax import config as config_lib
@@ -35,19 +36,6 @@ def whole(config, tmp_path_factory, shared_programs):
   return crossval.train(config, tmp_path_factory.mktemp('whole'))
 
 
-class _AskedAfter(preemption.Notice):
-  """Is asked after so many polls."""
-
-  def __init__(self, polls: int):
-    super().__init__()
-    self._left = polls
-
-  def agreed(self) -> bool:
-    self._left -= 1
-    self.asked = self._left < 0
-    return self.asked
-
-
 def _assert_alike(whole, parted):
   """Records, final states, checkpoints: bit for bit, times aside."""
   times = ('time', 'seconds', 'images_per_second', 'device_seconds')
@@ -72,7 +60,7 @@ def test_folds_are_left_amid_epochs_and_gone_on_with(config, whole, tmp_path):
   amid = set()
   # A block a life: the last one of an epoch, and of a shorter fold's, too.
   while not (
-    parted := crossval.train(config, tmp_path, notice=_AskedAfter(2))
+    parted := crossval.train(config, tmp_path, notice=AskedAfter(2))
   ).finished:
     for place in parted.places:
       sealed = checkpoint.latest_intact(place.workdir)
@@ -85,27 +73,14 @@ def test_folds_are_left_amid_epochs_and_gone_on_with(config, whole, tmp_path):
   _assert_alike(whole, parted)
 
 
-class _Killed(BaseException):
-  """Nothing is saved after it."""
-
-
-class _KilledAfter(_AskedAfter):
-  """Is ended as by SIGKILL after so many polls."""
-
-  def agreed(self) -> bool:
-    if super().agreed():
-      raise _Killed
-    return False
-
-
 def test_long_epochs_of_folds_are_saved_amid_them(
   config, whole, tmp_path, monkeypatch
 ):
   # Two polls are before any block, the fifth is after the third one.
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'AMID_SECONDS', 0.0)
-    with pytest.raises(_Killed):
-      crossval.train(config, tmp_path, notice=_KilledAfter(4))
+    with pytest.raises(Killed):
+      crossval.train(config, tmp_path, notice=KilledAfter(4))
   for place in whole.places:
     sealed = checkpoint.latest_intact(tmp_path / place.workdir.name)
     assert (sealed.epoch, sealed.step, sealed.partial.taken) == (0, 2, 2)

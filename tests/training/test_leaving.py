@@ -12,23 +12,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from asked_to_leave import AskedAfter, Killed, KilledAfter
 
 from fer_jax.training import checkpoint, loop, preemption, records, task
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
-
-
-class _AskedAfter(preemption.Notice):
-  """Is asked after so many blocks."""
-
-  def __init__(self, blocks: int):
-    super().__init__()
-    self._left = blocks
-
-  def agreed(self) -> bool:
-    self._left -= 1
-    self.asked = self._left < 0
-    return self.asked
 
 
 def _final(config, workdir):
@@ -59,7 +47,7 @@ def test_left_amid_epochs_and_gone_on_with(
 
   parted = tmp_path / 'parted'
   # The first poll is before any block.
-  first = loop.train(config, parted, notice=_AskedAfter(2))
+  first = loop.train(config, parted, notice=AskedAfter(2))
   assert first.asked
   assert not first.finished
   assert (first.epoch, first.step) == (0, 2)
@@ -73,8 +61,8 @@ def test_left_amid_epochs_and_gone_on_with(
   assert records.read_metrics(parted) == []
 
   # Again in the same epoch, then in the next: all parts' sums are carried.
-  assert loop.train(config, parted, notice=_AskedAfter(2)).step == 4
-  third = loop.train(config, parted, notice=_AskedAfter(steps))
+  assert loop.train(config, parted, notice=AskedAfter(2)).step == 4
+  third = loop.train(config, parted, notice=AskedAfter(steps))
   assert third.asked
   assert third.epoch == 1
   assert steps < third.step < 2 * steps
@@ -95,19 +83,6 @@ def _assert_alike(config, parted, whole):
   assert checkpoint.steps(parted) == checkpoint.steps(whole)
 
 
-class _Killed(BaseException):
-  """Nothing is saved after it."""
-
-
-class _KilledAfter(_AskedAfter):
-  """Is ended as by SIGKILL after so many blocks."""
-
-  def agreed(self) -> bool:
-    if super().agreed():
-      raise _Killed
-    return False
-
-
 def test_a_long_epoch_is_saved_amid_it(tiny_config, tmp_path, monkeypatch):
   config = tiny_config
   config.train.batch_size = 16
@@ -116,8 +91,8 @@ def test_a_long_epoch_is_saved_amid_it(tiny_config, tmp_path, monkeypatch):
   parted = tmp_path / 'parted'
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'AMID_SECONDS', 0.0)
-    with pytest.raises(_Killed):
-      loop.train(config, parted, notice=_KilledAfter(3))
+    with pytest.raises(Killed):
+      loop.train(config, parted, notice=KilledAfter(3))
   sealed = checkpoint.latest_intact(parted)
   assert (sealed.epoch, sealed.partial.taken) == (0, 2)
   assert loop.train(config, parted) == whole
