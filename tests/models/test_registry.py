@@ -39,6 +39,10 @@ def test_what_the_paper_states_is_marked_for_its_own_model_alone():
   lstm = sources('residual_lstm')
   assert {k for k, v in lstm.items() if v == 'inferred'} == stated
   assert 'stated' not in lstm.values()
+  # P4 gives the rate of two of its three.
+  hybrids = ('cnn_model1', 'cnn_lstm_model2', 'cnn_lstm_model3')
+  rates = [sources(name)['dropout'] for name in hybrids]
+  assert rates == ['stated', 'stated', 'inferred']
 
 
 def conv(k, c, o):

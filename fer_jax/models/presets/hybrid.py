@@ -1,8 +1,9 @@
 """Hybrid CNN and LSTM: `cnn_model1`, `cnn_lstm_model2`, `cnn_lstm_model3`.
 
-P4  Hybrid convolutional neural network and long short-term memory (2026),
-    tables 2 to 4, which give every width; the text describes model 1 with
-    other widths than table 2, whose 117,031 parameters add up.
+P4  Bagga and Makwana, Facial expression recognition system using a hybrid CNN
+    and LSTM model (2026), tables 2 to 4, which give every width; the text
+    describes model 1 with other widths than table 2, whose 117,031 parameters
+    add up.
 
 The output shapes say which convolutions are padded: the first, third and fifth
 are not. Model 2 cuts its 4 x 4 x 128 map into 64 steps of 32 values, so a step
@@ -25,6 +26,11 @@ FILTERS = {
 }
 UNITS = {'cnn_lstm_model2': (32, 32), 'cnn_lstm_model3': (128, 64)}
 DENSE = {'cnn_model1': 32, 'cnn_lstm_model2': 200, 'cnn_lstm_model3': 200}
+DROPOUT = {
+  'cnn_model1': ('stated', 'P4, in a text that has 200 units there'),
+  'cnn_lstm_model2': ('stated', 'P4'),
+  'cnn_lstm_model3': ('inferred', 'P4 states it of models 1 and 2'),
+}
 NAMES = tuple(FILTERS)
 
 
@@ -42,7 +48,7 @@ def fields_of(name: str) -> dict[str, Field]:
     ),
     'kernel_size': Field(3, 'stated', 'P4: 3 x 3', fields.odd),
     'dense': Field(DENSE[name], 'stated', 'P4, tables 2 to 4', fields.positive),
-    'dropout': Field(0.6, 'stated', 'P4', fields.rate),
+    'dropout': Field(0.6, *DROPOUT[name], fields.rate),
     'pixels': shared.pixels(
       'unit', 'inferred', 'P4 scales pixels to one range and names none'
     ),

@@ -1,12 +1,18 @@
 """Plain CNNs: `basic_cnn` and `improved_cnn`.
 
-P3  CNN models to improve facial expression recognition accuracy, section 2.4
-    and table 1: a basic CNN, and an improved one with two more convolutional
-    layers, batch normalisation and dropout, each convolution followed by ReLU
-    and pooling. No width is printed. Filters double while the map halves, up to
-    128, which is the habit of the field. Table 1's one dense layer is taken
-    to be the one of the logits; the basic CNN's fully connected layers are
-    one of 128 and that.
+P3  Fatimatuzzahra, Lindawati and Soim, Development of convolutional neural
+    network models to improve facial expression recognition accuracy (2024),
+    section 2.4 and table 1: a basic CNN, and an improved one with two more
+    convolutional layers, batch normalisation and dropout, each convolution
+    followed by ReLU and pooling. No width is printed. Filters double while the
+    map halves, up to 128, which is the habit of the field. Table 1's one dense
+    layer is taken to be the one of the logits; the basic CNN's fully connected
+    layers are one of 128 and that.
+
+The text does not say after which convolutions the normalisation comes, nor how
+many dropout layers there are and where, nor what pools. Here every convolution
+of the improved CNN is normalised before its ReLU, dropout comes once, before
+the logits, and the largest of 2 x 2 is taken.
 """
 
 from typing import Any
@@ -43,7 +49,10 @@ def fields_of(name: str) -> dict[str, Field]:
     'normalise': Field(
       improved,
       'stated' if improved else 'inferred',
-      'P3 adds batch normalisation to the improved CNN',
+      'P3 adds batch normalisation to the improved CNN; that every convolution '
+      'has it is chosen'
+      if improved
+      else 'P3 adds batch normalisation to the improved CNN',
       fields.boolean,
     ),
     'head': Field(
@@ -57,7 +66,9 @@ def fields_of(name: str) -> dict[str, Field]:
     'dropout': Field(
       0.2 if improved else 0.0,
       'stated' if improved else 'inferred',
-      'P3, table 1' if improved else 'P3 adds dropout to the improved CNN',
+      'P3, table 1; its place, before the logits, is chosen'
+      if improved
+      else 'P3 adds dropout to the improved CNN',
       fields.rate,
     ),
     'pixels': shared.pixels('unit', 'chosen', 'P3 names no scale'),

@@ -1,15 +1,16 @@
 """ImageNet networks and GRU: `densenet121_gru`, `vgg16_gru`, `xception_gru`.
 
-P2  Optimizing facial emotion recognition with deep hybrid networks, section 4:
-    each network without its top, then
+P2  Kumar and Agarwal, Optimizing facial expression recognition with deep hybrid
+    neural networks, section 4: each network without its top, then
 
     densenet121_gru  reshape, GRU 256, GRU 128, dense 256 with ReLU
     vgg16_gru        global average pooling, reshape to a sequence, GRU
     xception_gru     max-pooling, flatten, reshape to three dimensions, GRU,
                      dense with ReLU, dropout
 
-    and the logits. P2 gives no input size and no other width. The reshape of
-    DenseNet121's map is taken to make each of its cells a step. The other two
+    and the logits. P2 gives no input size, no window of the pooling and no
+    other width. The reshape of DenseNet121's map is taken to make each of its
+    cells a step. The other two
     have a vector there, of which a sequence of one step is the plain reading:
     on an image their GRU has nothing to recur on.
 """

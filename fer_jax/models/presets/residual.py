@@ -8,10 +8,12 @@ P0  the same, Hyperparameter optimization of deep residual recurrent fusion
     models for facial emotion recognition (2026), of which the abstract alone
     was at hand: all three.
 
-P1 states convolutional layers with BN and ReLU, residual blocks of two 3 x 3
-convolutions, a BiLSTM, additive attention, several fully connected layers and
-dropout 0.5; it gives no width and no number of blocks, and does not say what
-the steps of a single image are. Here each cell of the last map is a step.
+P1 states several convolutional layers with BN and ReLU, residual blocks of two
+3 x 3 convolutions, BiLSTM layers, additive attention, several fully connected
+layers and dropout 0.5; it gives no width and no number of layers or blocks, and
+does not say what the steps of a single image are. Here there is one
+convolution before the blocks and one BiLSTM layer, and each cell of the last
+map is a step.
 
 A stage halves the map by max-pooling before a stride-1 block, not by stride 2:
 the two cost the same products, and 3 x 3 convolutions of stride 1 have the
@@ -65,7 +67,9 @@ _SHARED = {
     'P1 gives no number; one a stage trains on a CPU',
     fields.all_layers,
   ),
-  'kernel_size': Field(3, 'stated', 'P1: 3 x 3; P0 tunes it', fields.odd),
+  'kernel_size': Field(
+    3, 'stated', 'P1: 3 x 3 in its residual blocks; P0 tunes it', fields.odd
+  ),
   'downsample': Field(
     'pool',
     'chosen',
@@ -108,7 +112,9 @@ _SHARED = {
   ),
   'dropout': Field(0.5, 'stated', 'P1; P0 tunes it', fields.rate),
   'pixels': shared.pixels(
-    'standardised', 'stated', 'P1: zero mean and unit variance of each image'
+    'standardised',
+    'stated',
+    'P1: zero mean and unit variance; that of each image is the plain reading',
   ),
   'recurrence': shared.RECURRENCE,
   'backend': shared.BACKEND,
