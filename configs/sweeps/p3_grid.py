@@ -1,10 +1,10 @@
 """P3's grid search, of the improved CNN on four classes of FER2013.
 
-P3 says that it "tests every combination from a predefined set" and prints what
-came out (table 1: dropout 0.2, learning rate 0.001, batch 16), not the set. The
-grid is chosen around that: every value printed is in it, beside neighbours that
-anybody would try. As in P3's honest twin training alone is cut to the smallest
-class; a tenth of it selects.
+P3 speaks of "testing every combination from a predefined set of
+hyperparameters" and prints what came out (table 1: dropout 0.2, learning rate
+0.001, batch 16), not the set. The grid is chosen around that: these three are
+in it, beside neighbours that anybody would try. As in P3's honest twin training
+alone is cut to the smallest class; a tenth of it selects.
 
 Data     FER2013: python -m fer_jax data build --dataset=fer2013 --source=...
 Cost     27 trials of 30 epochs, of three shapes; not measured yet.
