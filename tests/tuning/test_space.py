@@ -1,7 +1,7 @@
 """Spaces: what is searched, what it is checked against, in which order."""
 
-import importlib.util
 import pathlib
+import runpy
 
 import pytest
 
@@ -17,7 +17,8 @@ from fer_jax.tuning import (
   uniform,
 )
 
-SWEEPS = pathlib.Path(__file__).parents[2] / 'configs' / 'sweeps'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+SWEEPS = CONFIGS / 'sweeps'
 
 
 @pytest.fixture(scope='module')
@@ -33,16 +34,31 @@ def _first(field, domain):
   'path', sorted(SWEEPS.glob('*.py')), ids=lambda p: p.stem
 )
 def test_the_sweeps_of_the_package_are_valid(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config = runpy.run_path(str(path))['get_config']()
   config_lib.validate(config)
   made = Space(space.load(path), config)
   assert made.has_shapes
   files.digest(made.to_json())  # is JSON
   if 'grid' in path.stem:
     assert len(made.grid()) == 27
+
+
+def test_p0_is_searched_with_its_models_on_its_four_sets():
+  """Reference: P0's abstract; sizes and channels are those of its claims."""
+  get_config = runpy.run_path(str(SWEEPS / 'p0.py'))['get_config']
+  claims = runpy.run_path(str(CONFIGS / 'papers' / 'p0.py'))['CLAIMS']
+  assert len(claims) == 4
+  for model in ('residual_lstm', 'residual_gru', 'residual_bilstm'):
+    for dataset, claim in claims.items():
+      config = get_config(f'{model},{dataset}')
+      config_lib.validate(config)
+      assert (config.model.name, config.data.name) == (model, dataset)
+      claimed = claim.config('honest').data
+      assert config.data.image_size == claimed.image_size
+      assert config.data.channels == claimed.channels
+  assert get_config('residual_gru').data.name == 'fer2013'
+  with pytest.raises(UserError, match="not on 'rafbd'; did you mean 'rafdb'"):
+    get_config('residual_gru,rafbd')
 
 
 def test_fields_that_make_the_shape_come_first_and_conditions_after(base):
