@@ -29,7 +29,7 @@ PROTOCOL = (
   stated('data.protocol', 'downsample_then_split'),
   stated('data.test_share', 0.2),
   inferred('data.validation_share', 0.0, 'the test set is the validation set'),
-  inferred('train.select', 'last', 'figures are given after 100 epochs'),
+  inferred('train.select', 'last', 'no selection is mentioned'),
 )
 
 HONEST = (

@@ -77,8 +77,8 @@ class Claim:
     recipe: fields of both configs.
     protocol: fields of the paper's config alone.
     honest: fields of its honest twin alone.
-    pretrained: whether the paper starts from published weights, which the
-      user has to have; both twins do then, or count as unfinished.
+    pretrained: whether the paper is taken to start from published weights,
+      which the user has to have; both twins do then, or count as unfinished.
   """
 
   paper: str

@@ -146,7 +146,7 @@ def _notes(row: dict[str, Any]) -> list[str]:
   lines = [f'{row["claim"]}: {row["system"]}', f'  counts   {row["counts"]}']
   lines.append(f'  shown by {row["evidence"]}')
   if row['pretrained'] and not paper['pretrained']:
-    lines.append('  trained from random weights, which the paper does not')
+    lines.append('  trained from random weights, not from published ones')
   if row['reading'] != 'accuracy':
     lines.append(
       '  accuracy under its protocol, plainly: '
