@@ -95,12 +95,24 @@ def test_every_paper_and_figure_is_there():
     'p2_vgg16_gru': 0.9758,
     'p2_xception_gru': 0.9827,
     'p3_improved_cnn_training': 0.9889,
+    'p3_improved_cnn_validation': 0.899,
     'p3_improved_cnn': 0.89,
     'p3_basic_cnn': 1.0,
+    'p3_basic_cnn_validation': 0.7,
+    'p3_basic_cnn_test': 0.8875,
     'p4_cnn_model1': 0.7465,
     'p4_cnn_lstm_model2': 0.7979,
     'p4_cnn_lstm_model3': 0.8511,
   }
+
+
+def test_figures_of_one_network_share_its_runs():
+  """P3 prints three figures of each network's one training."""
+  folders = {}
+  for name, claim in running.select(CLAIMS, ['p3']).items():
+    made = {running._folder(claim, claim.config(t)) for t in claim_lib.TWINS}
+    assert folders.setdefault(claim.model, made) == made, name
+  assert len(folders) == 2
 
 
 def test_what_a_paper_gives_no_value_of_is_not_stated():
@@ -147,7 +159,7 @@ def test_every_reading_has_its_words_in_the_table():
 
 def test_selection_by_the_beginning_of_a_name():
   assert len(running.select(CLAIMS, ['p4'])) == 3
-  assert list(running.select(CLAIMS, ['p3_basic'])) == ['p3_basic_cnn']
+  assert list(running.select(CLAIMS, ['p2_vgg16'])) == ['p2_vgg16_gru']
   assert running.select(CLAIMS, []) == CLAIMS
   with pytest.raises(UserError, match='--only=p5: no such claim'):
     running.select(CLAIMS, ['p5'])
