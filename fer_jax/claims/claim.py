@@ -79,6 +79,8 @@ class Claim:
     honest: fields of its honest twin alone.
     pretrained: whether the paper is taken to start from published weights,
       which the user has to have; both twins do then, or count as unfinished.
+    beside: what the paper prints beside the figure, as shares, by name:
+      'precision', 'recall' and 'f1', means over classes.
   """
 
   paper: str
@@ -92,6 +94,7 @@ class Claim:
   protocol: tuple[Mark, ...]
   honest: tuple[Mark, ...]
   pretrained: bool = False
+  beside: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def marks(self, twin: str) -> tuple[Mark, ...]:
     """The fields that one of `TWINS` sets; a later one wins."""

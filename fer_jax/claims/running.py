@@ -168,6 +168,7 @@ def run(
     'counts': READINGS[claim.reading],
     'evidence': claim.evidence,
     'pretrained': claim.pretrained,
+    'beside': dict(claim.beside),
     'marks': {
       twin: [dataclasses.asdict(mark) for mark in claim.marks(twin)]
       for twin in TWINS
@@ -224,9 +225,10 @@ def _twin(
   Returns:
     'protocol' (see `protocol.facts_of_folds`), 'folds' run and
     'of_folds', 'epochs' run and 'of_epochs', 'finished', 'figure' as the
-    paper counts it, 'accuracy' with its 'interval', 'without_twins', 'n',
-    'pretrained', the file of weights or '', 'audit' of all these folds (see
-    `_pooled_audit`) and the 'workdirs'.
+    paper counts it, 'accuracy' with its 'interval', 'macro' (see
+    `scores.all_scores`), 'without_twins', 'n', 'pretrained', the file of
+    weights or '', 'audit' of all these folds (see `_pooled_audit`) and the
+    'workdirs'.
   """
   folded = protocol.divides_into_folds(config.data.protocol)
   of_folds = config.data.folds if folded else 1
@@ -261,7 +263,7 @@ def _twin(
     'figure': _figure(claim.reading, together['accuracy'], members, dataset),
     'accuracy': together['accuracy'],
     'interval': together['intervals']['accuracy'],
-    'macro_f1': together['macro']['f1'],
+    'macro': together['macro'],
     'without_twins': _pooled([m['without_twins'] for m in members]),
     'n': together['n'],
     'audit': _pooled_audit(members),

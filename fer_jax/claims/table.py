@@ -152,6 +152,12 @@ def _notes(row: dict[str, Any]) -> list[str]:
       '  accuracy under its protocol, plainly: '
       f'{wording.percent(paper["accuracy"])}'
     )
+  for figure, claimed in row['beside'].items():
+    lines.append(
+      f'  {figure} {wording.percent(claimed, digits=2)} claimed; mean over '
+      f'classes {wording.percent(paper["macro"][figure])} under its protocol, '
+      f'{wording.percent(honest["macro"][figure])} honestly'
+    )
   for twin in (paper, honest):
     folds = (
       f', {twin["folds"]} of {twin["of_folds"]} folds'

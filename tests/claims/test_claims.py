@@ -52,6 +52,7 @@ def claim():
       stated('train.select', 'last'),
     ),
     honest=(chosen('data.protocol', 'kfold_subjects', 'no one twice'),),
+    beside={'recall': 0.875},
   )
 
 
@@ -113,6 +114,20 @@ def test_figures_of_one_network_share_its_runs():
     made = {running._folder(claim, claim.config(t)) for t in claim_lib.TWINS}
     assert folders.setdefault(claim.model, made) == made, name
   assert len(folders) == 2
+
+
+def test_every_figure_beside_a_claim_is_there():
+  """P2's table 1 and P4's table 8."""
+  assert {
+    name: claim.beside for name, claim in CLAIMS.items() if claim.beside
+  } == {
+    'p2_densenet121_gru': {'precision': 0.9896, 'recall': 1.0, 'f1': 0.9957},
+    'p2_vgg16_gru': {'precision': 0.9695, 'recall': 0.99, 'f1': 0.98},
+    'p2_xception_gru': {'precision': 0.9765, 'recall': 0.9923, 'f1': 0.9847},
+    'p4_cnn_model1': {'precision': 0.75, 'recall': 0.7486, 'f1': 0.7457},
+    'p4_cnn_lstm_model2': {'precision': 0.8071, 'recall': 0.7986, 'f1': 0.7971},
+    'p4_cnn_lstm_model3': {'precision': 0.8528, 'recall': 0.8514, 'f1': 0.85},
+  }
 
 
 def test_what_a_paper_gives_no_value_of_is_not_stated():
@@ -225,6 +240,10 @@ def test_a_claim_beside_its_twin(claim, tmp_path, data_dir):
   assert 'p9_made_up  100.00' in said
   assert '2/2 in 2/4 folds, 2/2 in 2/10 folds *' in said
   assert 'to finish: the same command again with --folds=0\n' in said
+  recalls = [100 * twin['macro']['recall'] for twin in (paper, honest)]
+  assert 'recall 87.50\u00a0% claimed; mean over classes' in said
+  assert f'classes {recalls[0]:.1f}\u00a0% under its protocol, ' in said
+  assert f'{recalls[1]:.1f}\u00a0% honestly' in said
   assert 'not run: no build' in said
   assert not table.finished(row)
   # The reason is of what is pooled, not of its first fold.
