@@ -29,10 +29,12 @@ SIGNIFICANCE = 0.05
 
 DEFINITIONS = {
   'interval': (
-    f'95 % percentile interval of {scores.BOOTSTRAP_DRAWS:,} bootstrap '
-    'resamples of the units (seeded), the same for all runs; it holds the '
-    'noise of sampling units, not that of training seeds, and is not adjusted '
-    'for the number of pairs'
+    "95 % interval by Student's t, with as many degrees of freedom as there "
+    'are units but one, and the standard error of '
+    f'{scores.BOOTSTRAP_DRAWS:,} bootstrap resamples of the units (seeded), '
+    'the same for all runs; of the figure of a run on the logit scale. It '
+    'holds the noise of sampling units, not that of training seeds, and is '
+    'not adjusted for the number of pairs'
   ),
   'unit': (
     'a person with all pictures where the data set says who is in them, else a '
@@ -185,17 +187,22 @@ def compare_predictions(
   draws = scores.resampled_figures(
     units, labels, predicted, log_probs.shape[-1], n_boot=n_boot, seed=seed
   )
+  unit_count = len(np.unique(units))
   figures = [_figures(values, labels) for values in log_probs]
   for system, of_system in enumerate(figures):
     of_system['intervals'] = scores.intervals_of(
-      {name: values[:, system] for name, values in draws.items()}, units
+      of_system,
+      {name: values[:, system] for name, values in draws.items()},
+      labels,
+      units,
     )
 
   def difference(name: str, first: int, second: int) -> dict[str, Any]:
+    found = figures[first][name] - figures[second][name]
     drawn = draws[name][:, first] - draws[name][:, second]
     return {
-      'difference': figures[first][name] - figures[second][name],
-      'interval': scores.intervals_of({name: drawn}, units)[name],
+      'difference': found,
+      'interval': scores.difference_interval(found, drawn, unit_count),
     }
 
   right = predicted == labels

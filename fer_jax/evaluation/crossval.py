@@ -8,7 +8,7 @@ was trained or selected on it.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -279,6 +279,9 @@ def figures(
     )
     for seed, arrays in predictions.items()
   ]
+  over_seeds = _mean_and_deviation(
+    [one | {'macro_f1': one['macro']['f1']} for one in by_seed]
+  )
   return {
     'class_names': names,
     'folds': records,
@@ -286,11 +289,12 @@ def figures(
     'seeds': by_seed,
     'out_of_fold': {
       'n': len(first['id']),
-      **_mean_and_deviation(
-        [one | {'macro_f1': one['macro']['f1']} for one in by_seed]
-      ),
+      **over_seeds,
       'intervals': _intervals_of_mean(
-        list(predictions.values()), len(names), n_boot=n_boot
+        list(predictions.values()),
+        over_seeds['mean'],
+        len(names),
+        n_boot=n_boot,
       )
       if len(by_seed) > 1
       else by_seed[0]['intervals'],
@@ -304,26 +308,30 @@ def figures(
 
 
 def _intervals_of_mean(
-  seeds: Sequence[dict[str, np.ndarray]], num_classes: int, *, n_boot: int
+  seeds: Sequence[dict[str, np.ndarray]],
+  means: Mapping[str, Any],
+  num_classes: int,
+  *,
+  n_boot: int,
 ) -> dict[str, list[float] | None]:
   """Intervals of the mean over seeds, each unit drawn with all its seeds.
 
   Args:
     seeds: `out_of_fold` of each, of the same ids.
+    means: of the figures over seeds.
     num_classes: K.
     n_boot: bootstrap resamples.
   """
-  units = seeds[0].get('unit', seeds[0]['id'])
+  units, labels = seeds[0].get('unit', seeds[0]['id']), seeds[0]['label']
   resampled = scores.resampled_figures(
     units,
-    seeds[0]['label'],
+    labels,
     np.array([arrays['logits'].argmax(axis=-1) for arrays in seeds]),
     num_classes,
     n_boot=n_boot,
   )
-  return scores.intervals_of(
-    {name: values.mean(axis=1) for name, values in resampled.items()}, units
-  )
+  draws = {name: values.mean(axis=1) for name, values in resampled.items()}
+  return scores.intervals_of(means, draws, labels, units)
 
 
 def out_of_fold(folds: Sequence[Fold], seed: int) -> dict[str, np.ndarray]:

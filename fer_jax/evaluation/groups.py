@@ -103,7 +103,7 @@ def accuracy_gap(
 
   Returns:
     {`best`, `worst`, `accuracy` (their difference), `interval` ([low, high],
-    below 0 where resampling turns the order round)}, or None where fewer than
+    below 0 where the order may be the other one)}, or None where fewer than
     two groups have `LEAST_IN_GAP` units.
   """
   accuracy = {
@@ -123,11 +123,14 @@ def accuracy_gap(
   drawn = [
     _resampled_accuracy(counts[name], n_boot, rng) for name in (best, worst)
   ]
+  gap = accuracy[best] - accuracy[worst]
   return {
     'best': best,
     'worst': worst,
-    'accuracy': accuracy[best] - accuracy[worst],
-    'interval': scores.percentile_interval(drawn[0] - drawn[1]),
+    'accuracy': gap,
+    'interval': scores.difference_interval(
+      gap, drawn[0] - drawn[1], min(len(counts[best]), len(counts[worst]))
+    ),
   }
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.special
+import scipy.stats
 import sklearn.metrics
 
 BOOTSTRAP_DRAWS = 10_000
@@ -18,12 +20,15 @@ CONFIDENCE_LEVEL = 0.95
 
 DEFINITIONS = {
   'interval': (
-    f'95 % percentile interval of {BOOTSTRAP_DRAWS:,} bootstrap resamples '
-    '(seeded) of whole units: of people, each drawn with all its pictures, '
-    'where the data set says who is in them; else of recordings, where it says '
-    'that; else of examples, one that occurs several times drawn with all its '
-    'copies (`unit` says which). It holds the noise of sampling units, not '
-    'that of training seeds; of a single unit there is none'
+    f"95 % interval on the logit scale by Student's t, with as many degrees "
+    'of freedom as there are units but one, and the standard error of '
+    f'{BOOTSTRAP_DRAWS:,} bootstrap resamples (seeded) of whole units: of '
+    'people, each drawn with all its pictures, where the data set says who is '
+    'in them; else of recordings, where it says that; else of examples, one '
+    'that occurs several times drawn with all its copies (`unit` says which). '
+    "Where all is right or nothing, Clopper and Pearson's interval of the "
+    'units. It holds the noise of sampling units, not that of training seeds; '
+    'of a single unit there is none'
   ),
   'macro': 'mean over the classes that occur among the true labels',
   'weighted': 'mean over classes weighted by how often each is true',
@@ -217,7 +222,7 @@ def bootstrap_intervals(
   n_boot: int = BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, list[float] | None]:
-  """Percentile bootstrap intervals of what a confusion matrix determines.
+  """Intervals of what a confusion matrix determines.
 
   Args:
     labels: (n,).
@@ -229,41 +234,127 @@ def bootstrap_intervals(
     seed: of the draws.
 
   Returns:
-    [low, high] of `accuracy`, `balanced_accuracy` and `macro_f1`; None of
-    several positions that are one unit. A class that a resample misses is left
-    out of that resample's means.
+    [low, high] of `accuracy`, `balanced_accuracy` and `macro_f1`; None of a
+    single unit. A class that a resample misses is left out of that resample's
+    means.
   """
+  confusion = confusion_counts(labels, predicted, num_classes)
+  estimates = _figures_of_confusion(confusion)
   if units is not None and len(np.unique(units)) < len(units):
     resampled = resampled_figures(
       units, labels, predicted[None], num_classes, n_boot=n_boot, seed=seed
     )
-    resampled = {name: values[:, 0] for name, values in resampled.items()}
-    return intervals_of(resampled, units)
+    draws = {name: values[:, 0] for name, values in resampled.items()}
+    return intervals_of(estimates, draws, labels, units)
   # Resampling n examples with replacement and counting them is a multinomial
   # draw of the confusion matrix.
-  confusion = confusion_counts(labels, predicted, num_classes)
   n, rng, parts = len(labels), np.random.default_rng(seed), []
   for size in _chunks(n_boot):
-    draws = rng.multinomial(n, confusion.ravel() / n, size=size)
-    draws = draws.reshape(size, num_classes, num_classes)
-    hits = np.diagonal(draws, axis1=1, axis2=2)
-    parts.append(figures_of_counts(hits, draws.sum(axis=2), draws.sum(axis=1)))
-  return {
-    name: percentile_interval(np.concatenate([part[name] for part in parts]))
-    for name in parts[0]
+    drawn = rng.multinomial(n, confusion.ravel() / n, size=size)
+    drawn = drawn.reshape(size, num_classes, num_classes)
+    parts.append(_figures_of_confusion(drawn))
+  draws = {
+    name: np.concatenate([part[name] for part in parts]) for name in estimates
   }
+  return intervals_of(estimates, draws, labels, np.arange(n))
 
 
 def intervals_of(
-  resampled: Mapping[str, np.ndarray], units: np.ndarray
+  estimates: Mapping[str, Any],
+  draws: Mapping[str, np.ndarray],
+  labels: np.ndarray,
+  units: np.ndarray,
 ) -> dict[str, list[float] | None]:
-  """Intervals of figures' (n_boot,) draws; None of one unit, for it is drawn
-  every time."""
-  if len(units) > 1 and len(np.unique(units)) == 1:
-    return dict.fromkeys(resampled)
+  """Intervals of figures between 0 and 1.
+
+  Args:
+    estimates: figure -> its value on all units.
+    draws: figure -> (n_boot,), its value on resamples of the units.
+    labels: (n,).
+    units: (n,) what was drawn as one.
+
+  Returns:
+    figure -> [low, high]; None of a single unit.
+  """
+  unit = np.unique(units, return_inverse=True)[1]
+  count = int(unit.max()) + 1
+  # One unit wrong may be all that there is of a class.
+  rarest = min(len(np.unique(unit[labels == k])) for k in np.unique(labels))
   return {
-    name: percentile_interval(values) for name, values in resampled.items()
+    name: share_interval(
+      float(estimates[name]),
+      values,
+      count,
+      at_bounds=count if name == 'accuracy' else rarest,
+    )
+    for name, values in draws.items()
   }
+
+
+def share_interval(
+  estimate: float, draws: np.ndarray, units: int, at_bounds: int
+) -> list[float] | None:
+  """[low, high] of a figure between 0 and 1.
+
+  Student's t on the logit scale, with the bootstrap's standard error: unlike
+  the percentiles of the draws it is wide enough of few units, and of figures
+  near 1.
+
+  Args:
+    estimate: the figure on all units.
+    draws: (n_boot,), the figure on resamples of them.
+    units: how many there are.
+    at_bounds: how many of them tell of an estimate of 0 or 1 (Clopper and
+      Pearson 1934).
+
+  Returns:
+    None of a single unit.
+  """
+  if units < 2:
+    return None
+  tail = (1 - CONFIDENCE_LEVEL) / 2
+  if estimate >= 1:
+    return [tail ** (1 / at_bounds), 1.0]
+  if estimate <= 0:
+    return [0.0, 1 - tail ** (1 / at_bounds)]
+  centre = scipy.special.logit(estimate)
+  half = _half_width(draws, units) / (estimate * (1 - estimate))
+  return [float(scipy.special.expit(centre + d)) for d in (-half, half)]
+
+
+def difference_interval(
+  estimate: float, draws: np.ndarray, units: int
+) -> list[float] | None:
+  """[low, high] of a difference by Student's t, as `share_interval`.
+
+  Args:
+    estimate: the difference on all units.
+    draws: (n_boot,), the difference on resamples of them.
+    units: how many there are, of two groups in the smaller one.
+
+  Returns:
+    None of a single unit.
+  """
+  if units < 2:
+    return None
+  half = _half_width(draws, units)
+  return [estimate - half, estimate + half]
+
+
+def _half_width(draws: np.ndarray, units: int) -> float:
+  """Of the interval by Student's t; a bootstrap's variance is (m - 1) / m of
+  that of m units."""
+  quantile = scipy.stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, units - 1)
+  return float(quantile * np.std(draws) * np.sqrt(units / (units - 1)))
+
+
+def _figures_of_confusion(counts: np.ndarray) -> dict[str, np.ndarray]:
+  """`figures_of_counts` of (..., K, K) counts, rows true."""
+  return figures_of_counts(
+    hits=np.diagonal(counts, axis1=-2, axis2=-1),
+    support=counts.sum(axis=-1),
+    predicted=counts.sum(axis=-2),
+  )
 
 
 def _chunks(n_boot: int) -> list[int]:
@@ -271,12 +362,6 @@ def _chunks(n_boot: int) -> list[int]:
     min(_DRAWS_AT_ONCE, n_boot - start)
     for start in range(0, n_boot, _DRAWS_AT_ONCE)
   ]
-
-
-def percentile_interval(values: np.ndarray) -> list[float]:
-  """[low, high] that hold `CONFIDENCE_LEVEL` of the draws in the middle."""
-  tail = (1 - CONFIDENCE_LEVEL) / 2
-  return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
 
 
 def resampled_figures(

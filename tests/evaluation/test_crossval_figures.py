@@ -117,8 +117,10 @@ def test_the_interval_is_of_the_mean_over_seeds(people):
   assert found['unit'] == ('subject' if people else 'example')
   np.testing.assert_allclose(
     found['intervals']['accuracy'],
-    np.quantile(draws, [0.025, 0.975]),
-    atol=0.03,
+    scores.share_interval(
+      float(right.mean()), np.array(draws), len(rows), at_bounds=len(rows)
+    ),
+    atol=0.01,
   )
 
 
