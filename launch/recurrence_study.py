@@ -12,18 +12,23 @@ and heads train on its maps. Accuracy on the clips of other persons (the
 validation split).
 
 fer2013: the whole model trains on Training less its validation tenth (protocol
-fer2013_dev), at half its size for the sake of a CPU. Accuracy of the last epoch
-on that tenth; no test image is used.
+fer2013_dev), which each seed draws anew. Accuracy of the last epoch on that
+tenth; no test image is used.
 
-Figures: mean over seeds, its 95 % interval by Student's t, and the same of the
-difference to the first of --variants seed by seed.
+`SETTINGS` has each model small, for the sake of a CPU: --dry_run prints it, and
+how many steps the recurrent stage has. Figures: mean over seeds, its 95 %
+interval by Student's t, and the same of the difference to the first of
+--variants seed by seed. The record is written after each model.
 """
 
+import dataclasses
+import functools
 import json
 import math
 import pathlib
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -39,65 +44,228 @@ EPOCHS = flags.DEFINE_integer(
   'epochs', 0, '0 takes 20 for temporal, 12 for fer2013', lower_bound=0
 )
 CLIPS = flags.DEFINE_integer('clips', 6000, 'of temporal', lower_bound=100)
+IMAGES = flags.DEFINE_integer(
+  'images',
+  0,
+  'rendered images that the backbone of temporal trains and is chosen on, 0 '
+  'for 8000; images of fer2013 that train, a stratified part that each seed '
+  'draws, 0 for all',
+  lower_bound=0,
+)
+BACKBONE_EPOCHS = flags.DEFINE_integer(
+  'backbone_epochs', 8, 'of temporal', lower_bound=1
+)
+DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'only print what would be trained, and check its shapes'
+)
 WORKDIR = flags.DEFINE_string('workdir', 'runs/recurrence_study', 'for runs')
 JSON = flags.DEFINE_string('json', None, 'file to write the record to')
 
-# What a laptop trains in minutes. The other models are taken as published.
-SMALL = {
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """How a model is trained.
+
+  Attributes:
+    image_size: side of its images or frames in pixels.
+    fields: of the model, where they are not the preset's.
+    learning_rate: of the whole model, at its peak.
+  """
+
+  image_size: int
+  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+  learning_rate: float = 3e-3
+
+
+# Of P0 and P1, maps of 6 x 6: the map of half an image with a stage less.
+_RESIDUAL = {
   'filters': (16, 32, 32),
   'stem_filters': (16,),
   'units': 64,
   'attention_units': 32,
   'head': (64,),
 }
-# Half the image leaves the same map with a stage less.
-SMALLER = {**SMALL, 'filters': (16, 32), 'blocks': (1, 1)}
+RESIDUAL = {
+  'temporal': Setting(48, _RESIDUAL),
+  'fer2013': Setting(24, {**_RESIDUAL, 'filters': (16, 32), 'blocks': (1, 1)}),
+}
+# Of P4, whose unpadded convolutions leave fewer than their 16 cells of an
+# image smaller than 46 x 46. A step is a quarter of a cell or a cell, and half
+# a hidden state, as published.
+_HYBRID = {
+  'filters': (8, 16, 32, 32, 64),
+  'dense': 64,
+  'attention_units': 32,
+}
+HYBRID2 = Setting(48, {**_HYBRID, 'units': (16, 16)})
+HYBRID3 = Setting(48, {**_HYBRID, 'units': (64, 32)})
+
+SETTINGS = {
+  'residual_lstm': RESIDUAL,
+  'residual_gru': RESIDUAL,
+  'residual_bilstm': RESIDUAL,
+  'cnn_lstm_model2': {'temporal': HYBRID2, 'fer2013': HYBRID2},
+  'cnn_lstm_model3': {'temporal': HYBRID3, 'fer2013': HYBRID3},
+  # Of P2 as published. 32 x 32 leaves one cell, which is a step of a clip; on
+  # an image DenseNet121's GRU recurs from 61 x 61 on, the others' never.
+  'densenet121_gru': {
+    'temporal': Setting(32, learning_rate=1e-3),
+    'fer2013': Setting(64, learning_rate=1e-3),
+  },
+  # Nothing in it normalises.
+  'vgg16_gru': {
+    'temporal': Setting(32, learning_rate=1e-4),
+    'fer2013': Setting(32, learning_rate=1e-4),
+  },
+  'xception_gru': {
+    'temporal': Setting(32, learning_rate=1e-3),
+    'fer2013': Setting(32, learning_rate=1e-3),
+  },
+}
+"""Of each model for each of --data."""
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'flags only, not {argv[1]!r}')
-  from fer_jax import files, models, provenance
+  from fer_jax import files, provenance
   from fer_jax.errors import UserError
 
   measure = {'temporal': temporal, 'fer2013': fer2013}[DATA.value]
   try:
     files.require_writable(JSON.value)
-    for model in MODELS.value:
-      if 'recurrence' not in models.fields(model):
-        raise app.UsageError(f'--models: {model} has no recurrent stage')
-      for variant in VARIANTS.value:
-        models.check(model, **fields_of(model), recurrence=variant)
+    plans = {model: plan(model) for model in MODELS.value}
   except ValueError as error:
     raise app.UsageError(str(error)) from error
-  result = {}
-  try:
-    for model in MODELS.value:
-      result[model] = summarise(measure(model))
-  except UserError as error:
-    sys.exit(f'launch/recurrence_study.py: {error}')
+  for model, planned in plans.items():
+    print(
+      f'{model}: {planned["image_size"]} x {planned["image_size"]}, steps '
+      f'{planned["steps"]}, {" ".join(planned["variants"])}',
+      flush=True,
+    )
+  if DRY_RUN.value:
+    return
   record = {
     'data': DATA.value,
     'seeds': SEEDS.value,
     'epochs': epochs(),
+    'images': IMAGES.value,
+    **(
+      {'clips': CLIPS.value, 'backbone_epochs': BACKBONE_EPOCHS.value}
+      if DATA.value == 'temporal'
+      else {}
+    ),
     'difference_to': VARIANTS.value[0],
     'environment': provenance.environment(),
-    'models': result,
+    'settings': plans,
+    'models': {},
   }
-  files.write_result(JSON.value, record)
+  try:
+    for model in MODELS.value:
+      scores = measure(model, plans[model]['variants'])
+      record['models'][model] = summarise(scores)
+      files.write_result(JSON.value, record)
+  except UserError as error:
+    sys.exit(f'launch/recurrence_study.py: {error}')
 
 
-def temporal(model):
+def plan(model):
+  """A model's setting, the steps of its recurrent stage and its variants.
+
+  Raises:
+    ValueError: it has no such stage or no setting, a variant is unknown, or a
+      stage does not fit what the one before it gives.
+  """
+  from fer_jax import models
+
+  if 'recurrence' not in models.fields(model):
+    raise ValueError(f'--models: {model} has no recurrent stage')
+  if model not in SETTINGS:
+    raise ValueError(f'--models: {model} is not in SETTINGS')
+  steps = {variant: steps_of(model, variant) for variant in VARIANTS.value}
+  # Of one step there is one order.
+  variants = [
+    variant
+    for variant, count in steps.items()
+    if not (variant == 'shuffled' and count == 1)
+  ]
+  first = VARIANTS.value[0]
+  if first not in variants:
+    raise ValueError(
+      f'--variants: {first} and recurrent are the same in {model}, whose '
+      'recurrent stage has one step; begin with another'
+    )
+  return {
+    **dataclasses.asdict(setting_of(model)),
+    'steps': steps[first],
+    'variants': variants,
+  }
+
+
+def steps_of(model, variant):
+  """Steps of an image's or a clip's sequence, by shapes alone."""
+  import jax.numpy as jnp
+  from flax import nnx
+
+  from fer_jax.datasets import synthetic_faces
+  from fer_jax.models import FusionModel
+  from fer_jax.training import probe
+
+  shape = map_shape(model)
+  frames = synthetic_faces.OPTIONS['frames']
+  clip = (frames,) if DATA.value == 'temporal' else ()
+
+  def tokens():
+    body = FusionModel(
+      probe.on_maps(specify(model, variant), shape),
+      num_classes=2,
+      rngs=nnx.Rngs(0),
+    )
+    maps = jnp.zeros((1, *clip, *shape))
+    return body(maps, return_features=True)[1]['tokens']
+
+  return nnx.eval_shape(tokens).shape[1]
+
+
+@functools.cache
+def map_shape(model) -> Any:
+  """(h, w, D) of what its backbone gives."""
+  from flax import nnx
+
+  from fer_jax.models import FusionModel
+
+  specification = specify(model, 'recurrent')
+  return nnx.eval_shape(
+    lambda: FusionModel(specification, num_classes=2, rngs=nnx.Rngs(0))
+  ).map_shape
+
+
+def specify(model, variant):
+  """The stages of a variant at the model's setting."""
+  from fer_jax import models
+
+  setting = setting_of(model)
+  return models.specify(
+    model,
+    **setting.fields,
+    input_shape=(setting.image_size, setting.image_size, 1),
+    recurrence=variant,
+  )
+
+
+def setting_of(model):
+  return SETTINGS[model][DATA.value]
+
+
+def temporal(model, variants):
   """Accuracy of each variant and seed on maps of a fixed backbone."""
-  from fer_jax import datasets, models
-  from fer_jax.data import protocol, resident
+  from fer_jax import datasets
+  from fer_jax.data import protocol
   from fer_jax.training import loop, probe
   from fer_jax.training.inference import Predictor
 
   workdir = pathlib.Path(WORKDIR.value) / f'{model}_expressions'
-  config = base_config(model, 'synthetic_faces')
-  config.train.epochs = 8
-  loop.train(config, workdir)
+  loop.train(expressions_config(model), workdir)
   predictor = Predictor.from_workdir(workdir)
   clips = datasets.load(
     'synthetic_faces',
@@ -107,8 +275,9 @@ def temporal(model):
     variant='temporal',
   )
   partition = protocol.resolve(clips, 'official', seed=0)
+  size = setting_of(model).image_size
   train, held_out = (
-    load(resident, clips, index)
+    load(clips, index, size)
     for index in (partition.train, partition.validation)
   )
   backbone = predictor.model()
@@ -121,11 +290,8 @@ def temporal(model):
     for part, values in maps.items()
   }
   found = {}
-  for variant in VARIANTS.value:
-    specification = probe.on_maps(
-      models.specify(model, **fields_of(model), recurrence=variant),
-      backbone.map_shape,
-    )
+  for variant in variants:
+    specification = probe.on_maps(specify(model, variant), backbone.map_shape)
     for seed in range(SEEDS.value):
       begun = time.monotonic()
       trained = probe.train(
@@ -142,23 +308,18 @@ def temporal(model):
   return found
 
 
-def fer2013(model):
+def fer2013(model, variants):
   """Validation accuracy of each variant and seed after the last epoch."""
   from fer_jax.training import loop
 
   found = {}
   # Seed by seed, so that what is measured so far compares like with like.
   for seed in range(SEEDS.value):
-    for variant in VARIANTS.value:
+    share = train_share(seed)
+    for variant in variants:
       begun = time.monotonic()
-      config = base_config(model, 'fer2013')
-      config.data.protocol = 'fer2013_dev'
-      config.data.image_size = 24
-      config.model.recurrence = variant
-      config.seed = seed
-      config.train.epochs = epochs()
       workdir = pathlib.Path(WORKDIR.value) / f'{model}_{variant}_{seed}'
-      loop.train(config, workdir)
+      loop.train(fer2013_config(model, variant, seed, share), workdir)
       lines = (workdir / 'metrics.jsonl').read_text().splitlines()
       score = json.loads(lines[-1])['validation']['accuracy']
       say(model, variant, seed, score, begun)
@@ -166,23 +327,58 @@ def fer2013(model):
   return found
 
 
-def base_config(model, dataset):
+def expressions_config(model):
+  """Of the run that trains the backbone of temporal."""
+  config = base_config(model, 'synthetic_faces', BACKBONE_EPOCHS.value)
+  if IMAGES.value:
+    config.data.options.images = IMAGES.value
+  return config
+
+
+def fer2013_config(model, variant, seed, share):
+  """Of a run of fer2013 on a share of its training list."""
+  config = base_config(model, 'fer2013', epochs())
+  config.data.protocol = 'fer2013_dev'
+  config.data.protocol_seed = seed
+  config.data.train_share = share
+  config.model.recurrence = variant
+  config.seed = seed
+  config.train.validate_every = epochs()
+  return config
+
+
+def train_share(seed):
+  """The part of fer2013's training list that --images is."""
+  from fer_jax import datasets
+  from fer_jax.data import protocol
+
+  if not IMAGES.value:
+    return 1.0
+  whole = datasets.load('fer2013', data_dir=datasets.default_data_dir())
+  partition = protocol.resolve(whole, 'fer2013_dev', seed=seed)
+  return min(1.0, IMAGES.value / len(partition.train))
+
+
+def base_config(model, dataset, run_epochs):
   """Adam with warm-up and a cosine, mild augmentation, no dropout."""
   from fer_jax import config as config_lib
 
+  setting = setting_of(model)
   config = config_lib.get_base(model=model, dataset=dataset)
-  for name, value in fields_of(model).items():
+  for name, value in setting.fields.items():
     config.model[name] = value
   config.model.dropout = 0.0
+  config.data.image_size = setting.image_size
   config.augment.rotation = 10.0
   config.augment.brightness = 0.0
   config.augment.contrast = 0.0
   config.optim.name = 'adamw'
-  config.optim.learning_rate = 3e-3
+  config.optim.learning_rate = setting.learning_rate
   config.optim.weight_decay = 1e-2
   config.optim.schedule = 'cosine'
-  config.optim.warmup_epochs = 1.0
+  config.optim.warmup_epochs = min(1.0, run_epochs / 4)
   config.train.batch_size = 64
+  config.train.epochs = run_epochs
   return config
 
 
@@ -190,14 +386,13 @@ def epochs():
   return EPOCHS.value or {'temporal': 20, 'fer2013': 12}[DATA.value]
 
 
-def fields_of(model):
-  if not model.startswith('residual'):
-    return {}
-  return {'temporal': SMALL, 'fer2013': SMALLER}[DATA.value]
+def load(clips, index, size):
+  """(frames uint8 (N, T, size, size, 1), labels int (N,))."""
+  from fer_jax.data import resident
 
-
-def load(resident, clips, index):
-  arrays = resident.load_resident(clips, index, image_size=(48, 48), channels=1)
+  arrays = resident.load_resident(
+    clips, index, image_size=(size, size), channels=1
+  )
   return arrays['image'], arrays['target'].argmax(-1)
 
 

@@ -2,7 +2,8 @@
 """Tables of README.md, docs/speed.md and docs/models.md, from the records.
 
   python launch/tables.py speed | speed_epyc | recurrent | population | sweep |
-                          compilation
+                          compilation | recurrence_temporal |
+                          recurrence_fer2013
 
 prints one, to be pasted; a test compares the pages with what this prints.
 """
@@ -38,6 +39,9 @@ PEERS = {
   'flax': 'plain Flax NNX',
 }
 
+VARIANTS = ('recurrent', 'shuffled', 'pointwise', 'attention')
+"""Of a recurrent stage."""
+
 P1_POPULATION = ('residual_bilstm', 4, 10)
 """Model, batch and folds of P1, which trains each fold for so many epochs."""
 
@@ -58,21 +62,25 @@ def speed(folder: str = 'models') -> list[str]:
   peers = {peer: name for peer, name in PEERS.items() if peer in measured}
   rows = []
   for model, batch, record in records:
-    height, width, channels = record['settings']['input_shape']
-    colour = {1: 'grey', 3: 'RGB'}[channels]
-    size = f'{height} × {width} {colour}'
-    taken = '' if size == '48 × 48 grey' else f', {size}'
     contenders = record['train_step']['contenders']
     own = contenders['fer_jax']['images_per_second']['median']
     rows.append(
       [
-        f'`{model}`{taken}',
+        _with_input(model, record),
         f'{batch}',
         f'{own:,.0f}',
         *(_rate(contenders.get(peer)) for peer in peers),
       ]
     )
   return _table(['model', 'batch', 'fer_jax', *peers.values()], rows)
+
+
+def _with_input(model: str, record: dict) -> str:
+  """A model's name, and its input where that is not of FER2013's form."""
+  height, width, channels = record['settings']['input_shape']
+  colour = {1: 'grey', 3: 'RGB'}[channels]
+  size = f'{height} × {width} {colour}'
+  return f'`{model}`' + ('' if size == '48 × 48 grey' else f', {size}')
 
 
 def _rate(contender: dict | None) -> str:
@@ -182,7 +190,7 @@ def compilation() -> list[str]:
     seconds = kept['trace_seconds'] + kept['compile_seconds']
     rows.append(
       [
-        f'`{model}`',
+        _with_input(model, record),
         f'{batch}',
         f'{seconds:.0f}',
         *(f'{how["temporary_bytes"] / 2**20:,.0f}' for how in (kept, remat)),
@@ -190,6 +198,54 @@ def compilation() -> list[str]:
     )
   header = ['model', 'batch', 'trace and compile, s', 'temporaries, MiB']
   return _table([*header, 'with `remat`, MiB'], rows)
+
+
+def recurrence(data: str) -> list[str]:
+  """Accuracy of the variants of each model's recurrent stage.
+
+  Args:
+    data: of `launch/recurrence_study.py`.
+  """
+  examples = {'temporal': 'clips', 'fer2013': 'images'}[data]
+  rows = []
+  for record, model in _studied(data):
+    plan, scores = record['settings'][model], record['models'][model]
+    rows.append(
+      [
+        f'`{model}`',
+        f'{plan["image_size"]} × {plan["image_size"]}',
+        f'{plan["steps"]}',
+        f'{record[examples]:,}' if record[examples] else 'all',
+        f'{record["epochs"]}',
+        f'{record["seeds"]}',
+        *(
+          _accuracy(scores.get(variant), variant == record['difference_to'])
+          for variant in VARIANTS
+        ),
+      ]
+    )
+  header = ['model', 'size', 'steps', examples, 'epochs', 'seeds']
+  return _table([*header, *(f'`{variant}`' for variant in VARIANTS)], rows)
+
+
+def _studied(data: str) -> Iterator[tuple[dict, str]]:
+  """(record, model) of each model of each record of a study."""
+  paths = sorted((RECORDS / 'recurrence').glob('*.json'))
+  records = [json.loads(path.read_text()) for path in paths]
+  for model in MODELS:
+    for record in records:
+      if record['data'] == data and model in record['models']:
+        yield record, model
+
+
+def _accuracy(scores: dict | None, is_reference: bool) -> str:
+  if scores is None:
+    return ''
+  mean, difference = f'{100 * scores["mean"]:.1f} %', scores['difference']
+  if is_reference:
+    return mean
+  change = f'{100 * difference["mean"]:+.1f}'.replace('-', '−')
+  return f'{mean} ({change} ± {100 * difference["half"]:.1f})'
 
 
 def _records(folder: str) -> Iterator[tuple[str, int, dict]]:
@@ -221,6 +277,8 @@ TABLES = {
   'population': population,
   'sweep': sweep,
   'compilation': compilation,
+  'recurrence_temporal': functools.partial(recurrence, 'temporal'),
+  'recurrence_fer2013': functools.partial(recurrence, 'fer2013'),
 }
 
 if __name__ == '__main__':
