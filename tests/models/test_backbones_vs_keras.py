@@ -93,7 +93,7 @@ def reference(name, size):
 )
 def test_backbone(name, size, tmp_path, monkeypatch):
   """Logits of the whole model and maps 1e-4 of their largest element, gradients
-  of all its parameters 1e-3 of each array's norm, new running statistics of the
+  of all its parameters 1e-4 of each array's norm, new running statistics of the
   backbone 1e-4."""
   use_direct_convolutions(monkeypatch)
   model = reference(name, size)
@@ -137,6 +137,13 @@ def test_backbone(name, size, tmp_path, monkeypatch):
     with jax.numpy_rank_promotion('allow'):
       return model.stateless_call(trainable, others, x, training=True)
 
+  # Gates that a map of random weights saturates, Xception's of size 300, pass
+  # little on but rounding.
+  (y, _) = gradients_of(
+    (trainable, head_trainable), others, head_others, faces[:1], weighing[:1]
+  )[1]
+  head_trainable[0] /= y.std()
+
   def carried(parameters, statistics):
     """A file with these values of Keras' variables."""
     values = parameters + statistics
@@ -161,7 +168,7 @@ def test_backbone(name, size, tmp_path, monkeypatch):
       yield *outputs, functools.partial(whole, *gradients)
 
   ours = evaluate(whole(trainable, head_trainable), pixels, weighing)
-  compare_evaluation(ours, expected(), 1e-3)
+  compare_evaluation(ours, expected(), 1e-4)
   if others:
     y, moved = train(trainable, others, x)
     moved = loaded(BACKBONES[name], 'keras', carried(trainable, moved))

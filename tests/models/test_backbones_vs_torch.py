@@ -263,7 +263,7 @@ def forward(model, x):
 )
 def test_backbone(build, size, tmp_path, monkeypatch):
   """Logits of the whole model, and maps in evaluation and training, 1e-4 of
-  their largest element, gradients of all its parameters 1e-3 of each array's
+  their largest element, gradients of all its parameters 1e-4 of each array's
   norm, new running statistics of the backbone 1e-4 (torch's variance made the
   biased one)."""
   use_direct_convolutions(monkeypatch)
@@ -312,9 +312,13 @@ def test_backbone(build, size, tmp_path, monkeypatch):
       yield y.detach().numpy(), logits.detach().numpy(), gradients
 
   model.eval()
+  with torch.no_grad():
+    # Gates that a map of random weights saturates, Xception's of size 300, pass
+    # little on but rounding.
+    head.recurrent[0].weight_ih_l0 /= forward(model, np.array(faces[:1])).std()
   weights = head.arrays(lambda parameter: parameter.detach())
   ours = whole_model(name, 'torch', size, path, weights)
-  compare_evaluation(evaluate(ours, pixels, weighing), expected(), 1e-3)
+  compare_evaluation(evaluate(ours, pixels, weighing), expected(), 1e-4)
   if not norms:
     return
 
