@@ -6,8 +6,8 @@ being asked for and being claimed a trial is nobody else's to take. A trial that
 is running by the study and whose workdir nobody holds was left by a process
 that died: the next to ask takes over the same trial, draws the parameters that
 it lacks, and goes on from its checkpoint. One that ends its processes is told
-failed after a few of them, as `takeovers` counts. A trial is told to the study
-before its workdir is let go.
+failed after a few of them, as `takeovers` counts; so does a finalist fail. A
+trial is told to the study before its workdir is let go.
 
 Locks are of `flock`: workers on several machines need a shared folder that has
 them, as NFS from version 4 does.
@@ -15,8 +15,9 @@ them, as NFS from version 4 does.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,20 +217,10 @@ class Trials:
       if not drawn or shape not in (None, self._space.shape_text(drawn.params)):
         continue
       workdir = self._trial_folder(trial.number)
-      lost = takeovers.lost(workdir, trial.user_attrs.get(takeovers.NOTE))
-      if lost['processes'] >= takeovers.MOST:
-        print(f'trial {trial.number}: failed ({takeovers.REASON})', flush=True)
-        ending = Ending('failed', reason=takeovers.REASON)
-        self._tell(drawn.trial_id, workdir, ending)
-        continue
-      alone = lost['processes'] == takeovers.MOST - 1
-      if alone and shape is not None:
-        continue
-      # In this order: who is killed in between has not begun to train it.
-      takeovers.unmark(workdir)
-      if lost['processes']:
-        self._study.note_of_trial(drawn.trial_id, **{takeovers.NOTE: lost})
-      yield self._claimed(drawn, alone=alone)
+      tell = functools.partial(self._tell, drawn.trial_id, workdir)
+      cost = _taken_over(f'trial {trial.number}', workdir, shape, tell)
+      if cost is not None:
+        yield self._claimed(drawn, alone=cost.alone)
 
   def _new(self, kept: dict[str, Any] | None) -> '_Drawn | None':
     """Asks for a trial; None for one that cannot be trained."""
@@ -389,9 +380,7 @@ class Repeats:
 
   def end(self, run: Run, ending: Ending) -> None:
     """Writes how a run ended, and lets it go."""
-    files.write_json(
-      run.workdir / OUTCOME, {'value': ending.value, 'failure': ending.reason}
-    )
+    _write_outcome(run.workdir, ending)
     self.release(run)
 
   def release(self, run: Run) -> None:
@@ -413,17 +402,23 @@ class Repeats:
           or _has_ended(repeat.workdir)  # asked last: it ends, then is free
         ):
           continue
+        name = f'finalist {repeat.number} seed {repeat.seed}'
+        write = functools.partial(_write_outcome, repeat.workdir)
+        cost = _taken_over(name, repeat.workdir, shape, write)
+        if cost is None:
+          continue
         claim = contextlib.ExitStack()
         claim.enter_context(claimed(repeat.workdir, repeat.config))
         self._held.add(repeat.workdir)
         runs.append(
           Run(
-            f'finalist {repeat.number} seed {repeat.seed}',
+            name,
             repeat.number,
             repeat.config,
             repeat.workdir,
             repeat.shape,
             claim,
+            alone=cost.alone,
           )
         )
     return runs
@@ -471,6 +466,40 @@ def _is_free(workdir: pathlib.Path) -> bool:
     return True
   with path.open('r+') as lock:
     return files.taken(lock)
+
+
+def _taken_over(
+  name: str,
+  workdir: pathlib.Path,
+  shape: str | None,
+  end: Callable[[Ending], None],
+) -> takeovers.Lost | None:
+  """Takes over a run that nobody holds.
+
+  Args:
+    name: of the run.
+    workdir: of the run.
+    shape: as it is asked for, to train beside others; None for any.
+    end: tells how it ended.
+
+  Returns:
+    What it has cost; None where it has cost too much, and fails, or is to train
+    alone.
+  """
+  cost = takeovers.lost(workdir)
+  if cost.fails:
+    print(f'{name}: failed ({takeovers.REASON})', flush=True)
+    end(Ending('failed', reason=takeovers.REASON))
+  if cost.fails or (cost.alone and shape is not None):
+    return None
+  takeovers.settle(workdir, cost)
+  return cost
+
+
+def _write_outcome(workdir: pathlib.Path, ending: Ending) -> None:
+  files.write_json(
+    workdir / OUTCOME, {'value': ending.value, 'failure': ending.reason}
+  )
 
 
 def _has_ended(workdir: pathlib.Path) -> bool:

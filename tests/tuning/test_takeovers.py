@@ -1,4 +1,4 @@
-"""What is counted of processes that ended while they trained a trial."""
+"""What is counted of processes that ended while they trained a run."""
 
 import json
 
@@ -12,10 +12,8 @@ from fer_jax.tuning import Space, queue, sweep, takeovers, worker
 @pytest.fixture
 def life(tmp_path):
   """What a process does that begins to train, and how it ends."""
-  note = None
 
   def live(*, records_step=0, keeps_step=0, excused=False):
-    nonlocal note
     takeovers.mark(tmp_path)
     if records_step:
       with (tmp_path / records.METRICS).open('a') as f:
@@ -30,9 +28,9 @@ def life(tmp_path):
       (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     if excused:
       takeovers.unmark(tmp_path)
-    note = takeovers.lost(tmp_path, note)
-    takeovers.unmark(tmp_path)
-    return note['processes']
+    cost = takeovers.lost(tmp_path)
+    takeovers.settle(tmp_path, cost)
+    return cost.processes
 
   return live
 
@@ -75,6 +73,39 @@ def test_trials_that_have_cost_two_processes_train_alone(
   )
 
 
+def test_finalists_that_cost_as_much_train_alone_and_then_fail(
+  config, tmp_path, capsys
+):
+  repeats = [
+    queue.Repeat(4, seed, config, tmp_path / str(seed), '') for seed in (7, 8)
+  ]
+
+  def killed():
+    again = queue.Repeats(repeats, tmp_path)
+    head = again.head()
+    runs = [head, *again.more(head.shape, 1)]
+    for run in runs:
+      takeovers.mark(run.workdir)
+      run.claim.close()
+    return [(run.name, run.alone) for run in runs]
+
+  first, second = 'finalist 4 seed 7', 'finalist 4 seed 8'
+  assert killed() == [(first, False), (second, False)]
+  assert killed() == [(first, False), (second, False)]
+  assert killed() == [(first, True)]
+  assert killed() == [(second, True)]
+  again = queue.Repeats(repeats, tmp_path)
+  assert again.head() is None
+  assert not again.left()
+  assert capsys.readouterr().out == ''.join(
+    f'{name}: failed ({takeovers.REASON})\n' for name in (first, second)
+  )
+  assert queue.outcome(repeats[0].workdir) == {
+    'value': None,
+    'failure': takeovers.REASON,
+  }
+
+
 def test_who_lets_a_trial_go_or_is_asked_to_leave_is_not_counted(
   config, domains, tmp_path
 ):
@@ -96,7 +127,7 @@ def test_who_lets_a_trial_go_or_is_asked_to_leave_is_not_counted(
     seats._runs[0] = run
     takeovers.mark(run.workdir)
     notice.parting()  # as it ends at once, compiling
-    assert takeovers.lost(run.workdir, None)['processes'] == 0
+    assert takeovers.lost(run.workdir).processes == 0
 
 
 class _Shared:
