@@ -26,7 +26,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +53,6 @@ log = logging.getLogger(__name__)
 logging.getLogger('absl').addFilter(
   lambda record: '_SignalingThread' not in record.getMessage()
 )
-
-State = TypeVar('State')
-"""A pytree of arrays: of one run a `TrainState`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,13 +281,12 @@ def _best_intact(workdir: pathlib.Path) -> Sealed:
   )
 
 
-def restore(sealed: Sealed, target: State, *, device: Any = None) -> State:
+def restore(sealed: Sealed, target: TrainState) -> TrainState:
   """Reads a checkpoint's state.
 
   Args:
     sealed: an intact checkpoint.
     target: a state of the same structure, arrays or shapes and dtypes.
-    device: where to put it; None for the first one.
 
   Raises:
     UserError: when the checkpoint's structure is another model's, or Orbax
@@ -304,23 +300,15 @@ def restore(sealed: Sealed, target: State, *, device: Any = None) -> State:
         f'checkpoint {sealed.path} is of another model: {name} is '
         f'{there or "absent"} there and {here or "absent"} here'
       )
-  place = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
-  path = str(sealed.path.absolute())  # Orbax refuses others
-  if hosts.count() > 1:  # each has a copy of its own, which Orbax calls NumPy's
-    copies = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
-    return jax.device_put(_load(path, copies), place)
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target
-  )
-  state = _load(path, abstract)
-  if device is not None:
-    return state
+  # As NumPy's, of which each host has a copy of its own.
+  copies = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+  state = _load(str(sealed.path.absolute()), copies)  # Orbax refuses others
   # Not committed to its device, as a first state is not: what is compiled for
   # one of them serves the other.
-  return jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
+  return jax.tree.map(jnp.array, state)
 
 
-def _load(path: str, target: State) -> State:
+def _load(path: str, target: TrainState) -> TrainState:
   """What Orbax reads, of the target's structure.
 
   Raises:
@@ -397,33 +385,6 @@ class Writer:
     """
     self.wait_everywhere()
     step = int(state.step)
-    self.write(
-      jax.tree.map(_copy, state),  # the next step donates it
-      step=step,
-      epoch=epoch,
-      best_step=int(state.progress.best_step) or step,
-      partial=partial,
-    )
-
-  def write(
-    self,
-    state: Any,
-    *,
-    step: int,
-    epoch: int,
-    best_step: int,
-    partial: Partial | None = None,
-  ) -> None:
-    """Begins to write a checkpoint; waits for the one before it.
-
-    Args:
-      state: a pytree of arrays, to be left alone until `wait`.
-      step: names the checkpoint; rises.
-      epoch: epochs completed.
-      best_step: name of the checkpoint that is kept beside the latest.
-      partial: of the epoch under way, where it is left before its end.
-    """
-    self.wait()
     path = self._root / str(step)
 
     def clear():
@@ -431,6 +392,8 @@ class Writer:
         shutil.rmtree(path)
 
     hosts.on_first(clear)
+    best_step = int(state.progress.best_step) or step
+    state = jax.tree.map(_copy, state)  # the next step donates it
     response = ocp.save_async(str(path), state)
     manifest = {
       'step': step,

@@ -66,7 +66,7 @@ class _Own(NamedTuple):
 
 
 class _Given(NamedTuple):
-  """What it does not; every array (M, ...). Keys are raw, for checkpoints."""
+  """What it does not; every array (M, ...), keys as raw ones."""
 
   plan: step_lib.Plan
   train_rows: Any
@@ -80,7 +80,7 @@ class Population:
 
       while population.training.any():
         for _ in population.blocks():
-          ...  # stop, replace, save
+          ...  # stop, replace
         records = population.finish_epoch()
 
   Attributes:
@@ -176,7 +176,6 @@ class Population:
       (4, len(members)), np.int32
     )
     self.active, self.diverged = np.zeros((2, len(members)), bool)
-    self._changes = 0
     arrays = [self._seat(m, member) for m, member in enumerate(members)]
     self._own, self._given = self._on_devices(
       *jax.tree.map(lambda *each: np.stack(each), *arrays)
@@ -194,8 +193,8 @@ class Population:
   def blocks(self) -> Iterator[None]:
     """Trains what is left of everyone's epoch, a block at a time.
 
-    Yields after each; meanwhile members may be stopped, replaced and saved. A
-    new one begins its first epoch with the next block. `finish_epoch` is due
+    Yields after each; meanwhile members may be stopped and replaced. A new one
+    begins its first epoch with the next block. `finish_epoch` is due
     afterwards.
 
     Raises:
@@ -240,7 +239,6 @@ class Population:
         self._known_to_fit.add(settings)
       self._own = block(*arguments)
       self._taken = until
-    self._changes += 1
 
   def _require_memory(self, limit: int, block: Any) -> None:
     """Raises memory.ExhaustedError where a compiled block takes more."""
@@ -299,7 +297,6 @@ class Population:
     still_active = np.asarray(self._own.state.progress.active)[: len(self)]
     self.active = np.where(done, still_active, self.active)
     self._order = None
-    self._changes += 1
 
     def record(m):
       return {
@@ -369,7 +366,6 @@ class Population:
       state=state._replace(progress=state.progress._replace(active=stopped))
     )
     self.active[m] = False
-    self._changes += 1
 
   def replace(self, m: int, member: Member) -> None:
     """Gives a place to another member; nothing is compiled anew.
@@ -381,7 +377,6 @@ class Population:
     self._own = self._programs.with_member(self._own, m, own)
     self._given = self._programs.with_member(self._given, m, given)
     self._order = None
-    self._changes += 1
 
   def _seat(self, m: int, member: Member) -> tuple[_Own, _Given]:
     """Notes whose place it is; returns what goes there, on the host."""
@@ -417,40 +412,6 @@ class Population:
       validation_count=np.int32(len(member.validation_rows)),
     )
     return jax.tree.map(np.asarray, (own, given))
-
-  def save(self, writer: checkpoint.Writer) -> None:
-    """Begins to write all members as one checkpoint."""
-    writer.write(
-      self._saved(),
-      step=self._changes,
-      epoch=int(self.epoch.max()),
-      best_step=self._changes,
-    )
-
-  def restore(self, sealed: checkpoint.Sealed) -> None:
-    """Goes on from a checkpoint of as many members with as much room.
-
-    Raises:
-      UserError: it is of another population.
-    """
-    host = jax.local_devices(backend='cpu')[0]
-    saved = checkpoint.restore(sealed, self._saved(), device=host)
-    saved = jax.tree.map(np.array, saved)
-    self._own, self._given = self._on_devices(saved['own'], saved['given'])
-    for name, value in saved['places'].items():
-      setattr(self, name, value)
-    self._order = None
-    self._changes = sealed.step
-
-  def _saved(self) -> dict[str, Any]:
-    places = ('number', 'epoch', 'steps_per_epoch', '_taken', 'active')
-    arrays = {'own': self._own, 'given': self._given}
-    return {
-      **jax.tree.map(lambda x: np.array(x)[: len(self)], arrays),
-      'places': {
-        name: np.array(getattr(self, name)) for name in (*places, 'diverged')
-      },
-    }
 
   def _on_devices(self, own: _Own, given: _Given) -> tuple[_Own, _Given]:
     padded = jax.tree.map(self._padded, (own, given))

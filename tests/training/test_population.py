@@ -20,7 +20,6 @@ import pytest
 import small_populations as small
 
 from fer_jax.data import randomness
-from fer_jax.errors import UserError
 from fer_jax.training import checkpoint, feed, population
 from fer_jax.training import mapping as mapping_lib
 from fer_jax.training import step as step_lib
@@ -215,27 +214,33 @@ def test_a_place_is_given_away_between_blocks(mapping):
 
 
 def test_an_interrupted_population_resumes_to_the_same_bits(mapping, tmp_path):
+  """Each from a checkpoint of its own, in the place of another."""
   members = _population(mapping)
   _epoch(members)
   members.stop(2)
   _take(members, 1)
-  with contextlib.closing(checkpoint.Writer(tmp_path)) as writer:
-    members.save(writer)
-  while members.training.any():
-    expected = _epoch(members)
-
-  resumed = _population(mapping, (3, 4, 2))
+  resumed = _population(mapping, (3, 4, 5))
   _take(resumed, 2)
-  resumed.restore(checkpoint.latest_intact(tmp_path))
+  for m in range(3):
+    state = members.member_state(m)
+    with contextlib.closing(checkpoint.Writer(tmp_path / str(m))) as writer:
+      writer.save(state, epoch=1, partial=members.partial(m, 0.0))
+    sealed = checkpoint.latest_intact(tmp_path / str(m))
+    restored = jax.device_get(checkpoint.restore(sealed, state))
+    again = _member(m)._replace(state=restored, partial=sealed.partial)
+    resumed.replace(m, again._replace(epoch=sealed.epoch))
   assert resumed.number.tolist() == [0, 1, 2]
   assert resumed.epoch.tolist() == [1, 1, 1]
+  assert resumed.taken.tolist() == members.taken.tolist() == [20, 20, 0]
+  while members.training.any():
+    expected = _epoch(members)
   while resumed.training.any():
     records = _epoch(resumed)
   assert records == expected
-  _equal(resumed._saved(), members._saved())
-
-  with pytest.raises(UserError, match='is of another'):
-    _population(mapping, (0, 1)).restore(checkpoint.latest_intact(tmp_path))
+  for name in ('epoch', 'steps_per_epoch', 'taken', 'active', 'diverged'):
+    _equal(getattr(resumed, name), getattr(members, name))
+  for m in range(3):
+    _equal(_arrays(resumed.member_state(m)), _arrays(members.member_state(m)))
 
 
 def test_balanced_draws_are_those_of_single_runs():
