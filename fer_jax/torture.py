@@ -371,10 +371,10 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
   """What tells two runs, or two cross-validations, apart; [] for nothing."""
   folds = sorted(path.name for path in one.glob('fold_*'))
   if not folds:
-    return _run_differences(one, other)
+    return run_differences(one, other)
   found = []
   for name in folds:
-    found += _run_differences(one / name, other / name)
+    found += run_differences(one / name, other / name)
   a, b = (files.read_npz(run / PREDICTIONS) for run in (one, other))
   found += [
     f'{other / PREDICTIONS}: {name} differs'
@@ -384,7 +384,8 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
   return found
 
 
-def _run_differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
+def run_differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
+  """What tells two runs apart, times left out; [] for nothing."""
   found = []
   there, here = _timeless(one), _timeless(other)
   epochs = [record['epoch'] for record in here]

@@ -5,16 +5,15 @@ Reference: the same one that nobody disturbed.
 
 import signal
 
+import equal_runs
 import forked
-import jax
-import numpy as np
 import pytest
 from asked_to_leave import AskedAfter, Killed, KilledAfter
 from small_config import small_config
 
 from fer_jax import config as config_lib
 from fer_jax import files
-from fer_jax.training import checkpoint, crossval, preemption, records, task
+from fer_jax.training import checkpoint, crossval, preemption, records
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
@@ -37,23 +36,8 @@ def whole(config, tmp_path_factory, shared_programs):
 
 
 def _assert_alike(whole, parted):
-  """Records, final states, checkpoints: bit for bit, times aside."""
-  times = ('time', 'seconds', 'images_per_second', 'device_seconds')
   for one, other in zip(whole.places, parted.places, strict=True):
-    assert [
-      {name: x for name, x in record.items() if name not in times}
-      for record in records.read_metrics(one.workdir)
-    ] == [
-      {name: x for name, x in record.items() if name not in times}
-      for record in records.read_metrics(other.workdir)
-    ]
-    target = task.abstract_state(one.config, 7)
-    states = [
-      checkpoint.restore(checkpoint.latest_intact(place.workdir), target)
-      for place in (one, other)
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    assert checkpoint.steps(one.workdir) == checkpoint.steps(other.workdir)
+    equal_runs.assert_same_bits(other.workdir, one.workdir)
 
 
 def test_folds_are_left_amid_epochs_and_gone_on_with(config, whole, tmp_path):

@@ -9,27 +9,13 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
+import equal_runs
 import pytest
 from asked_to_leave import AskedAfter, Killed, KilledAfter
 
-from fer_jax.training import checkpoint, loop, preemption, records, task
+from fer_jax.training import checkpoint, loop, preemption, records
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
-
-
-def _final(config, workdir):
-  target = task.abstract_state(config, 7)
-  return checkpoint.restore(checkpoint.latest_intact(workdir), target)
-
-
-def _timeless(workdir):
-  times = ('time', 'seconds', 'images_per_second')
-  return [
-    {name: x for name, x in record.items() if name not in times}
-    for record in records.read_metrics(workdir)
-  ]
 
 
 @pytest.mark.parametrize('residence', ['device', 'stream'])
@@ -68,19 +54,7 @@ def test_left_amid_epochs_and_gone_on_with(
   assert steps < third.step < 2 * steps
   last = loop.train(config, parted)
   assert last == whole
-  _assert_alike(config, parted, tmp_path / 'whole')
-
-
-def _assert_alike(config, parted, whole):
-  """Records, final state, checkpoints: bit for bit, times aside."""
-  assert _timeless(parted) == _timeless(whole)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    _final(config, parted),
-    _final(config, whole),
-  )
-  # What was left amid an epoch has taken nobody's place.
-  assert checkpoint.steps(parted) == checkpoint.steps(whole)
+  equal_runs.assert_same_bits(parted, tmp_path / 'whole')
 
 
 def test_a_long_epoch_is_saved_amid_it(tiny_config, tmp_path, monkeypatch):
@@ -96,7 +70,7 @@ def test_a_long_epoch_is_saved_amid_it(tiny_config, tmp_path, monkeypatch):
   sealed = checkpoint.latest_intact(parted)
   assert (sealed.epoch, sealed.partial.taken) == (0, 2)
   assert loop.train(config, parted) == whole
-  _assert_alike(config, parted, tmp_path / 'whole')
+  equal_runs.assert_same_bits(parted, tmp_path / 'whole')
 
 
 def test_a_signal_is_heard_and_handlers_are_given_back(capfd):
