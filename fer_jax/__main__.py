@@ -12,15 +12,14 @@ import traceback
 from absl import flags
 
 from fer_jax import commands
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, exhaustion, nearest
 
 USAGE_ERROR = 2
 LONGEST_LINE = 1000
 INTERRUPTED = 130
-OUT_OF_MEMORY = (
-  'the device has too little memory: a smaller train.batch_size, '
-  'model.remat=True, or data.resident_gib below the size of the data set, '
-  'which then streams, helps'
+TAKES_LESS = (
+  'a smaller train.batch_size, model.remat=True, or data.resident_gib below '
+  'the size of the data set, which then streams, helps'
 )
 STATUSES = (
   'exit status: 0 done; 2 a mistake, told on stderr; 75 asked to leave by '
@@ -167,7 +166,10 @@ def main(argv: list[str]) -> int:
     return 0
   verb = argv[1]
   if verb not in verbs():
-    return _complain(f'unknown verb {verb!r}; expected {", ".join(verbs())}')
+    return _complain(
+      f'unknown verb {verb!r}; expected one of {", ".join(verbs())}'
+      f'{nearest(verb, verbs())}'
+    )
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   _use_compilation_cache()
   module = importlib.import_module(f'fer_jax.commands.{verb}')
@@ -200,9 +202,10 @@ def main(argv: list[str]) -> int:
     where = f'{error.filename}: ' if error.filename else ''
     return _complain(f'{where}{error.strerror or error}')
   except RuntimeError as error:  # JAX's own, where it was imported, is one
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    told = exhaustion(error, TAKES_LESS)
+    if told is None:
       raise
-    return _complain(f'{OUT_OF_MEMORY} ({str(error).strip().splitlines()[0]})')
+    return _complain(told)
   except KeyboardInterrupt:
     return _complain('interrupted', INTERRUPTED)
 

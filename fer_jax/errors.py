@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake; words of messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -21,3 +21,16 @@ def nearest(name: object, known: Iterable[str]) -> str:
   """ "; did you mean 'X'?" for the known name most like `name`, or ''."""
   match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
   return f'; did you mean {match[0]!r}?' if match else ''
+
+
+def exhaustion(error: RuntimeError, helps: str) -> str | None:
+  """What is said of a device whose memory is full; None of another error.
+
+  Args:
+    error: of JAX, perhaps.
+    helps: what takes less.
+  """
+  said = str(error).strip()
+  if 'RESOURCE_EXHAUSTED' not in said:
+    return None
+  return f'the device has too little memory ({said.splitlines()[0]}); {helps}'

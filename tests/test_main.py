@@ -53,7 +53,8 @@ def test_every_verb_has_help(verb):
 
 def test_an_unknown_verb_names_those_there_are():
   line = _one_line(_run('trian'))
-  assert line.endswith(f'expected {", ".join(verbs())}')
+  expected = f'expected one of {", ".join(verbs())}'
+  assert line.endswith(f"{expected}; did you mean 'train'?")
   assert {'benchmark', 'compare', 'data', 'train'} <= set(verbs())
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, exhaustion
 from fer_jax.training import feed
 from fer_jax.training import step as step_lib
 from fer_jax.training.state import TrainState
@@ -49,12 +49,10 @@ def exhaustion_told() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    told = exhaustion(error, HELPS)
+    if told is None:
       raise
-    said = str(error).strip().splitlines()[0]
-    raise ExhaustedError(
-      f'the device has too little memory ({said}); {HELPS}'
-    ) from error
+    raise ExhaustedError(told) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,4 +80,4 @@ def test_too_little_memory_of_a_device_is_one_line(monkeypatch, complaint):
   monkeypatch.setattr(summary, 'summarise', exhausted)
   said = complaint('summary')
   assert 'a smaller train.batch_size' in said
-  assert said.endswith('(RESOURCE_EXHAUSTED: 7 bytes)\n')
+  assert 'too little memory (RESOURCE_EXHAUSTED: 7 bytes); ' in said
