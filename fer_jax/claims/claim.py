@@ -2,30 +2,37 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError, nearest
 
-READINGS = {
-  'accuracy': 'share of test examples that are right',
-  'train_accuracy': (
-    'running accuracy over the last training epoch, dropout on: what Keras '
-    'prints as accuracy'
-  ),
-  'one_against_rest': (
-    'accuracy of K questions "this class or another?", true negatives '
-    'counted: 1 - 2 (1 - accuracy) / K'
-  ),
-}
-"""What a paper's figure counts, by name."""
 
-MEASURES = {
-  'accuracy': 'accuracy',
-  'train_accuracy': 'training accuracy',
-  'one_against_rest': 'one against rest',
+class Reading(NamedTuple):
+  """What a paper's figure counts.
+
+  Attributes:
+    counts: in a few words.
+    cell: in a cell of a table.
+  """
+
+  counts: str
+  cell: str
+
+
+READINGS = {
+  'accuracy': Reading('share of test examples that are right', 'accuracy'),
+  'train_accuracy': Reading(
+    'running accuracy over the last training epoch, dropout on: what Keras '
+    'prints as accuracy',
+    'training accuracy',
+  ),
+  'one_against_rest': Reading(
+    'accuracy of K questions "this class or another?", true negatives '
+    'counted: 1 - 2 (1 - accuracy) / K',
+    'one against rest',
+  ),
 }
-"""The same in a cell of a table."""
 
 TWINS = ('paper', 'honest')
 

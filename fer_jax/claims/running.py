@@ -165,7 +165,7 @@ def run(
     'system': claim.system,
     'claimed': claim.claimed,
     'reading': claim.reading,
-    'counts': READINGS[claim.reading],
+    'counts': READINGS[claim.reading].counts,
     'evidence': claim.evidence,
     'pretrained': claim.pretrained,
     'beside': dict(claim.beside),
@@ -247,11 +247,10 @@ def _twin(
   units = np.concatenate([m['units'] for m in members])
   together = scores.all_scores(logits, labels, dataset.class_names, units=units)
   epochs = min(m['epoch'] for m in members)
-  facts = [m['protocol'] for m in members]
   return {
-    'protocol': protocol.facts_of_folds(facts, of_folds)
-    if folds > 1
-    else facts[0],
+    'protocol': protocol.facts_of_folds(
+      [m['protocol'] for m in members], of_folds
+    ),
     'folds': folds,
     'of_folds': of_folds,
     'epochs': epochs,

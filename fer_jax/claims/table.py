@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fer_jax.claims.claim import MEASURES
+from fer_jax.claims.claim import READINGS
 from fer_jax.evaluation import wording
 
 _COLUMNS = (
@@ -92,7 +92,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
   return (
     row['claim'],
     wording.percent(row['claimed'], digits=2),
-    MEASURES[row['reading']],
+    READINGS[row['reading']].cell,
     wording.percent(paper['figure']),
     f'{wording.percent(honest["accuracy"])} ({_bounds(honest["interval"])})',
     wording.percent(honest['without_twins']),

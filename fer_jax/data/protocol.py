@@ -22,6 +22,7 @@ Test rows come from `open_test` and, for audits, from `open_all`. Both write to
 the ledger before they hand them out.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -257,8 +258,10 @@ def facts_of_folds(facts: Sequence[dict[str, Any]], of: int) -> dict[str, Any]:
     of: how many folds there are.
 
   Returns:
-    As those of one fold, with the 'digests' of all.
+    As those of one fold, with the 'digests' of all; of a single one, its own.
   """
+  if len(facts) == 1:
+    return dict(facts[0])
   together = dict(facts[0])
   del together['digest']
   # Its first sentence says that one fold is reported.
@@ -433,21 +436,31 @@ def fold_coverage(
     return None
   settings = configure(name, **options)
   count = _fold_count(dataset, settings)
-  if not known.reports_training:
-    # What selects and how much trains decide nothing of the test.
-    settings = dataclasses.replace(
-      settings, validation_share=0.0, inner_folds=0, inner_fold=0
-    )
   times = np.zeros(len(dataset), np.int64)
   for fold in range(count):
-    lists = known.make(dataset, dataclasses.replace(settings, fold=fold))
-    lists = _without_twins(dataset, lists, settings.twins)
-    times[lists.train if known.reports_training else lists.test] += 1
+    of_fold = dataclasses.replace(settings, fold=fold)
+    times[_tested(dataset, known, of_fold)] += 1
   return {
     'folds': count,
     'several': int((times > 1).sum()),
     'none': int((times == 0).sum()),
   }
+
+
+def _tested(
+  dataset: Dataset, known: _Protocol, settings: Settings
+) -> np.ndarray:
+  """int64 (k,), the rows that a fold reports; none where it is refused."""
+  if known.reports_training:
+    with contextlib.suppress(UserError):
+      return _lists(dataset, settings).test
+    return np.zeros(0, np.int64)
+  # What selects and how much trains decide nothing of them.
+  settings = dataclasses.replace(
+    settings, validation_share=0.0, inner_folds=0, inner_fold=0
+  )
+  lists = known.make(dataset, settings)
+  return _without_twins(dataset, lists, settings.twins).test
 
 
 def parts_apart(dataset: Dataset) -> int:

@@ -16,7 +16,6 @@ from asked_to_leave import AskedAfter
 
 from fer_jax import config as config_lib
 from fer_jax.claims import Claim, chosen, config_of, running, stated, table
-from fer_jax.claims import claim as claim_lib
 from fer_jax.data import ledger, protocol
 from fer_jax.errors import UserError
 from fer_jax.training import preemption, records, task
@@ -166,10 +165,6 @@ def test_one_against_rest_counts_true_negatives():
 
   got = running._figure('one_against_rest', 156 / 200, [], FourClasses)
   assert got == pytest.approx((156 + 556) / 800)
-
-
-def test_every_reading_has_its_words_in_the_table():
-  assert claim_lib.MEASURES.keys() == claim_lib.READINGS.keys()
 
 
 def test_selection_by_the_beginning_of_a_name():

@@ -295,6 +295,13 @@ def test_how_often_the_tests_of_all_folds_hold_an_example(people):
   # Each of the five reports what trained without its own part.
   reported = coverage('evaluate_on_train', folds=5, validation_share=0.0)
   assert reported == once | {'several': 240}
+  # Of a tenth that trains most are in none.
+  few = coverage('evaluate_on_train', folds=5, train_share=0.1)
+  tests = [
+    _rows_of(people, 'evaluate_on_train', folds=5, train_share=0.1, fold=f)[2]
+    for f in range(5)
+  ]
+  assert few['none'] == 240 - len(np.unique(np.concatenate(tests))) > 0
   dropped = coverage('kfold_images', folds=5, twins='drop_copies_from_test')
   tests = [
     _rows_of(people, 'kfold_images', folds=5, fold=f)[2] for f in range(5)
@@ -518,6 +525,7 @@ def test_facts_of_folds_are_of_all_of_them(people):
     assert together['leaks'] == facts[0]['leaks']
     whole = protocol.facts_of_folds(facts, 2)['reason']
     assert whole.startswith(f'All folds are reported. {said}')
+    assert protocol.facts_of_folds(facts[1:], 4) == facts[1]
 
 
 @pytest.mark.parametrize(
