@@ -678,20 +678,23 @@ def describe_fields(config: Config | None = None) -> str:
     config: whose fields and values; the base config's by default.
 
   Raises:
-    UserError: it names no model that there is.
+    UserError: it names no model or data set that there is.
   """
   values = dict(flatten(get_base() if config is None else config))
   model = _known(values, 'model.name', models.available())
-  meanings = {}
+  dataset = _known(values, 'data.name', datasets.names())
+  known = ', '.join(models.available())
+  meanings = {'model.name': f'the model; one of {known}'}
   for name, field in FIELDS.items():
     allowed = field.check(None) or ''
     choices = f'; {allowed}' if allowed.startswith('one of') else ''
     meanings[name] = f'{field.meaning}{choices}'
   for name, field in models.described_fields(model).items():
     meanings[f'model.{name}'] = f'{field.source}: {field.note}'
+  for name, meaning in datasets.option_meanings(dataset).items():
+    meanings[f'data.options.{name}'] = meaning
   width = max(map(len, values))
   return '\n'.join(
-    f'{name:<{width}}  '
-    + (f'{meanings[name]}  [{value!r}]' if name in meanings else f'[{value!r}]')
+    f'{name:<{width}}  {meanings[name]}  [{value!r}]'
     for name, value in sorted(values.items())
   )

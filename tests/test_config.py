@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fer_jax import config as config_lib
+from fer_jax import datasets
 from fer_jax.errors import UserError
 
 
@@ -54,6 +55,16 @@ def test_a_value_out_of_range_names_field_and_what_is_allowed(
     config_lib.validate(config)
   assert said in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', datasets.names())
+def test_every_field_has_its_meaning(name):
+  config = config_lib.get_base(dataset=name)
+  for line in config_lib.describe_fields(config).splitlines():
+    field, _, told = line.partition('  ')
+    assert told.strip().partition('[')[0], field
+  taken = datasets.builder_module(name).OPTIONS
+  assert datasets.option_meanings(name).keys() == taken.keys()
 
 
 def test_fields_of_an_unknown_model_are_not_told():

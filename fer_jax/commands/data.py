@@ -146,8 +146,7 @@ def _list(data_dir: pathlib.Path) -> list[dict[str, Any]]:
       options = metadata['options']
       chosen = ''.join(
         f' {option}={value}'
-        for option, value in options.items()
-        if json.dumps(value) != json.dumps(module.OPTIONS.get(option))
+        for option, value in datasets.chosen_options(name, options).items()
       )
       print(
         f'  {metadata["rows"]:,} examples{origin}, checksum '

@@ -8,8 +8,10 @@ from fer_jax.datasets.building import build, builds, load
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.datasets.registry import (
   builder_module,
+  chosen_options,
   default_data_dir,
   names,
+  option_meanings,
   resolve_options,
 )
 
@@ -18,8 +20,10 @@ __all__ = [
   'build',
   'builder_module',
   'builds',
+  'chosen_options',
   'default_data_dir',
   'load',
   'names',
+  'option_meanings',
   'resolve_options',
 ]

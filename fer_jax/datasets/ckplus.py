@@ -39,14 +39,19 @@ LICENCE = (
   'non-commercial research only, do not redistribute'
 )
 OPTIONS: dict[str, Any] = {
-  # 'images' or 'clips'.
   'form': 'images',
-  # Images: how many frames, from the last one backwards, show the emotion.
   'last_frames': 3,
-  # Images: whether each sequence's first frame is one of the class neutral.
   'neutral': False,
-  # Clips: frames evenly spaced from the first to the last; 0 takes them all.
   'frames': 0,
+}
+MEANINGS = {
+  'form': 'images or clips',
+  'last_frames': 'images: how many frames of a sequence, from the last one '
+  'backwards, show the emotion',
+  'neutral': "images: whether each sequence's first frame is one of the class "
+  'neutral',
+  'frames': 'clips: frames evenly spaced from the first to the last; 0 takes '
+  'them all',
 }
 NEEDS_SOURCE = True
 

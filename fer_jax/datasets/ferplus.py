@@ -74,6 +74,13 @@ OPTIONS: dict[str, Any] = {
   'keep': 'authors',
   'drop_single_votes': True,
 }
+MEANINGS = {
+  'labels': 'what the votes on a training image come to: majority, probability '
+  'or multi_target',
+  'keep': "which images: those of the authors' rule (authors), or all of which "
+  'most votes are for an emotion (most_voted)',
+  'drop_single_votes': 'whether a category with a single vote loses it',
+}
 NEEDS_SOURCE = True
 NEAR_TWINS_ARE_COPIES = True
 LABELS = ('majority', 'probability', 'multi_target')

@@ -40,6 +40,13 @@ OPTIONS: dict[str, Any] = {
   'subjects': '',
   'from_web': False,
 }
+MEANINGS = {
+  'classes': "the folders' names in label order; () for that of the alphabet",
+  'channels': 'stored: 1 grey, 3 RGB',
+  'subjects': "csv in the source with columns file and subject; '' for none",
+  'from_web': 'whether these are photographs gathered from the web, of which '
+  'two that are all but equal are copies',
+}
 NEEDS_SOURCE = True
 
 SPLITS = {

@@ -45,6 +45,7 @@ LICENCE = (
   'redistribute'
 )
 OPTIONS: dict[str, Any] = {'images': 'aligned'}
+MEANINGS = {'images': 'which pictures: aligned or original'}
 NEEDS_SOURCE = True
 OFFICIAL_COUNTS = {
   'train': (1290, 281, 717, 4772, 1982, 705, 2524),

@@ -16,6 +16,7 @@ It must not import TensorFlow Datasets, and it offers
   OPTIONS: dict[str, default]    all options with their defaults; a default is
                                  a number, string, bool or a tuple of them and
                                  fixes the option's type
+  MEANINGS: dict[str, str]       what each option means, where there are any
   NEEDS_SOURCE: bool             False: the module makes its own examples
   NEAR_TWINS_ARE_COPIES: bool    optional; True for photographs gathered from
                                  the web, where images that correlate at 0.90
@@ -61,6 +62,7 @@ a build, so a build is never mistaken for another one.
 
 import contextlib
 import importlib
+import json
 import os
 import pathlib
 import types
@@ -175,6 +177,26 @@ def resolve_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
   if hasattr(module, 'check_options'):
     module.check_options(options)
   return options
+
+
+def option_meanings(name: str) -> dict[str, str]:
+  """What the options of a data set mean, by their names.
+
+  Raises:
+    UserError: no such data set.
+  """
+  return dict(getattr(builder_module(name), 'MEANINGS', {}))
+
+
+def chosen_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+  """Those of a build's options that are not at their defaults."""
+  defaults = builder_module(name).OPTIONS
+  return {
+    option: value
+    for option, value in options.items()
+    # A build has its options as JSON keeps them.
+    if json.dumps(value) != json.dumps(defaults.get(option))
+  }
 
 
 def class_names_of(

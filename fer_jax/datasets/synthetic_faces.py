@@ -66,8 +66,6 @@ DESCRIPTION = (
 )
 LICENCE = 'made by fer_jax itself (Apache-2.0); no real person is depicted'
 NEEDS_SOURCE = False
-# `images` counts samples, be they images or clips. `frames` is the length of
-# a clip, or the greatest where `min_frames` is not 0 (lengths vary).
 OPTIONS = {
   'images': 8000,
   'size': 48,
@@ -79,6 +77,18 @@ OPTIONS = {
   'min_frames': 0,
   'variant': 'emotion',
   'per_subject': 8,
+}
+MEANINGS = {
+  'images': 'samples, be they images or clips',
+  'size': 'side in pixels',
+  'channels': '1 grey, 3 RGB',
+  'seed': 'draws everything; a sample is a function of it and of its index',
+  'classes': '7, or 8 with contempt',
+  'clips': 'whether a sample is a clip from neutral to apex',
+  'frames': 'length of a clip; the greatest where min_frames is not 0',
+  'min_frames': 'the least length of a clip; 0 where all are of one',
+  'variant': 'what is asked: emotion, or temporal (onset or offset, clips all)',
+  'per_subject': 'samples of each person',
 }
 VARIANTS = ('emotion', 'temporal')
 _RANGES = {

@@ -91,7 +91,8 @@ def evaluate_on(
   """Scores a run's best checkpoint on another data set.
 
   Writes metrics_on_NAME.json and predictions_on_NAME.npz, or those of
-  on_NAME_SPLIT; with augmentations under a name of their own, see
+  on_NAME_SPLIT; of a build that was chosen by options or its checksum, and with
+  augmentations, under a name of their own, see `workdir.part_on` and
   `workdir.part_of`. A look at rows that may be some protocol's test is recorded
   in the other set's ledger before its figures are written anywhere else.
 
@@ -109,11 +110,12 @@ def evaluate_on(
 
   Returns:
     The content of the metrics file: that of metrics_SPLIT.json, with
-    `trained_on`, `class_map`, `left_out` (examples by class), `copies` (how
-    many examples the run has seen, None where that is not known),
-    `near_copies` (how many more are near twins of such, None where that is
-    not known or means nothing) and `predicted_elsewhere` (how often the class
-    said is one that no class of the other set is mapped to).
+    `trained_on`, `chosen` (see `workdir.part_on`), `class_map`, `left_out`
+    (examples by class), `copies` (how many examples the run has seen, None
+    where that is not known), `near_copies` (how many more are near twins of
+    such, None where that is not known or means nothing) and
+    `predicted_elsewhere` (how often the class said is one that no class of the
+    other set is mapped to).
 
   Raises:
     UserError: no workdir or data set, the run's own data set, classes that
@@ -198,11 +200,15 @@ def evaluate_on(
       f'holds: {error}'
     ) from error
   labels = mapping[labels]
+  chosen = datasets.chosen_options(name, dataset.options)
+  if checksum:
+    chosen['checksum'] = dataset.checksum
   metrics = {
     'split': split,
     **evaluate.figures(predictor, dataset, rows, logits, labels, n_boot=n_boot),
     **evaluate.circumstances(predictor, dataset, rows, views),
     'trained_on': trained_on,
+    'chosen': chosen,
     'class_map': {
       theirs: predictor.class_names[ours] if ours >= 0 else LEFT_OUT
       for theirs, ours in zip(dataset.class_names, mapping, strict=True)
@@ -223,7 +229,7 @@ def evaluate_on(
       lambda: evaluate.record_look(workdir, dataset, metrics, ids)
     )
   metrics['seconds'] = time.monotonic() - begun
-  part = f'on_{name}' if split == ALL else f'on_{name}_{split}'
+  part = workdir_lib.part_on(name, '' if split == ALL else split, chosen)
   evaluation = Evaluation(
     workdir_lib.part_of(part, views),
     metrics,

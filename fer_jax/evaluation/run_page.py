@@ -345,6 +345,11 @@ def _elsewhere_section(run: Run) -> Html:
     data = metrics.get('dataset', {})
     seen = (metrics.get('copies'), metrics.get('near_copies'))
     of = [data.get('name'), metrics.get('split'), *metrics.get('views', ())]
+    of += [
+      # Of a checksum as much as tells it from others.
+      f'{option} {value[:12] if option == "checksum" else wording.plain(value)}'
+      for option, value in metrics.get('chosen', {}).items()
+    ]
     rows.append(
       (
         ', '.join(str(part) for part in of if part != 'plain'),
@@ -362,7 +367,7 @@ def _elsewhere_section(run: Run) -> Html:
     page.table(
       'The best checkpoint on data it was not trained for',
       (
-        'Data, split, views',
+        'Data, split, views, options',
         'n',
         'Accuracy',
         '95 % interval',

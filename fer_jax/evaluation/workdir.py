@@ -76,7 +76,7 @@ class Evaluation:
 
   Attributes:
     split: of the files' names: 'validation' or 'test', either with the views
-      as `part_of` gives it, or 'on_NAME' of another data set.
+      as `part_of` gives it, or of another data set, as `part_on`.
     metrics: content of metrics_SPLIT.json.
     ids: (n,) text.
     logits: (n, K) float32.
@@ -135,6 +135,19 @@ def digest_of_predictions(
 def part_of(split: str, views: Sequence[str]) -> str:
   """What the files of a split under some views, one of `VIEWS`, end in."""
   return '_'.join([split, *(view for view in views if view != 'plain')])
+
+
+def part_on(name: str, split: str, chosen: Mapping[str, Any]) -> str:
+  """What the files of another data set's split end in, views aside.
+
+  Args:
+    name: of the data set.
+    split: one of its official splits, or '' for all of it.
+    chosen: what tells its build from others of that name: options that are not
+      at their defaults, and the checksum where it was asked for.
+  """
+  build = f'_of_{files.digest(dict(chosen))[:8]}' if chosen else ''
+  return f'on_{name}{build}' + (f'_{split}' if split else '')
 
 
 def write_evaluation(workdir: pathlib.Path, evaluation: Evaluation) -> None:
@@ -274,8 +287,10 @@ def _flags(split: str) -> str:
   for official in OFFICIAL_SPLITS:
     if name.endswith(f'_{official}'):
       name = name.removesuffix(f'_{official}')
-      return f'--dataset={name} --split={official}{augmented}'
-  return f'--dataset={name}{augmented}'
+      augmented = f' --split={official}{augmented}'
+  name, chosen = re.subn('_of_[0-9a-f]{8}$', '', name)
+  given = ' (with its --option or --checksum)' if chosen else ''
+  return f'--dataset={name}{augmented}{given}'
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -364,6 +379,7 @@ _METRICS = {
   'seconds?': forms.number,
   'time?': forms.optional(forms.text),
   'dataset?': _MEMBERS,
+  'chosen?': _MEMBERS,
   'class_map?': {'*': forms.text},
   'left_out?': {'*': forms.count},
   'copies?': forms.optional(forms.count),

@@ -37,6 +37,9 @@ OTHER = {
 }
 
 
+PART = workdir_lib.part_on(NAME, '', OTHER)
+
+
 @pytest.fixture
 def copied(trained, tmp_path):
   return shutil.copytree(trained, tmp_path / 'run')
@@ -64,7 +67,7 @@ def test_all_of_another_set_is_scored_and_recorded(copied):
   assert metrics['n'] == len(rows)
   assert metrics['left_out'] == {'contempt': 32 - len(rows)}
   assert 0 < len(rows) < 32
-  evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
+  evaluation = workdir_lib.read_evaluation(copied, PART)
   np.testing.assert_array_equal(evaluation.ids, other.table['id'][rows])
   np.testing.assert_array_equal(evaluation.labels, label[rows])
   size = config_lib.load_json(copied / 'config.json').data.image_size
@@ -145,19 +148,33 @@ def test_one_split_has_its_own_files_and_only_test_is_a_look(copied):
   contempt = other.class_names.index('contempt')
   kept = (of_row == 'validation') & (other.table['label'] != contempt)
   assert metrics['n'] == kept.sum()
-  assert (copied / f'predictions_on_{NAME}_validation.npz').exists()
-  assert (copied / f'metrics_on_{NAME}_validation.json').exists()
-  assert not (copied / f'metrics_on_{NAME}.json').exists()
+  assert (copied / f'predictions_{PART}_validation.npz').exists()
+  assert (copied / f'metrics_{PART}_validation.json').exists()
+  assert not (copied / f'metrics_{PART}.json').exists()
   flipped = _evaluate(copied, split='validation', augmentations=('flip',))
-  part = f'on_{NAME}_validation'
+  part = f'{PART}_validation'
   for views, made in (('', metrics), ('_flip', flipped)):
     kept = workdir_lib.read_evaluation(copied, part + views)
     assert kept.metrics['loss'] == made['loss']
   assert metrics['loss'] != flipped['loss']
   shown = report.render([runs.read(copied)]).html
-  assert 'synthetic_faces, validation, flip<' in shown
+  assert 'synthetic_faces, validation, flip, images 32, ' in shown
   _evaluate(copied, split='test')
   assert [entry['split'] for entry in ledger.read(other)[looks:]] == ['test']
+
+
+def test_builds_of_other_options_have_files_of_their_own(copied):
+  of_32 = _evaluate(copied, split='validation')
+  options = OTHER | {'images': 64}
+  of_64 = _evaluate(copied, split='validation', options=options)
+  for made, given in ((of_32, OTHER), (of_64, options)):
+    part = workdir_lib.part_on(NAME, 'validation', given)
+    assert workdir_lib.read_evaluation(copied, part).metrics['n'] == made['n']
+  assert of_32['n'] < of_64['n']
+  shown = report.render([runs.read(copied)]).html
+  assert 'images 32, ' in shown
+  assert 'images 64, ' in shown
+  assert workdir_lib.part_on(NAME, 'test', {}) == f'on_{NAME}_test'
 
 
 def test_public_test_is_looked_at_as_well(copied, monkeypatch):
@@ -180,7 +197,7 @@ def test_every_class_of_the_run_competes(copied):
     for name in np.array(other.class_names)[other.table['label']]
     if name != 'fear'
   ]
-  evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
+  evaluation = workdir_lib.read_evaluation(copied, PART)
   np.testing.assert_array_equal(evaluation.labels, expected)
   said = evaluation.logits.argmax(-1)
   missing = [names.index('happy'), names.index('fear')]
@@ -207,7 +224,9 @@ def test_copies_of_what_trained_are_found_and_left_out_of_a_slice(copied):
   unseen = of_row == 'test'
   assert metrics['copies'] == np.sum(~unseen) > 0
   assert metrics['protocol']['leaks'] is True
-  evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
+  chosen = datasets.chosen_options(NAME, options)
+  part = workdir_lib.part_on(NAME, '', chosen)
+  evaluation = workdir_lib.read_evaluation(copied, part)
   right = evaluation.logits.argmax(-1) == evaluation.labels
   assert evaluation.metrics['accuracy'] == right.mean()
   found = metrics['slices']['without_copies']
@@ -293,7 +312,7 @@ def test_another_build_of_the_runs_source_is_scored_and_leaks(
   monkeypatch.setattr(cross_dataset.datasets, 'load', of_one_source)
   metrics = _evaluate(copied)
   # Unlike in every pixel, but examples of the same ids.
-  evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
+  evaluation = workdir_lib.read_evaluation(copied, PART)
   config = config_lib.load_json(copied / 'config.json')
   table = _dataset(copied, dict(config.data.options)).table
   trained = table['id'][table['official_split'] != 'test']
@@ -338,7 +357,7 @@ def test_attributes_make_groups(copied, monkeypatch):
 
   monkeypatch.setattr(cross_dataset.datasets, 'load', with_attribute)
   metrics = _evaluate(copied)
-  evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
+  evaluation = workdir_lib.read_evaluation(copied, PART)
   other = _dataset(copied, OTHER)
   first = np.flatnonzero(np.isin(other.table['id'], evaluation.ids)) % 2 == 0
   right = evaluation.logits.argmax(-1) == evaluation.labels
@@ -437,7 +456,7 @@ def test_class_maps_are_read_from_the_command_line():
 
 def test_figures_can_be_recomputed_from_the_files(copied):
   metrics = _evaluate(copied)
-  evaluation = workdir_lib.read_evaluation(copied, f'on_{NAME}')
+  evaluation = workdir_lib.read_evaluation(copied, PART)
   again = scores.all_scores(
     evaluation.logits,
     evaluation.labels,

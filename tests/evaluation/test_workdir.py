@@ -173,12 +173,18 @@ def test_the_last_evaluation_counts_whatever_its_views(copied):
 
 
 def test_damage_of_what_was_scored_elsewhere_is_noted_with_its_command(copied):
-  for name in ('rafdb', 'image_folder_test', 'image_folder_test_crops_flip'):
+  for name in (
+    'rafdb',
+    'rafdb_of_0123abcd_test',
+    'image_folder_test',
+    'image_folder_test_crops_flip',
+  ):
     (copied / f'metrics_on_{name}.json').write_text('{"n": -1}')
   run = runs.read(copied)
   assert run.elsewhere == {}
-  folder, flipped, rafdb = run.notes
+  folder, flipped, rafdb, chosen = run.notes
   assert '--dataset=rafdb again' in rafdb
+  assert '--dataset=rafdb --split=test (with its --option' in chosen
   assert '--dataset=image_folder --split=test again' in folder
   assert '--split=test --tta=crops,flip again' in flipped
 
