@@ -8,7 +8,7 @@ from fer_jax.evaluation import page, run_page, sweep_plots, sweeps, wording
 from fer_jax.evaluation.figures import Figures
 from fer_jax.evaluation.page import Html
 from fer_jax.evaluation.runs import Run
-from fer_jax.evaluation.sweeps import Parameter, Sweep
+from fer_jax.evaluation.sweeps import Parameter, Sweep, Trial
 
 SHAPES_DRAWN = 12
 ROWS_OPEN = 15
@@ -45,7 +45,7 @@ def _header(sweep: Sweep) -> Html:
     page.tag('h1', sweep.path.resolve().name),
     page.tag(
       'p',
-      f'Sweep of {model} on {data}, {_counted(len(sweep.trials), "trial")}',
+      f'Sweep of {model} on {data}, {_extent(sweep)}',
       class_='lead',
     ),
     run_page.protocol_notice(
@@ -72,6 +72,14 @@ def _header(sweep: Sweep) -> Html:
     else '',
     _tiles(sweep),
   )
+
+
+def _extent(sweep: Sweep) -> str:
+  """How many trials there are, of how many that were asked for."""
+  count, asked = len(sweep.trials), sweep.search.get('trials')
+  if isinstance(asked, int) and asked > count:
+    return f'{count:,} of {_counted(asked, "trial")}'
+  return _counted(count, 'trial')
 
 
 def _tiles(sweep: Sweep) -> Html:
@@ -206,22 +214,34 @@ def _best(sweep: Sweep, figures: Figures) -> Html:
     page.table(
       f'Trial {best.number}, validation {sweep.metric} '
       f'{_value(sweep, best.value)}',
-      ('Field', 'Value'),
+      ('Field', 'Value', 'In the config'),
       [
-        (page.code(page.breakable(name)), _plain(value))
+        (
+          page.code(page.breakable(name)),
+          _plain(value),
+          _plain(sweep.of_config(name)),
+        )
         for name, value in best.params.items()
       ],
-      words={1},
-    )
+      words={1, 2},
+    ),
+    page.tag('p', _named_for(sweep, best)),
   ]
   if sweep.finalists:
+    values = {t.number: t.value for t in sweep.trials}
     content.append(
       page.table(
         'Finalists: the best trials trained again from other seeds',
-        ('Trial', f'Mean ± deviation, {sweep.metric}', 'Each seed'),
+        (
+          'Trial',
+          'In the search',
+          f'Mean ± deviation, {sweep.metric}',
+          'Each seed',
+        ),
         [
           (
             f.trial,
+            _value(sweep, values.get(f.trial)),
             _mean(sweep, f.mean, f.deviation),
             ', '.join(
               [
@@ -233,18 +253,17 @@ def _best(sweep: Sweep, figures: Figures) -> Html:
           )
           for f in sweep.finalists
         ],
-        words={2},
+        words={3},
       )
     )
   failed = [f for f in sweep.finalists if f.failures]
   if failed:
-    said = 'A finalist that failed under another seed is left out of the choice'
-    if sweep.best is not None and len(failed) == len(sweep.finalists):
-      said += (
-        f'. All of them did: trial {best.number} is named best for the value '
-        'that it was selected by, which no other seed confirms'
+    content.append(
+      page.tag(
+        'p',
+        'A finalist that failed under another seed is left out of the choice.',
       )
-    content.append(page.tag('p', f'{said}.'))
+    )
   if any(f.runs for f in sweep.finalists):
     content.append(
       run_page.plot_grid(
@@ -273,7 +292,34 @@ def _best(sweep: Sweep, figures: Figures) -> Html:
           '--workdir=NEW_FOLDER'
         ),
       ]
-  return page.section('Best', *content)
+  heading = 'Best so far' if sweep.best is None else 'Best'
+  return page.section(heading, *content)
+
+
+def _named_for(sweep: Sweep, best: Trial) -> str:
+  """Why a trial is the best, and what the config itself came to."""
+  if sweep.best is None:
+    said = 'The best value so far; the sweep has not ended.'
+  elif any(f.mean is not None for f in sweep.finalists):
+    said = 'Named best for its mean under seeds that it was not selected by.'
+  else:
+    said = 'Named best for the value that it was selected by, which '
+    said += (
+      'no other seed confirms: every finalist failed under one.'
+      if sweep.finalists
+      else 'is better than to be expected: it was repeated under no other seed.'
+    )
+  first = sweep.first
+  if first is best:
+    return f"{said} It has the config's own values."
+  if first is not None and first.value is not None:
+    state = STATE_NAMES[first.state]
+    ended = '' if first.state == 'complete' else f' ({state})'
+    said += (
+      f" With the config's own values, trial {first.number}, it is "
+      f'{_value(sweep, first.value)}{ended}.'
+    )
+  return said
 
 
 def _plots(sweep: Sweep, figures: Figures) -> Html:
@@ -329,7 +375,12 @@ def _plots(sweep: Sweep, figures: Figures) -> Html:
       class_='small',
     )
     if sweep.importance
-    else '',
+    else page.tag(
+      'p',
+      'The importance of the parameters is estimated when the sweep has ended, '
+      'of four complete trials or more that differ in value.',
+      class_='small',
+    ),
   )
 
 
@@ -370,6 +421,10 @@ def _cost(sweep: Sweep, figures: Figures) -> Html:
         None if best is None else best.value,
       )
     )
+  again = sum(f.device_seconds for f in sweep.finalists)
+  if again:
+    runs = sum(len(f.runs) + len(f.failures) for f in sweep.finalists)
+    rows.append(('finalists under other seeds', runs, None, again / 60, None))
   rows.sort(key=lambda row: -row[3])
   minutes = [(name, spent) for name, _, _, spent, _ in rows[:SHAPES_DRAWN]]
   if len(rows) > SHAPES_DRAWN:
@@ -385,12 +440,12 @@ def _cost(sweep: Sweep, figures: Figures) -> Html:
     ),
     page.table(
       'By shape',
-      ('Shape', 'Trials', 'Epochs', 'Device-minutes', f'Best {sweep.metric}'),
+      ('Shape', 'Runs', 'Epochs', 'Device-minutes', f'Best {sweep.metric}'),
       [
         (
           page.breakable(name),
           trials,
-          epochs,
+          wording.MISSING if epochs is None else epochs,
           f'{spent:,.1f}',
           _value(sweep, value),
         )
@@ -429,7 +484,7 @@ def _trials(sweep: Sweep) -> Html:
     [
       (
         t.number,
-        STATE_NAMES[t.state],
+        STATE_NAMES[t.state] + (f': {t.failure}' if t.failure else ''),
         _value(sweep, t.value),
         str(t.epoch) + (f' of {t.epochs}' if t.epochs else ''),
         wording.duration(t.device_seconds),
@@ -466,6 +521,8 @@ def _mean(sweep: Sweep, mean: float | None, deviation: float | None) -> str:
 
 def _plain(value: Any) -> str:
   """A parameter's value, numbers to four figures."""
+  if value is None:
+    return wording.MISSING
   if isinstance(value, float):
     return f'{value:.4g}'
   return wording.plain(value)

@@ -77,6 +77,7 @@ _FORM = {
       'epochs?': forms.optional(forms.count),
       'device_seconds?': forms.optional(forms.number),
       'shape?': forms.optional(forms.text),
+      'failure?': forms.optional(forms.text),
       'workdir?': forms.optional(forms.text),
     }
   ],
@@ -89,6 +90,7 @@ _FORM = {
           'seed': forms.count,
           'value?': _quantity,
           'failure?': forms.optional(forms.text),
+          'device_seconds?': forms.optional(forms.number),
         }
       ],
       'mean?': _quantity,
@@ -141,6 +143,7 @@ class Trial:
     epochs: epochs of a whole run, None where it is not known.
     device_seconds: its share of a device's time.
     shape: what was compiled for it.
+    failure: why it failed, '' where it did not.
     workdir: below the sweep's, '' where it has none.
   """
 
@@ -153,6 +156,7 @@ class Trial:
   epochs: int | None
   device_seconds: float
   shape: str
+  failure: str
   workdir: str
 
 
@@ -167,6 +171,7 @@ class Finalist:
       of the choice.
     mean: over seeds, None before all have ended and where one failed.
     deviation: None for fewer than two.
+    device_seconds: of all its runs.
   """
 
   trial: int
@@ -174,6 +179,7 @@ class Finalist:
   failures: tuple[tuple[int, str], ...]
   mean: float | None
   deviation: float | None
+  device_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +225,22 @@ class Sweep:
       if trial.number == self.best:
         return trial
     return best_of(self.complete, self.metric)
+
+  def of_config(self, name: str) -> Any:
+    """The config's own value of a field, None where it has none."""
+    value: Any = self.config
+    for part in name.split('.'):
+      value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+  @property
+  def first(self) -> Trial | None:
+    """The trial of the config's own values, where there is one."""
+    for trial in self.trials:
+      own = {name: self.of_config(name) for name in trial.params}
+      if own and trial.params == own:
+        return trial
+    return None
 
   @property
   def complete(self) -> list[Trial]:
@@ -303,6 +325,7 @@ def _trial(content: dict[str, Any]) -> Trial:
     epochs=content.get('epochs'),
     device_seconds=content.get('device_seconds') or 0.0,
     shape=content.get('shape') or '',
+    failure=content.get('failure') or '',
     workdir=content.get('workdir') or '',
   )
 
@@ -322,6 +345,9 @@ def _finalist(content: dict[str, Any]) -> Finalist:
     ),
     mean=_finite(content.get('mean')),
     deviation=_finite(content.get('sd')),
+    device_seconds=sum(
+      run.get('device_seconds') or 0.0 for run in content['runs']
+    ),
   )
 
 

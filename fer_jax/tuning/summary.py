@@ -4,6 +4,7 @@ Everything is read from the study and the workdirs, so any worker can write it,
 at any moment, and all of them write the same.
 """
 
+import collections
 import math
 import pathlib
 import statistics
@@ -52,8 +53,8 @@ def build(
   frozen = study.trials()
   trials = [_trial(study, space, workdir, trial) for trial in frozen]
   finalists = _finalists(study, repeats, workdir)
-  seconds = sum(t['device_seconds'] for t in trials)
-  seconds += sum(queue.device_seconds(r.workdir) for r in repeats)
+  runs = [*trials, *(run for f in finalists for run in f['runs'])]
+  seconds = sum(run['device_seconds'] for run in runs)
   return {
     'space': space.to_json(),
     'config': config_lib.to_json(space.base),
@@ -107,6 +108,7 @@ def _trial(
     'epochs': params.get('train.epochs', space.base.train.epochs),
     'device_seconds': seconds,
     'shape': space.shape_text(params),
+    'failure': notes.get('failure') if state == 'failed' else None,
     'workdir': folder,
     'started': _time(trial.datetime_start),
     'ended': _time(trial.datetime_complete),
@@ -129,6 +131,7 @@ def _finalists(
       {
         'seed': r.seed,
         **queue.outcome(r.workdir),
+        'device_seconds': queue.device_seconds(r.workdir),
         'workdir': str(r.workdir.relative_to(workdir)),
       }
       for r in repeats
@@ -178,12 +181,22 @@ def counts(content: dict[str, Any]) -> str:
   return f'{len(states)} of {content["search"]["trials"]} trials ({each})'
 
 
+def _failures(content: dict[str, Any]) -> list[str]:
+  """How many trials failed for each reason, a line each."""
+  reasons = [t['failure'] for t in content['trials'] if t['failure']]
+  return [
+    f'{count} failed: {reason}'
+    for reason, count in collections.Counter(reasons).most_common()
+  ]
+
+
 def text(content: dict[str, Any]) -> str:
   """The result for the terminal."""
   metric, cost = content['metric'], content['cost']
   lines = [
     f'{counts(content)}, shapes {cost["shapes"]}, compilations '
-    f'{cost["compilations"]}, device minutes {cost["device_minutes"]:.1f}'
+    f'{cost["compilations"]}, device minutes {cost["device_minutes"]:.1f}',
+    *_failures(content),
   ]
   for finalist in content['finalists']:
     trial = content['trials'][finalist['trial']]

@@ -10,7 +10,7 @@ from PIL import Image
 from parsed_page import Page
 
 from fer_jax.errors import UserError
-from fer_jax.evaluation import report, sweeps
+from fer_jax.evaluation import report, sweeps, wording
 
 SPACE = {
   'model.filters': {
@@ -216,7 +216,7 @@ def test_finalists_that_failed_are_said(write, count):
     f'51.0 % (seed 1), 52.0 % (seed 2), failed (seed 0): {why}'
   )
   assert parsed.says('A finalist that failed under another seed is left out')
-  alone = 'All of them did: trial 0 is named best for the value that it was'
+  alone = 'it was selected by, which no other seed confirms: every finalist'
   assert parsed.says(alone) == (count == 2)
   assert parsed.says('trial 0, 2 seeds, 1 failed') == (count == 2)
 
@@ -231,7 +231,36 @@ def test_the_best_is_the_least_of_losses_and_best_so_far_falls(write):
   sweep = sweeps.read(write(content))
   assert sweep.best_trial.number == 2
   assert [t.number for t in sweep.complete] == [0, 2, 3, 4]
-  assert _page(sweep.path).says('Trial 2, validation loss 0.400')
+  parsed = _page(sweep.path)
+  assert parsed.says('Trial 2, validation loss 0.400')
+  assert parsed.says('Best so far')
+
+
+def test_the_best_stands_beside_the_config_and_failures_say_why(write):
+  content = make_sweep(6, states=('complete', 'failed'))
+  for name, value in content['trials'][4]['params'].items():
+    section, leaf = name.split('.')
+    content['config'].setdefault(section, {})[leaf] = value
+  content['search']['trials'] = 9
+  content['trials'][1]['failure'] = 'the loss is not finite'
+  for finalist in content['finalists']:
+    for run in finalist['runs']:
+      run['device_seconds'] = 90.0
+  parsed = _page(write(content))
+  own = wording.percent(content['trials'][4]['value']).replace('\xa0', ' ')
+  for said in (
+    'fer2013, 6 of 9 trials',
+    'In the config',
+    'Named best for its mean under seeds that it was not selected by.',
+    f"With the config's own values, trial 4, it is {own}.",
+    'failed: the loss is not finite',
+    'finalists under other seeds 4 – 6.0',
+  ):
+    assert parsed.says(said), said
+  content['finalists'] = []
+  content['best']['trial'] = 4
+  parsed = _page(write(content, 'alone'))
+  assert parsed.says('it was repeated under no other seed. It has the config')
 
 
 @pytest.mark.parametrize(

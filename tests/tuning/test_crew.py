@@ -73,7 +73,7 @@ def test_a_signal_is_passed_on(monkeypatch, tmp_path):
 )
 def test_the_end_of_all(monkeypatch, tmp_path, capsys, statuses, status, says):
   trials = [
-    {'state': 'complete', 'value': value, 'params': {'seed': 3}}
+    {'state': 'complete', 'value': value, 'params': {}, 'failure': None}
     for value in (0.5, 0.6)
   ]
   content = {

@@ -95,6 +95,15 @@ def test_where_all_finalists_fail_the_winner_is_said_to_be_unconfirmed(summed):
   )
 
 
+def test_failures_are_told_with_their_reasons(summed):
+  content = summed([{5: _complete(0.5)}])
+  trials = content['trials']
+  assert [t['failure'] for t in trials] == [None, None, None]
+  for trial, why in zip(trials, (None, WHY, WHY), strict=True):
+    trial['failure'] = why
+  assert f'2 failed: {WHY}' in summary.text(content).splitlines()
+
+
 def test_a_finalist_under_way_has_not_failed(summed):
   content = summed([{5: None, 6: _complete(0.7)}])
   assert content['best'] is None
