@@ -66,7 +66,8 @@ def sampler(
   """
   if settings.search == 'grid':
     return Grid(grid)
-  seed = settings.seed * 1_000_003 + number
+  # NumPy's generators of old, which Optuna draws by, take 32 bits.
+  seed = (settings.seed * 1_000_003 + number) % 2**32
   drawing = (
     optuna.samplers.RandomSampler(seed=seed)
     if settings.search == 'random'

@@ -54,6 +54,9 @@ SHAPE_DRAWS = 1000
 
 LARGEST_GRID = 100_000
 
+LARGEST_INTEGER = 2**53
+"""A study keeps numbers in 64 bits of a float."""
+
 _LITTLE = (str, bool, int, float)
 
 
@@ -445,6 +448,11 @@ def _require_range(field: str, domain: Any) -> None:
   assert domain.high is not None
   if domain.low >= domain.high:
     raise UserError(f'{shown}; expected the smaller number first')
+  if whole and max(-domain.low, domain.high) > LARGEST_INTEGER:
+    raise UserError(
+      f'{shown}; expected numbers of at most {LARGEST_INTEGER}, as a study '
+      'keeps them'
+    )
   if domain.kind == 'log_uniform' and domain.low <= 0:
     raise UserError(f'{shown}; expected numbers above 0')
 

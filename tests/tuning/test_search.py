@@ -24,6 +24,16 @@ def _pruned(pruner, study, trials):
   return [trial.should_prune() for trial in trials]
 
 
+@pytest.mark.parametrize('name', ['tpe', 'random'])
+def test_any_seed_draws(study, name):
+  drawn = set()
+  for seed in (0, 4295, 10**18):
+    settings = search.Settings(name, seed=seed)
+    study.sampler = search.sampler(settings, 0, [], {})
+    drawn.add(study.ask().suggest_float('x', 0.0, 1.0))
+  assert len(drawn) == 3
+
+
 @pytest.mark.parametrize('turned', [False, True])
 def test_halving_keeps_a_third_of_a_population_whatever_its_order(
   study, turned

@@ -146,6 +146,7 @@ def test_the_search_begins_at_the_config_where_that_lies_in_the_space(base):
     ({'optim.learning_rate': uniform(0, float('nan'))}, 'expected two finite'),
     ({'optim.learning_rate': uniform('a', 1)}, 'expected two finite numbers'),
     ({'optim.learning_rate': log_uniform(0, 1)}, 'expected numbers above 0'),
+    ({'model.units': integer(1, 2**63)}, 'expected numbers of at most 9007'),
     ({'model.units': integer(1.5, 3)}, 'expected two whole numbers'),
     ({'model.units': choice()}, 'expected at least one value'),
     ({'model.units': choice(8, 8)}, 'expected every value once'),
