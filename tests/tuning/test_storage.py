@@ -3,6 +3,7 @@
 import pathlib
 import random
 
+import optuna
 import pytest
 import small_sweeps
 import sqlalchemy
@@ -92,6 +93,24 @@ def test_one_that_is_away_at_the_start_is_waited_for_where_it_is_known(
   failures.clear()
   assert sweep.run(config, domains, tmp_path, settings)[0]
   assert len(failures) == 2
+
+
+def test_of_workers_that_come_at_one_moment_any_makes_the_tables(
+  tmp_path, monkeypatch
+):
+  manager = optuna.storages._rdb.storage._VersionManager
+  note, noted = manager._set_alembic_revision, []
+
+  def note_after_another(self, revision):
+    noted.append(note(self, revision))
+    said = 'UNIQUE constraint failed: alembic_version.version_num'
+    raise sqlalchemy.exc.IntegrityError('', {}, Exception(said))
+
+  monkeypatch.setattr(manager, '_set_alembic_revision', note_after_another)
+  monkeypatch.setattr(study.time, 'sleep', lambda _: None)
+  made = study._with_tables(f'sqlite:///{tmp_path / "study.db"}')
+  assert made.get_all_studies() == []
+  assert len(noted) == 1
 
 
 def test_one_that_does_not_come_back_is_told_in_a_line(
