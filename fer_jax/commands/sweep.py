@@ -190,12 +190,12 @@ def _after(statuses: list[int]) -> int:
 
   if not statuses:
     return preemption.REQUEUE_STATUS  # asked to leave before any began
+  goes_on = 'the same command takes over its trials'
+  if max(statuses) >= 0:
+    goes_on = 'the others take over its trials, or the same command does'
   for number, status in enumerate(statuses):
     if status < 0:
-      print(
-        f'worker {number} was ended by signal {-status}; the others take over '
-        'its trials, or the same command does'
-      )
+      print(f'worker {number} was ended by signal {-status}; {goes_on}')
   if 0 not in statuses:
     return next((s for s in statuses if s > 0), 1)
   content = files.read_json(pathlib.Path(flags.FLAGS.workdir) / summary.SUMMARY)
