@@ -33,15 +33,21 @@ def is_int(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
 
 
+MOST_WIDE = 1_000_000
+"""Units, filters or pixels: more is a slip of the hand, and JAX counts what
+they multiply to in 32 bits."""
+
+
 def positive(value: Any) -> str | None:
   """A positive int."""
-  return None if is_int(value) and value > 0 else 'a positive int'
+  good = is_int(value) and 0 < value <= MOST_WIDE
+  return None if good else f'a positive int of at most {MOST_WIDE}'
 
 
 def odd(value: Any) -> str | None:
   """A positive odd int."""
-  good = is_int(value) and value > 0 and value % 2
-  return None if good else 'a positive odd int'
+  good = not positive(value) and value % 2
+  return None if good else f'a positive odd int of at most {MOST_WIDE}'
 
 
 def rate(value: Any) -> str | None:
@@ -92,6 +98,7 @@ def positives(*, least: int = 0, length: int | None = None):
     expected = 'a non-empty tuple of positive ints'
   else:
     expected = 'a tuple of positive ints'
+  expected += f' of at most {MOST_WIDE}'
 
   def check(value):
     good = isinstance(value, tuple) and not any(map(positive, value))

@@ -68,8 +68,9 @@ def test_command_line(tmp_path, complaint):
   assert record['layers'][-1]['output_shape'] == [3]
 
   assert 'no such folder' in complaint(*arguments, f'--json={tmp_path}/a/b')
-  assert 'kernel_size must be a positive odd int, got 2' in complaint(
-    *arguments, '--set=kernel_size=2'
+  assert (
+    'kernel_size must be a positive odd int of at most 1000000, got 2'
+    in complaint(*arguments, '--set=kernel_size=2')
   )
 
 

@@ -142,6 +142,8 @@ def test_overrides_reach_the_specification():
     ('residual_lstm', {'filters': (0, 1, 2)}, 'filters must be a non-empty'),
     ('residual_lstm', {'blocks': (1, 1)}, 'one number for each of the 3'),
     ('residual_lstm', {'units': True}, 'units must be a positive int'),
+    ('residual_lstm', {'units': 2**40}, 'positive int of at most 1000000'),
+    ('residual_lstm', {'head': (2**40,)}, 'positive ints of at most 1000000'),
     ('residual_lstm', {'blocks': (1, 1, 10**20)}, 'blocks must be a .* 1000'),
     ('residual_lstm', {'recurrent_layers': 1001}, 'ints? of at most 1000'),
     ('residual_lstm', {'attention': 1}, 'attention must be True or False'),
