@@ -335,10 +335,18 @@ def _arrays(tree: Any) -> dict[str, str]:
   }
 
 
-def _copy(x: jax.Array) -> Any:
-  """A copy of what one device has, which is the whole; of several hosts an
-  array of all of them, as Orbax wants it."""
-  return jnp.copy(x if hosts.count() > 1 else x.addressable_data(0))
+def _copy(state: State) -> State:
+  """A copy of what one device has, which is the whole; of several hosts arrays
+  of all of them, as Orbax wants them."""
+  if hosts.count() == 1:
+    state = jax.tree.map(lambda x: x.addressable_data(0), state)
+  return _copy_tree(state)
+
+
+@jax.jit
+def _copy_tree(tree: State) -> State:
+  # What is returned unchanged JAX may hand on; a copy it has to make.
+  return jax.tree.map(jnp.copy, tree)
 
 
 class Writer:
@@ -393,7 +401,7 @@ class Writer:
 
     hosts.on_first(clear)
     best_step = int(state.progress.best_step) or step
-    state = jax.tree.map(_copy, state)  # the next step donates it
+    state = _copy(state)  # the next step donates it
     response = ocp.save_async(str(path), state)
     manifest = {
       'step': step,

@@ -77,6 +77,31 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
+def test_the_copy_that_is_written_is_one_program_and_no_view(
+  tmp_path, monkeypatch
+):
+  """Neither JAX nor XLA may hand on what it was given as a copy of it."""
+  written, copied_alone = [], []
+  monkeypatch.setattr(
+    checkpoint.Writer, 'write', lambda self, state, **_: written.append(state)
+  )
+  with checkpoint.Writer(tmp_path) as writer:
+    writer.save(_state(3), epoch=1)
+    state = _state(4)
+    monkeypatch.setattr(jnp, 'copy', copied_alone.append)
+    writer.save(state, epoch=2)
+  assert not copied_alone
+  there, here = (
+    {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
+    for tree in (state, written[-1])
+  )
+  assert len(here) == len(jax.tree.leaves(state))
+  assert not here & there
+  expected = jax.tree.map(np.array, state)
+  jax.tree.map(lambda x: x.delete(), state)
+  jax.tree.map(np.testing.assert_array_equal, written[-1], expected)
+
+
 def test_keeps_the_best_and_the_two_latest(tmp_path):
   _write(tmp_path, [(10, 10), (20, 20), (30, 20), (40, 20), (50, 20)])
   kept = [sealed.step for sealed in checkpoint.checkpoints(tmp_path)]
