@@ -221,34 +221,35 @@ class StreamFeed:
     """
     state = sharding.replicated(state, self._mesh)
     step = self._step(self._settings_of(epoch))
-    totals = step_lib.zero_sums() if sums is None else sums
-    totals = sharding.replicated(totals, self._mesh)
-    seen = taken
+    sums = step_lib.zero_sums() if sums is None else sums
+    sums = sharding.replicated(sums, self._mesh)
+    seen, was_active = taken, True
     with contextlib.closing(self._training.epoch(epoch, taken)) as batches:
       for batch in batches:
         batch = sharding.divided(batch, self._mesh)
-        state, own = step(state, batch, self._plan)
-        totals = jax.tree.map(jnp.add, totals, own)
+        state, sums, active = step(state, sums, batch, self._plan)
         taken += 1
         # As of a resident set, the first look is after one step.
         length = self.block_steps if self._stepped else 1
         self._stepped = True
         if taken - seen >= length or taken == self.steps_per_epoch:
           seen = taken
-          yield state, totals, taken
-          if not bool(state.progress.active):
+          yield state, sums, taken
+          # One block behind, so that the one just sent is not waited for.
+          if not bool(was_active):
             return
+          was_active = active
 
   def validate(
     self, state: TrainState, batches: int | None = None
   ) -> step_lib.Sums:
     """Sums over the validation rows, or over the first batches of them."""
     state = sharding.replicated(state, self._mesh)
-    totals = sharding.replicated(step_lib.zero_sums(), self._mesh)
+    sums = sharding.replicated(step_lib.zero_sums(), self._mesh)
     if self._validation is None:
-      return totals
+      return sums
     with contextlib.closing(self._validation.epoch(0)) as read:
       for batch in itertools.islice(read, batches):
-        sums = self._validate(state, sharding.divided(batch, self._mesh))
-        totals = jax.tree.map(jnp.add, totals, sums)
-    return totals
+        batch = sharding.divided(batch, self._mesh)
+        sums = self._validate(state, sums, batch)
+    return sums

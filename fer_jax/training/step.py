@@ -334,17 +334,23 @@ def run_block(
     return (i < stop) & state.progress.active
 
   def body(carry):
-    state, totals, i = carry
+    state, sums, i = carry
     batch = batch_at(images, order, count, i, settings)
-    state, sums = train_step(
-      state, batch, plan, graphdef=graphdef, settings=settings
+    state, sums = _added_step(
+      state, sums, batch, plan, graphdef=graphdef, settings=settings
     )
-    return state, jax.tree.map(jnp.add, totals, sums), i + 1
+    return state, sums, i + 1
 
-  state, totals, _ = lax.while_loop(
+  state, sums, _ = lax.while_loop(
     going, body, (state, sums, jnp.asarray(start, jnp.int32))
   )
-  return state, totals
+  return state, sums
+
+
+def _added_step(state, sums, batch, plan, **options) -> tuple[TrainState, Sums]:
+  """A step, and the sums with its own added to them."""
+  state, own = train_step(state, batch, plan, **options)
+  return state, jax.tree.map(jnp.add, sums, own)
 
 
 def batch_at(
@@ -387,9 +393,12 @@ def make_block(
   return jax.jit(sharding.over_devices(block, mesh), donate_argnums=0)
 
 
+StreamStep = Callable[..., tuple[TrainState, Sums, jax.Array]]
+
+
 def make_stream_step(
   graphdef: nnx.GraphDef, settings: StepSettings, mesh: Mesh | None = None
-) -> Block:
+) -> StreamStep:
   """Compiles one step on a batch that comes from the host.
 
   Args:
@@ -398,24 +407,30 @@ def make_stream_step(
     mesh: over which batches are divided; None for one device.
 
   Returns:
-    `step(state, batch, plan) -> (state, sums)`; the state is donated, and left
-    as it is once a loss was not finite, as in a block.
+    `step(state, sums, batch, plan) -> (state, sums, active)`, the sums of the
+    epoch so far. The state is donated, and both are left as they are once a
+    loss was not finite, as in a block; `active` says whether that was so, also
+    when the state that says it is given to the next step.
   """
   take = functools.partial(
-    train_step, graphdef=graphdef, settings=settings.over(mesh)
+    _added_step, graphdef=graphdef, settings=settings.over(mesh)
   )
 
-  def step(state, batch, plan):
-    return lax.cond(
+  def step(state, sums, batch, plan):
+    state, sums = lax.cond(
       state.progress.active,
-      lambda s: take(s, batch, plan),
-      lambda s: (s, zero_sums()),
+      lambda state, sums: take(state, sums, batch, plan),
+      lambda *unchanged: unchanged,
       state,
+      sums,
     )
+    return state, sums, state.progress.active
 
   everywhere, divided = sharding.EVERYWHERE, sharding.DIVIDED
   return jax.jit(
-    sharding.over_devices(step, mesh, (everywhere, divided, everywhere)),
+    sharding.over_devices(
+      step, mesh, (everywhere, everywhere, divided, everywhere)
+    ),
     donate_argnums=0,
   )
 
@@ -465,22 +480,24 @@ def make_validation(
 def make_stream_validation(
   graphdef: nnx.GraphDef, settings: StepSettings, mesh: Mesh | None = None
 ) -> Callable[..., Sums]:
-  """Compiles the sums of one batch that comes from the host; arguments as of
+  """Compiles the sums of batches that come from the host; arguments as of
   `make_stream_step`.
 
   Returns:
-    `validate(state, batch) -> sums`.
+    `validate(state, sums, batch) -> sums`, with the batch's own added to them.
   """
 
   axis = settings.over(mesh).axis
 
-  def validate(state, batch):
+  def validate(state, sums, batch):
     params, model_state = evaluated_arrays(state)
-    sums = _validation_sums(graphdef, settings, params, model_state, batch)
-    return sharding.total(sums, axis)
+    own = _validation_sums(graphdef, settings, params, model_state, batch)
+    return jax.tree.map(jnp.add, sums, sharding.total(own, axis))
 
-  specs = sharding.EVERYWHERE, sharding.DIVIDED
-  return jax.jit(sharding.over_devices(validate, mesh, specs))
+  everywhere, divided = sharding.EVERYWHERE, sharding.DIVIDED
+  return jax.jit(
+    sharding.over_devices(validate, mesh, (everywhere, everywhere, divided))
+  )
 
 
 def _validation_sums(graphdef, settings, params, model_state, batch):

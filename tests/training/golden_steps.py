@@ -53,10 +53,11 @@ def taken() -> dict:
   graphdef = task.graph_definition(config, CLASSES)
   step = step_lib.make_stream_step(graphdef, settings, mesh)
   batch = sharding.divided(_batch(), mesh)
+  none = sharding.replicated(step_lib.zero_sums(), mesh)
   losses, gradients = [], {}
   with jax.default_matmul_precision('highest'):
     for _ in range(STEPS):
-      state, sums = step(state, batch, plan)
+      state, sums, _ = step(state, none, batch, plan)
       losses.append(step_lib.means(sums)['loss'])
       # The first momentum is the first gradient.
       gradients = gradients or _facts(state.opt_state[1].trace)

@@ -8,7 +8,7 @@ import pytest
 from small_config import small_config
 
 from fer_jax.data import resident
-from fer_jax.training import memory, task
+from fer_jax.training import feed, memory, task
 from fer_jax.training import step as step_lib
 
 
@@ -55,6 +55,46 @@ def test_streamed_and_resident_steps_agree(config):
   assert first == pytest.approx(second, rel=1e-5)
 
 
+def test_a_streamed_block_is_sent_before_the_one_before_it_is_looked_at(
+  monkeypatch,
+):
+  """The fifth step's loss is not finite."""
+  happened = []
+
+  class Active:
+    def __init__(self, steps):
+      self.steps = steps
+
+    def __bool__(self):
+      happened.append(f'looked at {self.steps}')
+      return self.steps < 5
+
+  def step(steps, sums, batch, plan):
+    happened.append(f'sent {batch}')
+    return batch, sums, Active(batch)
+
+  monkeypatch.setattr(step_lib, 'make_stream_step', lambda *_: step)
+  training = types.SimpleNamespace(
+    steps_per_epoch=9, epoch=lambda epoch, start: (n for n in range(1, 10))
+  )
+  streamed = feed.StreamFeed(
+    training,
+    None,
+    plan=step_lib.Plan(jax.random.key(0)),
+    graphdef=None,
+    settings_of=lambda epoch: step_lib.StepSettings(batch_size=1),
+    block_steps=2,
+  )
+  for _, _, taken in streamed.train_epoch(0, 0):
+    happened.append(f'given {taken}')
+  assert happened == [
+    'sent 1', 'given 1',
+    'sent 2', 'sent 3', 'given 3', 'looked at 1',
+    'sent 4', 'sent 5', 'given 5', 'looked at 3',
+    'sent 6', 'sent 7', 'given 7', 'looked at 5',
+  ]  # fmt: skip
+
+
 def test_class_balanced_batches_agree_and_validation_is_as_it_was(
   config, monkeypatch
 ):
@@ -72,9 +112,9 @@ def test_class_balanced_batches_agree_and_validation_is_as_it_was(
     return block
 
   def make_stream_step(graphdef, settings, mesh):
-    def step(state, batch, key):
+    def step(state, sums, batch, key):
       batches.append(batch)
-      return state, step_lib.zero_sums()
+      return state, sums, True
 
     return step
 
@@ -96,7 +136,7 @@ def test_class_balanced_batches_agree_and_validation_is_as_it_was(
     monkeypatch.setattr(step_lib, name, stand_in)
   balanced = config.copy_and_resolve_references()
   balanced.train.sampling = 'class_balanced'
-  state = types.SimpleNamespace(progress=types.SimpleNamespace(active=True))
+  state = types.SimpleNamespace()
 
   def epoch(prepared):
     batches.clear()
