@@ -76,6 +76,44 @@ class _Seen:
     return None if self.near is None else False
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scored:
+  """The rows of another data set that are scored.
+
+  Attributes:
+    dataset: of N examples and C classes.
+    split: of it, or `ALL`.
+    mapping: int (C,), the run's label of each class, -1 for none.
+    in_split: bool (N,), the rows of the split.
+    index: int64 (n,), those of them whose class is mapped to one.
+  """
+
+  dataset: Dataset
+  split: str
+  mapping: np.ndarray
+  in_split: np.ndarray
+  index: np.ndarray
+
+  @property
+  def ids(self) -> np.ndarray:
+    """(n,)."""
+    return self.dataset.table['id'][self.index]
+
+  @property
+  def digest(self) -> str:
+    """Of the ids."""
+    return workdir_lib.digest_of_ids(self.ids)
+
+  @property
+  def is_test(self) -> bool:
+    """Whether some row may be of some protocol's test."""
+    of_row = self.dataset.table['official_split'][self.index]
+    return bool(
+      np.isin(of_row, _TEST_SPLITS).any()
+      or protocol.of_public_test(self.dataset, self.index).any()
+    )
+
+
 def evaluate_on(
   workdir: str | pathlib.Path,
   name: str,
@@ -136,70 +174,17 @@ def evaluate_on(
   )
   facts = hosts.on_first(lambda: files.read_json(workdir / 'run.json'))
   trained_on = facts.get('dataset', {})
-  if _same_source(trained_on, dataset) and (
-    # An earlier run may know fewer options than there are now.
-    trained_on.get('options', {}).items() <= dataset.options.items()
-  ):
-    raise UserError(
-      f'{workdir} was trained on this very {name}; evaluate it without '
-      '--dataset'
-    )
-  mapping = run_classes(
-    dataset.class_names, predictor.class_names, class_map or {}
-  )
-  in_split, index = _rows(dataset, split, mapping)
+  _require_another(workdir, trained_on, dataset)
+  scored = _scored(dataset, split, predictor.class_names, class_map or {})
   own = _own_rows(workdir, config, facts)
   if not isinstance(own, str):
     _require_same_kind(workdir, own[0], dataset)
-  ids = dataset.table['id'][index]
-  digest = workdir_lib.digest_of_ids(ids)
-  of_row = dataset.table['official_split'][index]
-  looked = bool(
-    np.isin(of_row, _TEST_SPLITS).any()
-    or protocol.of_public_test(dataset, index).any()
-  )
-  evaluate.require_room(workdir, predictor, dataset, len(index))
-  if looked:
-    # By none of the hosts, unless the first can note it.
-    hosts.on_all(
-      lambda: ledger.record(
-        dataset,
-        run=str(workdir),
-        protocol=PROTOCOL,
-        split=split,
-        figures={},
-        digest=digest,
-        test_digest=workdir_lib.digest_of_ids(np.unique(ids)),
-        event=ledger.OPENED,
-      )
-    )
-  if isinstance(own, str):
-    seen = _Seen(None, None, own)
-  else:
-    seen = _seen(predictor, own, (dataset, index))
-  rows = SplitRows(
-    index=index,
-    ids=ids,
-    slices={'without_copies': ~seen.any} if seen.leaks else {},
-    protocol={
-      'name': PROTOCOL,
-      'leaks': seen.leaks,
-      'reason': "not the run's own protocol, "
-      f'{facts.get("protocol", {}).get("name")} on {trained_on.get("name")}; '
-      f'{seen.said}',
-      'digest': digest,
-    },
-  )
-  try:
-    logits, labels = evaluate.predict_rows(predictor, dataset, index, views)
-  except UserError:  # a ValueError, of damaged data
-    raise
-  except ValueError as error:
-    raise UserError(
-      f'model {config.model.name} of {workdir} does not take what {name} '
-      f'holds: {error}'
-    ) from error
-  labels = mapping[labels]
+  evaluate.require_room(workdir, predictor, dataset, len(scored.index))
+  if scored.is_test:
+    _note_opening(workdir, scored)
+  seen = _seen(predictor, own, scored)
+  rows = _split_rows(facts, scored, seen)
+  logits, labels = _predictions(workdir, predictor, scored, views)
   chosen = datasets.chosen_options(name, dataset.options)
   if checksum:
     chosen['checksum'] = dataset.checksum
@@ -209,24 +194,16 @@ def evaluate_on(
     **evaluate.circumstances(predictor, dataset, rows, views),
     'trained_on': trained_on,
     'chosen': chosen,
-    'class_map': {
-      theirs: predictor.class_names[ours] if ours >= 0 else LEFT_OUT
-      for theirs, ours in zip(dataset.class_names, mapping, strict=True)
-    },
-    'left_out': {
-      theirs: int(np.sum(dataset.table['label'][in_split] == label))
-      for label, theirs in enumerate(dataset.class_names)
-      if mapping[label] < 0
-    },
+    **_class_facts(scored, predictor.class_names),
     'copies': None if seen.exact is None else int(seen.exact.sum()),
     'near_copies': None if seen.near is None else int(seen.near.sum()),
     'predicted_elsewhere': int(
-      np.sum(~np.isin(logits.argmax(axis=-1), mapping))
+      np.sum(~np.isin(logits.argmax(axis=-1), scored.mapping))
     ),
   }
-  if looked:
+  if scored.is_test:
     metrics['looks'] = hosts.on_first(
-      lambda: evaluate.record_look(workdir, dataset, metrics, ids)
+      lambda: evaluate.record_look(workdir, dataset, metrics, scored.ids)
     )
   metrics['seconds'] = time.monotonic() - begun
   part = workdir_lib.part_on(name, '' if split == ALL else split, chosen)
@@ -237,7 +214,7 @@ def evaluate_on(
     logits,
     labels,
     None,
-    evaluate.units_of(dataset, index)[1],
+    evaluate.units_of(dataset, scored.index)[1],
   )
   hosts.on_first(lambda: workdir_lib.write_evaluation(workdir, evaluation))
   return metrics
@@ -302,10 +279,32 @@ def run_classes(
   return np.array([-1 if t == LEFT_OUT else ours.index(t) for t in targets])
 
 
-def _rows(
-  dataset: Dataset, split: str, mapping: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """(bool (N,) the rows of a split, int64 (n,) those of classes scored)."""
+def _require_another(
+  workdir: pathlib.Path, trained_on: dict[str, Any], dataset: Dataset
+) -> None:
+  """Raises UserError where it is the one that the run was trained on."""
+  if _same_source(trained_on, dataset) and (
+    # An earlier run may know fewer options than there are now.
+    trained_on.get('options', {}).items() <= dataset.options.items()
+  ):
+    raise UserError(
+      f'{workdir} was trained on this very {dataset.name}; evaluate it without '
+      '--dataset'
+    )
+
+
+def _scored(
+  dataset: Dataset,
+  split: str,
+  class_names: Sequence[str],
+  class_map: Mapping[str, str],
+) -> _Scored:
+  """The rows of a split of the classes that are scored.
+
+  Raises:
+    UserError: there are none; or as `run_classes`.
+  """
+  mapping = run_classes(dataset.class_names, class_names, class_map)
   of_row = dataset.table['official_split']
   in_split = np.ones(len(dataset), bool) if split == ALL else of_row == split
   if not in_split.any():
@@ -318,7 +317,87 @@ def _rows(
     raise UserError(
       f'{split} of {dataset.name} has no example of a class that is scored'
     )
-  return in_split, index
+  return _Scored(dataset, split, mapping, in_split, index)
+
+
+def _note_opening(workdir: pathlib.Path, scored: _Scored) -> None:
+  """Records in the ledger that rows of a test are about to be looked at."""
+  # By none of the hosts, unless the first can note it.
+  hosts.on_all(
+    lambda: ledger.record(
+      scored.dataset,
+      run=str(workdir),
+      protocol=PROTOCOL,
+      split=scored.split,
+      figures={},
+      digest=scored.digest,
+      test_digest=workdir_lib.digest_of_ids(np.unique(scored.ids)),
+      event=ledger.OPENED,
+    )
+  )
+
+
+def _split_rows(
+  facts: dict[str, Any], scored: _Scored, seen: _Seen
+) -> SplitRows:
+  """The rows as `evaluate` wants them, under no protocol of the run."""
+  own = facts.get('protocol', {}).get('name')
+  trained_on = facts.get('dataset', {}).get('name')
+  return SplitRows(
+    index=scored.index,
+    ids=scored.ids,
+    slices={'without_copies': ~seen.any} if seen.leaks else {},
+    protocol={
+      'name': PROTOCOL,
+      'leaks': seen.leaks,
+      'reason': f"not the run's own protocol, {own} on {trained_on}; "
+      f'{seen.said}',
+      'digest': scored.digest,
+    },
+  )
+
+
+def _predictions(
+  workdir: pathlib.Path,
+  predictor: Predictor,
+  scored: _Scored,
+  views: tuple[str, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+  """(logits (n, K), labels of the run's (n,)).
+
+  Raises:
+    UserError: images that the model does not take, or damaged data.
+  """
+  dataset = scored.dataset
+  try:
+    logits, labels = evaluate.predict_rows(
+      predictor, dataset, scored.index, views
+    )
+  except UserError:  # a ValueError, of damaged data
+    raise
+  except ValueError as error:
+    raise UserError(
+      f'model {predictor.config.model.name} of {workdir} does not take what '
+      f'{dataset.name} holds: {error}'
+    ) from error
+  return logits, scored.mapping[labels]
+
+
+def _class_facts(scored: _Scored, class_names: Sequence[str]) -> dict[str, Any]:
+  """What each class is mapped to, and how many examples were left out."""
+  theirs = scored.dataset.class_names
+  of_row = scored.dataset.table['label'][scored.in_split]
+  return {
+    'class_map': {
+      name: class_names[ours] if ours >= 0 else LEFT_OUT
+      for name, ours in zip(theirs, scored.mapping, strict=True)
+    },
+    'left_out': {
+      name: int(np.sum(of_row == label))
+      for label, name in enumerate(theirs)
+      if scored.mapping[label] < 0
+    },
+  }
 
 
 def _own_rows(
@@ -362,13 +441,19 @@ def _same_source(trained_on: dict[str, Any], dataset: Dataset) -> bool:
 
 
 def _seen(
-  predictor: Predictor,
-  own: tuple[Dataset, np.ndarray],
-  scored: tuple[Dataset, np.ndarray],
+  predictor: Predictor, own: tuple[Dataset, np.ndarray] | str, scored: _Scored
 ) -> _Seen:
-  """Which of the rows scored are among those that trained or selected."""
-  (known, seen_rows), (other, rows) = own, scored
-  exact = _copies(predictor, own, scored)
+  """Which of the rows scored are among those that trained or selected.
+
+  Args:
+    predictor: of the run.
+    own: of `_own_rows`.
+    scored: n rows.
+  """
+  if isinstance(own, str):
+    return _Seen(None, None, own)
+  (known, seen_rows), other, rows = own, scored.dataset, scored.index
+  exact = _copies(predictor, own, (other, rows))
   if _same_source(known.facts(), other):
     exact |= np.isin(other.table['id'][rows], known.table['id'][seen_rows])
   said = (
@@ -382,7 +467,7 @@ def _seen(
       'look as near as copies'
     )
     return _Seen(exact, None, f'{said}; {unknown}')
-  near = _has_near_twin(own, scored) & ~exact
+  near = _has_near_twin(own, (other, rows)) & ~exact
   said += f', and {near.sum():,} more are near twins of such'
   return _Seen(exact, near, said)
 
