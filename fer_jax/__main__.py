@@ -1,5 +1,7 @@
 """The command line: `python -m fer_jax VERB [flags]`."""
 
+import ast
+import contextlib
 import importlib
 import logging
 import os
@@ -20,6 +22,11 @@ INTERRUPTED = 130
 TAKES_LESS = (
   'a smaller train.batch_size, model.remat=True, or data.resident_gib below '
   'the size of the data set, which then streams, helps'
+)
+_JSON_LOADER = pathlib.Path(__file__).with_name('config_json.py')
+_RAISED_ANEW = (  # by ml_collections
+  'Error whilst parsing config file:',
+  'Configuration is not available because of',
 )
 STATUSES = (
   'exit status: 0 done; 2 a mistake, told on stderr; 75 asked to leave by '
@@ -90,8 +97,7 @@ def _config_argument(argument: str) -> str:
     raise UserError(f'--config={value}: there is no file {path}')
   if not path.endswith('.json'):
     return argument
-  loader = pathlib.Path(__file__).with_name('config_json.py')
-  return f'--config={loader}:{path}'
+  return f'--config={_JSON_LOADER}:{path}'
 
 
 def _parse(arguments: list[str]) -> list[str]:
@@ -104,28 +110,56 @@ def _parse(arguments: list[str]) -> list[str]:
     UserError: what the config file or an override does is a mistake.
   """
   try:
-    return flags.FLAGS(arguments)
-  except (UserError, flags.Error):
-    raise
+    remaining = flags.FLAGS(arguments)
+    if 'config' in flags.FLAGS:
+      # A file that the config could not open is told when it is looked at.
+      getattr(flags.FLAGS.config, 'model', None)
+    return remaining
   except Exception as error:  # whatever a user's Python file may raise
-    raise UserError(_config_mistake(error, arguments)) from error
+    told = _told_by_ml_collections(error)
+    if told is None and isinstance(error, UserError | flags.Error):
+      raise
+    raise UserError(_config_mistake(told or error, arguments)) from error
 
 
-def _config_mistake(error: Exception, arguments: list[str]) -> str:
+def _told_by_ml_collections(error: BaseException) -> BaseException | None:
+  """What a config file raised and ml_collections raised anew, its traceback in
+  the message; None where that is not so."""
+  link: BaseException | None = error
+  while link is not None:
+    under = link.__cause__ or link.__context__
+    if str(link).startswith(_RAISED_ANEW):
+      return under
+    link = under
+  return None
+
+
+def _config_mistake(error: BaseException, arguments: list[str]) -> str:
   """What is wrong, and the line of the config file where it happened."""
   config = next(
     (a for a in arguments if a.lstrip('-').startswith('config=')), ''
   )
   path = pathlib.Path(config.partition('=')[2].partition(':')[0])
+  said = _plain(str(error))
+  if not isinstance(error, UserError):
+    said = f'{type(error).__name__}: {said}'
+  elif path == _JSON_LOADER:
+    return said  # names the file
   where = config
   for frame in traceback.extract_tb(error.__traceback__):
-    if config and pathlib.Path(frame.filename).name == path.name:
+    if config and pathlib.Path(frame.filename).resolve() == path.resolve():
       where = f'{path} line {frame.lineno}'
-  # ml_collections lists every field there is between name and suggestion.
-  said = re.sub(r' Other fields present: .*(?=\\nDid|\nDid)', '', str(error))
-  said = said.replace('\\n', ' ').replace("\\'", "'").strip('\'"')
-  said = said.replace("' Did you mean", '; did you mean')
-  return f'{where}: {type(error).__name__}: {said}'
+  return f'{where}: {said}'
+
+
+def _plain(message: str) -> str:
+  """A message of ml_collections, which quotes some of them several times and
+  lists every field there is between name and suggestion."""
+  with contextlib.suppress(ValueError, SyntaxError):
+    while isinstance(inner := ast.literal_eval(message), str):
+      message = inner
+  message = re.sub(' Other fields present: .*', '', message)
+  return re.sub(r"^'(\w+)'\nDid you mean", r'\1; did you mean', message)
 
 
 def _use_compilation_cache() -> None:
