@@ -181,14 +181,12 @@ class _Protocol:
 
   Attributes:
     make: (data set, settings) to lists.
-    summary: one line.
     uses: options it takes, beside those that all take.
     reports_training: whether the test is the training list, as it is in the
       end, so that there are no twins to keep out of either.
   """
 
   make: Callable[[Dataset, Settings], Lists]
-  summary: str
   uses: frozenset[str] = frozenset()
   reports_training: bool = False
 
@@ -208,11 +206,6 @@ _ALL_TAKE = frozenset({'name', 'seed', 'train_share', 'balance', 'twins'})
 def names() -> tuple[str, ...]:
   """Names of all protocols."""
   return tuple(_PROTOCOLS)
-
-
-def summaries() -> dict[str, str]:
-  """One line on every protocol, by its name."""
-  return {name: known.summary for name, known in _PROTOCOLS.items()}
 
 
 def resolve(
@@ -1011,61 +1004,24 @@ def _require_told_apart(
 
 
 _PROTOCOLS: dict[str, _Protocol] = {
-  'official': _Protocol(
-    _official,
-    'the published splits; a part of train selects where none is published',
-    _SELECTS,
-  ),
-  'fer2013_dev': _Protocol(
-    _fer2013_dev,
-    'FER2013 and FER+ without PrivateTest: a tenth of Training selects, '
-    'PublicTest is reported',
-  ),
-  'holdout': _Protocol(
-    _hold_out(_RELATED),
-    'a stratified share is reported; people and copies stay on one side',
-    _HOLDS_OUT,
-  ),
-  'holdout_images': _Protocol(
-    _hold_out(_IMAGES),
-    'a stratified share of the images is reported (leaks)',
-    _HOLDS_OUT,
-  ),
-  'kfold_subjects': _Protocol(
-    _k_fold(_SUBJECTS),
-    'folds of people, stratified as far as people allow',
-    _FOLDS,
-  ),
-  'kfold_twins': _Protocol(
-    _k_fold(_RELATED),
-    'stratified folds; people and copies stay on one side',
-    _FOLDS,
-  ),
-  'kfold_images': _Protocol(
-    _k_fold(_IMAGES), 'stratified folds of images, as P1 (leaks)', _FOLDS
-  ),
+  'official': _Protocol(_official, _SELECTS),
+  'fer2013_dev': _Protocol(_fer2013_dev),
+  'holdout': _Protocol(_hold_out(_RELATED), _HOLDS_OUT),
+  'holdout_images': _Protocol(_hold_out(_IMAGES), _HOLDS_OUT),
+  'kfold_subjects': _Protocol(_k_fold(_SUBJECTS), _FOLDS),
+  'kfold_twins': _Protocol(_k_fold(_RELATED), _FOLDS),
+  'kfold_images': _Protocol(_k_fold(_IMAGES), _FOLDS),
   'leave_one_subject_out': _Protocol(
-    _leave_one_subject_out,
-    'one person is reported, the others train',
-    _SELECTS | {'fold'},
+    _leave_one_subject_out, _SELECTS | {'fold'}
   ),
   'oversample_then_split': _Protocol(
-    _balance_then_split('oversample'),
-    'all classes oversampled over the whole set, then a share drawn as test, '
-    'as P4 (leaks)',
-    _HOLDS_OUT,
+    _balance_then_split('oversample'), _HOLDS_OUT
   ),
   'downsample_then_split': _Protocol(
-    _balance_then_split('downsample'),
-    'all classes cut to the smallest over the whole set, then a share drawn '
-    'as test, as P3 (leaks)',
-    _HOLDS_OUT,
+    _balance_then_split('downsample'), _HOLDS_OUT
   ),
   'evaluate_on_train': _Protocol(
-    _evaluate_on_train,
-    "reports what it trained on, as P1's confusion matrix shows (leaks)",
-    _FOLDS,
-    reports_training=True,
+    _evaluate_on_train, _FOLDS, reports_training=True
   ),
 }
 

@@ -8,6 +8,18 @@ import jax.numpy as jnp
 _SMALLEST_DEVIATION = 0.25 / 255.0
 
 
+def from_grey_levels(images: jax.Array) -> jax.Array:
+  """Grey levels, 0 to 255, on the [0, 1] scale.
+
+  Args:
+    images: uint8 or float (...).
+
+  Returns:
+    Same shape, of JAX's default float: float32 unless JAX is set to 64 bits.
+  """
+  return images.astype(float) / 255.0
+
+
 def per_image(images: jax.Array) -> jax.Array:
   """Zero mean and unit variance over the pixels and channels of each image.
 

@@ -200,7 +200,7 @@ def _compiled(function, graphdef, views, mesh):
 def _forward(graphdef, arrays, batch, **options):
   model: Any = merge(graphdef, *arrays)
   scale = standardize.SCALES[model.specification.pixels]
-  images = scale(batch['image'].astype(jnp.float32) / 255.0)
+  images = scale(standardize.from_grey_levels(batch['image']))
   return model(images, batch.get('frame_mask'), train=False, **options)
 
 

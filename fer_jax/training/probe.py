@@ -34,18 +34,17 @@ def maps_of(model: Any, images: np.ndarray) -> np.ndarray:
   scale = standardize.SCALES[model.specification.pixels]
 
   @jax.jit
-  def call(images):
-    pixels = scale(images.astype(jnp.float32) / 255.0)
-    _, features = merge(graphdef, params, model_state)(  # pyright: ignore
-      pixels, return_features=True
-    )
+  def call(params, model_state, images):
+    merged: Any = merge(graphdef, params, model_state)
+    pixels = scale(standardize.from_grey_levels(images))
+    _, features = merged(pixels, return_features=True)
     return features['map']
 
   frames = images.reshape(-1, *images.shape[2:])
   maps = []
   for start in range(0, len(frames), FRAMES_A_CALL):
     rows = np.arange(start, start + FRAMES_A_CALL)
-    found = call(frames[np.minimum(rows, len(frames) - 1)])
+    found = call(params, model_state, frames[np.minimum(rows, len(frames) - 1)])
     maps.append(np.asarray(found)[: len(frames) - start])
   joined = np.concatenate(maps)
   return joined.reshape(*images.shape[:2], *joined.shape[1:])
@@ -153,12 +152,15 @@ def train(
 def accuracy(model: Any, maps: np.ndarray, labels: np.ndarray) -> float:
   """Share of clips whose greatest logit is the label's."""
   graphdef, params, model_state = split(model)
-  call = jax.jit(
-    lambda maps: merge(graphdef, params, model_state)(maps).argmax(-1)  # pyright: ignore
-  )
+
+  @jax.jit
+  def call(params, model_state, maps):
+    merged: Any = merge(graphdef, params, model_state)
+    return merged(maps).argmax(-1)
+
   found = np.concatenate(
     [
-      np.asarray(call(maps[start : start + FRAMES_A_CALL]))
+      np.asarray(call(params, model_state, maps[start : start + FRAMES_A_CALL]))
       for start in range(0, len(maps), FRAMES_A_CALL)
     ]
   )

@@ -114,7 +114,7 @@ def prepare(
     (images, scaled as `pixels` says, of JAX's default float: float32 unless
     JAX is set to 64 bits; targets float32 (B, K)).
   """
-  images = batch['image'].astype(float) / 255.0
+  images = standardize.from_grey_levels(batch['image'])
   targets = batch['target']
   if augmentation is not None:
     if key is None:
