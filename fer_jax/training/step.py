@@ -169,6 +169,56 @@ def train_step(
     (state after the step, weighted sums {'loss', 'correct', 'weight'}). A loss
     that is not finite clears `progress.active`.
   """
+  freezing = settings.freezing
+  trained, frozen = freezing_lib.partition(freezing, state.params)
+  gradients, sums, model_state = _gradients(
+    trained, frozen, state, batch, plan, graphdef, settings
+  )
+  updates, opt_state = optim_lib.update(
+    settings.optim,
+    gradients,
+    state.opt_state,
+    freezing_lib.groups(freezing, trained),
+    plan.milestones.thaws,
+  )
+  rate = learning_rate(state, plan, settings, state.step)
+  trained = optim_lib.apply_direction(
+    trained, updates, decay_mask(trained), rate, state.hparams['weight_decay']
+  )
+  params = freezing_lib.combine(trained, frozen)
+  new_state = TrainState(
+    step=state.step + 1,
+    params=params,
+    model_state=model_state,
+    opt_state=opt_state,
+    ema=_averaged(state, params, model_state, settings),
+    hparams=state.hparams,
+    progress=state.progress._replace(
+      active=state.progress.active & jnp.isfinite(sums['loss'])
+    ),
+  )
+  return new_state, sums
+
+
+def _gradients(
+  trained: Arrays,
+  frozen: Arrays,
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  plan: Plan,
+  graphdef: nnx.GraphDef,
+  settings: StepSettings,
+) -> tuple[Arrays, Sums, Arrays]:
+  """Of the penalised loss of a batch by the parameters that train.
+
+  Args:
+    trained, frozen: of `freezing.partition`, the parameters of the state.
+    state, batch, plan, graphdef, settings: as of `train_step`.
+
+  Returns:
+    (gradients, weighted sums, running statistics after the batch), the first
+    two of the whole batch.
+  """
   hparams = state.hparams
   images, targets = prepare(
     batch,
@@ -179,15 +229,12 @@ def train_step(
     pixels=settings.pixels,
     axis=settings.axis,
   )
-  freezing = settings.freezing
-  trained, frozen = freezing_lib.partition(freezing, state.params)
-  frozen_modules = freezing_lib.frozen_modules(freezing, state.params)
+  frozen_modules = freezing_lib.frozen_modules(settings.freezing, state.params)
 
   def objective(trained):
-    params = freezing_lib.combine(trained, frozen)
     model: Any = merge(
       graphdef,
-      params,
+      freezing_lib.combine(trained, frozen),
       state.model_state,
       frozen=frozen_modules,
       axis=settings.axis,
@@ -217,30 +264,7 @@ def train_step(
 
   gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(trained)
   gradients, sums = sharding.total((gradients, sums), settings.axis)
-  updates, opt_state = optim_lib.update(
-    settings.optim,
-    gradients,
-    state.opt_state,
-    freezing_lib.groups(freezing, trained),
-    plan.milestones.thaws,
-  )
-  rate = learning_rate(state, plan, settings, state.step)
-  trained = optim_lib.apply_direction(
-    trained, updates, decay_mask(trained), rate, hparams['weight_decay']
-  )
-  params = freezing_lib.combine(trained, frozen)
-  new_state = TrainState(
-    step=state.step + 1,
-    params=params,
-    model_state=model_state,
-    opt_state=opt_state,
-    ema=_averaged(state, params, model_state, settings),
-    hparams=hparams,
-    progress=state.progress._replace(
-      active=state.progress.active & jnp.isfinite(sums['loss'])
-    ),
-  )
-  return new_state, sums
+  return gradients, sums, model_state
 
 
 def learning_rate(
