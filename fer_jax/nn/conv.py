@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.winograd import products, winograd_conv
 
 FORMS = ('auto', 'lax', 'patches', 'winograd2', 'winograd3', 'winograd4')
@@ -43,7 +44,10 @@ def conv2d(
       pair each for H and W.
     form: how it is computed; one of `FORMS`. 'auto' asks `choose_form`. All
       give the same values to rounding, and the same gradients; none but
-      'lax' has a forward-mode derivative of its own.
+      'lax' has a forward-mode derivative of its own. 'auto' asks where it is
+      traced: what is exported for another platform wants 'lax'. So does a
+      batch that `jax.jit` alone divides over devices, where Winograd gathers
+      it on every one; inside `jax.shard_map` it does not.
 
   Returns:
     (B, H', W', O), of the images' dtype.
@@ -77,7 +81,7 @@ def conv2d(
   pads, output_size = geometry(x_bhwc.shape[1:3], kernel_size, stride, padding)
   if form == 'auto':
     form = choose_form(
-      jax.default_backend(),
+      current_platform(),
       kernel_size=kernel_size,
       strides=stride,
       in_features=kernel_hwio.shape[2],
@@ -262,7 +266,8 @@ class Conv(nnx.Module):
     in_features: C.
     out_features: O.
     kernel_size: one number, or height and width.
-    strides, padding, form: as for `conv2d`.
+    strides, padding, form: as for `conv2d`, which says where a form of
+      'auto' is not the one to take.
     use_bias: whether to add a bias (O,).
     dtype: what to compute in; None takes that of images and parameters.
     param_dtype: what to store parameters in.

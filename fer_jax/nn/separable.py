@@ -19,6 +19,7 @@ from jax import lax
 
 from fer_jax.nn.conv import Conv, Padding, geometry, pair
 from fer_jax.nn.initializers import glorot_uniform
+from fer_jax.nn.platforms import current_platform
 
 FORMS = ('auto', 'lax', 'shifts')
 
@@ -39,6 +40,7 @@ def depthwise_conv2d(
     strides, padding: as for `conv2d`.
     form: how it is computed, one of `FORMS`; 'auto' is 'shifts' on CPU and
       'lax' elsewhere. All give the same values and gradients to rounding.
+      Of what is exported for another platform, see `conv2d`.
 
   Returns:
     (B, H', W', C), of the images' dtype.
@@ -66,7 +68,7 @@ def depthwise_conv2d(
   stride = pair(strides, 'strides')
   pads, output_size = geometry(x_bhwc.shape[1:3], window, stride, padding)
   if form == 'auto':
-    form = 'shifts' if jax.default_backend() == 'cpu' else 'lax'
+    form = 'shifts' if current_platform() == 'cpu' else 'lax'
   if form == 'lax':
     return lax.conv_general_dilated(
       x_bhwc, kernel_hw1c, stride, pads,

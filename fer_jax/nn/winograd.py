@@ -241,6 +241,9 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def _split(x, chunk):
   """(B, ...) to (chunks, images, ...) of even size, zeros at the end."""
   count = x.shape[0]
+  if not isinstance(count, int):
+    # A symbolic batch of `jax.export` cannot be counted.
+    return x[None], count
   chunks = -(-count // chunk)
   size = -(-count // chunks)
   if chunks * size > count:

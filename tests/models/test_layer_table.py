@@ -7,7 +7,7 @@ from flax import nnx
 from fer_jax import nn
 from fer_jax.models import FusionModel, layer_table
 from fer_jax.models import specification as spec
-from fer_jax.nn.recurrent import backends
+from fer_jax.nn.recurrent import layers
 
 # Shapes at hand: 12 x 10 x 2, conv to 9 x 4, pool 6 x 5, residual 8, grid 30.
 STAGES = spec.Specification(
@@ -100,7 +100,7 @@ def test_depthwise_convolutions_count_by_their_definition():
 
 def test_recurrent_layers_count_by_their_definition(model, table, monkeypatch):
   """As on NVIDIA, where what computes them is no product of JAX's."""
-  monkeypatch.setattr(backends, 'current_platform', lambda: 'cuda')
+  monkeypatch.setattr(layers, 'current_platform', lambda: 'cuda')
   *_, products = layer_table._trace(model)
   assert sum(products.values()) == table['totals']['multiply_adds']
 

@@ -257,6 +257,32 @@ def test_prediction_depends_on_its_own_image_alone(name):
   assert jnp.abs(together[0] - together[1]).max() > 1e-3 * scale
 
 
+@pytest.mark.parametrize(
+  ('name', 'fields'),
+  [
+    ('improved_cnn', {}),
+    ('cnn_lstm_model2', {}),
+    ('residual_bilstm', {'filters': (8, 10)}),
+  ],
+)
+def test_a_batch_of_no_size_yet_is_exported(name, fields):
+  """Of every form of convolution on CPU. Reference: the model; 1e-5."""
+  graphdef, state = nnx.split(
+    drawn(abstract(name, **overrides(name, **fields)))
+  )
+  arrays = nnx.to_pure_dict(state)
+  call = jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x))
+  x = images_for(name, 3)
+  (batch,) = jax.export.symbolic_shape('b')
+  abstract_x = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+  exported = jax.export.export(call)(arrays, abstract_x)
+  expected = call(arrays, x)
+  scale = jnp.abs(expected).max()
+  for n in (1, 3):
+    found = exported.call(arrays, x[:n])
+    np.testing.assert_allclose(found / scale, expected[:n] / scale, atol=1e-5)
+
+
 @pytest.mark.usefixtures('short_programs')
 @pytest.mark.parametrize('name', models.available())
 def test_padding_changes_nothing_in_training(name):

@@ -3,7 +3,6 @@
 import doctest
 import itertools
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 from jax.experimental import rnn
 
 from fer_jax.nn import GRU, LSTM, Bidirectional
-from fer_jax.nn.recurrent import backends, choose_backend, layers
+from fer_jax.nn.recurrent import choose_backend, layers
 from fer_jax.nn.recurrent.backends import BACKENDS
 from fer_jax.nn.recurrent.cells import KINDS, Weights, sum_dtype
 from fer_jax.nn.recurrent.cudnn import pack
@@ -424,18 +423,6 @@ def test_choice_by_platform():
     assert choice(platform='cuda') == 'fused'
   for name in ('scan', 'fused'):
     assert choice(name, platform='cuda') == name
-
-
-def test_the_platform_is_where_a_computation_would_run(monkeypatch):
-  assert backends.current_platform() == jax.default_backend()
-  for device in ('cpu', jax.devices('cpu')[0]):
-    with jax.default_device(device):
-      assert backends.current_platform() == 'cpu'
-  for version, platform in (('rocm 60300', 'rocm'), ('cuda 12090', 'cuda')):
-    client = types.SimpleNamespace(platform_version=version)
-    device = types.SimpleNamespace(platform='gpu', client=client)
-    monkeypatch.setattr(jax, 'devices', lambda device=device: [device])
-    assert backends.current_platform() == platform
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def choose_backend(
 
   Args:
     backend: 'auto', or a name of `BACKENDS` that is wanted.
-    platform: 'cpu', 'cuda', 'rocm' or 'tpu', see `current_platform`.
+    platform: 'cpu', 'cuda', 'rocm' or 'tpu', see
+      `nn.platforms`.
     cells: kinds of the cells that share the sequence.
     units: of each.
     dtype: what matrix products take.
@@ -71,18 +72,6 @@ def _refusal_of_cudnn(platform, cells, units, dtype) -> str | None:
   if _config('jax_default_matmul_precision') in ('default', 'bfloat16'):
     return 'cannot compute at the default precision that JAX is set to'
   return None
-
-
-def current_platform() -> str:
-  """Where a computation that is traced now will most likely run."""
-  device = _config('jax_default_device')
-  if device is None:
-    device = jax.devices()[0]
-  elif isinstance(device, str):
-    device = jax.devices(device)[0]
-  if device.platform != 'gpu':
-    return device.platform
-  return 'rocm' if 'rocm' in device.client.platform_version else 'cuda'
 
 
 def _config(name: str) -> Any:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.nn.dropout import Dropout
+from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.recurrent import backends
 from fer_jax.nn.recurrent.cells import KINDS, Carry, Weights, sum_dtype
 
@@ -445,7 +446,7 @@ def _run(
     starts.append(tuple(part.astype(sum_dtype(dtype)) for part in carry))
   name = backends.choose_backend(
     cells[0].backend,
-    platform=backends.current_platform(),
+    platform=current_platform(),
     cells=[cell.kind for cell in cells],
     units=[cell.units for cell in cells],
     dtype=dtype,
