@@ -398,6 +398,18 @@ def test_cudnn_equals_the_scan(cells, reverse, mask):
   compare(found, expected, 1e-5)
 
 
+def test_no_mask_takes_an_automatic_layer_off_its_backend(calls, monkeypatch):
+  """One clip with a hole left the whole batch to another backend."""
+  monkeypatch.setattr(layers, 'current_platform', lambda: 'cuda')
+  lstm, x = LSTM(D, H, rngs=nnx.Rngs(0)), jnp.ones((2, 3, D))
+  with jax.numpy_rank_promotion('allow'):
+    lstm(x)
+    assert calls == ['forward']
+    program = jax.make_jaxpr(lstm)(x, jnp.ones((2, 3), bool))
+  assert calls == ['forward']
+  assert 'cond[' not in str(program)
+
+
 # The choice.
 
 
@@ -407,6 +419,7 @@ def choice(backend='auto', **changes):
     'cells': ['lstm', 'lstm'],
     'units': [6, 6],
     'dtype': jnp.float32,
+    'masked': False,
   }
   return choose_backend(backend, **(arguments | changes))
 
@@ -419,6 +432,8 @@ def test_choice_by_platform():
   assert choice(platform='cuda', cells=['gru'], units=[6]) == 'fused'
   assert choice(platform='cuda', dtype=jnp.bfloat16) == 'fused'
   assert choice(platform='cuda', units=[6, 3]) == 'fused'
+  assert choice(platform='cuda', masked=True) == 'fused'
+  assert choice('cudnn', platform='cuda', masked=True) == 'cudnn'
   with jax.default_matmul_precision('bfloat16'):
     assert choice(platform='cuda') == 'fused'
   for name in ('scan', 'fused'):

@@ -22,7 +22,8 @@ BACKEND = Field(
   'chosen',
   "what computes the recurrent layers: 'scan', which jax.jvp needs, 'fused', "
   "faster and in reverse mode only, or 'auto', the fastest here: 'fused', and "
-  'for LSTM in float32 on an NVIDIA GPU cuDNN, which no other device has',
+  'for LSTM in float32 without a mask on an NVIDIA GPU cuDNN, which no other '
+  'device has',
   fields.among('auto', 'scan', 'fused'),
 )
 

@@ -31,11 +31,13 @@ def choose_backend(
   cells: Sequence[str],
   units: Sequence[int],
   dtype: Any,
+  masked: bool,
 ) -> str:
   """Name of the backend that runs these cells side by side.
 
-  Neither batch size nor length enters, as backends round differently and a
-  prediction must not depend on what else is in its batch.
+  Neither batch size nor length enters, nor what a mask says, as backends round
+  differently and a prediction must not depend on what else is in its batch. So
+  'auto' takes cuDNN, which knows lengths alone, where no mask is given.
 
   Args:
     backend: 'auto', or a name of `BACKENDS` that is wanted.
@@ -44,6 +46,7 @@ def choose_backend(
     cells: kinds of the cells that share the sequence.
     units: of each.
     dtype: what matrix products take.
+    masked: whether a mask is given.
 
   Raises:
     ValueError: `backend` is unknown or cannot run these cells here.
@@ -52,7 +55,7 @@ def choose_backend(
     check_backend(backend, cell)
   refusal = _refusal_of_cudnn(platform, cells, units, dtype)
   if backend == 'auto':
-    return 'fused' if refusal else 'cudnn'
+    return 'fused' if refusal or masked else 'cudnn'
   if backend == 'cudnn' and refusal:
     raise ValueError(
       f"backend 'cudnn' {refusal}; here 'auto', 'scan' and 'fused' can run"

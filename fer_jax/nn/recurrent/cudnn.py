@@ -4,10 +4,13 @@ See `cells` for the signature and the legend. Our gates i f g o are in cuDNN's
 order; it wants the kernels transposed, of all directions before any bias, and
 two biases, of which the second is 0 here.
 
-cuDNN knows lengths, not masks. A mask is looked at when it is there: where all
-its rows are True and then False, cuDNN runs, else the loop of `fused`.
+cuDNN knows lengths, not masks, so 'auto' takes it where no mask is given. Asked
+for by name, it looks at the mask when it is there: where all its rows are True
+and then False, cuDNN runs, else, for the whole batch, the loop of `fused`. Both
+can be in the program then, and what either keeps for its gradient.
 
-There is no batching rule: under `jax.vmap` members run one after another.
+There is no batching rule: under `jax.vmap` members run one after another, and
+with masks of their own by both.
 """
 
 import functools

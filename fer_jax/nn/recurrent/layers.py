@@ -10,7 +10,8 @@ may be fed in pieces, down to single steps, with the result of feeding it whole.
 A layer's `backend` says what computes it, see `choose_backend`: 'scan' is
 `lax.scan` as JAX differentiates it; 'fused' is a loop with its own backward
 pass, faster and in reverse mode only (so `jax.grad`, not `jax.jvp`); 'cudnn' is
-NVIDIA's LSTM; 'auto' is the fastest of them where the layer is traced.
+NVIDIA's LSTM; 'auto' is the fastest of them where the layer is traced, without
+a mask 'cudnn' if it can run.
 """
 
 import itertools
@@ -450,6 +451,7 @@ def _run(
     cells=[cell.kind for cell in cells],
     units=[cell.units for cell in cells],
     dtype=dtype,
+    masked=mask_bt is not None,
   )
   outputs, after = backends.BACKENDS[name](
     tuple(cell.kind for cell in cells),
