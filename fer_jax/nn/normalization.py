@@ -7,6 +7,7 @@ keeps, for three reasons: its masked mean multiplies the mask with the whole map
 images it normalises in bfloat16 with running statistics rounded to it.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -124,7 +125,7 @@ class BatchNorm(nnx.Module):
       message = lax.psum(message, self.axis_name)
       sums_c, squares_c = jnp.split(message[:-1], 2)
       examples = message[-1]
-    per_image = x.size // (x.shape[0] * x.shape[-1])
+    per_image = math.prod(x.shape[1:-1])
     count = jnp.maximum(examples, 1) * per_image
     mean = sums_c / count
     # Rounding can leave the difference just below zero.
@@ -134,5 +135,6 @@ class BatchNorm(nnx.Module):
       old = running[...]
       # Assigning to `running[...]` asks a tracer for its sharding, and JAX's
       # answer walks the program so far: 7 of 9 s of tracing DenseNet121.
-      running.set_value(old + step * (lax.stop_gradient(new) - old))
+      moved = old + step * (lax.stop_gradient(new) - old)
+      running.set_value(moved.astype(old.dtype))
     return mean, var

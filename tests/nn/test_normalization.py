@@ -128,6 +128,29 @@ def test_bfloat16_images_have_float32_statistics():
   np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
 
 
+def test_statistics_keep_their_dtype_under_float64_images():
+  """A loop carries them; values against float32 images: 1e-6."""
+  wide, single = layers()[0], layers()[0]
+  single(images(), use_running_average=False)
+  with jax.enable_x64(True):
+    x = images().astype(jnp.float64)
+    assert wide(x, use_running_average=False).dtype == jnp.float64
+  for name in ('mean', 'var'):
+    found, expected = getattr(wide, name)[...], getattr(single, name)[...]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_no_image_changes_nothing():
+  ours, _ = layers()
+  before = nnx.to_pure_dict(nnx.state(ours))
+  y = ours(images()[:0], use_running_average=False)
+  assert y.shape == (0, 4, 5, C)
+  jax.tree.map(
+    np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(ours)), before
+  )
+
+
 def test_wrong_shapes_are_named():
   ours, _ = layers()
   with pytest.raises(ValueError, match=r'\(B, ..., 3\), got \(2, 4\)'):

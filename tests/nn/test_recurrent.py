@@ -288,6 +288,30 @@ def test_masked_gradients_equal_those_of_the_short_sequence(
   assert not np.any(masked[1][:, 3:])
 
 
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('backend', ['fused', 'scan'])
+def test_no_step_leaves_the_carry(kind, backend):
+  """Values and gradients of a sequence of no steps; exact."""
+  layer = make(kind, backend=backend)
+  graphdef, state = nnx.split(layer)
+  start = jax.tree.map(lambda part: part + 2.0, layer.initial_carry(B))
+
+  def total(state, start):
+    outputs, after = nnx.merge(graphdef, state)(
+      jnp.zeros((B, 0, D)), carry=start
+    )
+    return sum(part.sum() for part in after), (outputs, after)
+
+  gradients, (outputs, after) = jax.grad(total, (0, 1), has_aux=True)(
+    state, start
+  )
+  assert outputs.shape == (B, 0, H)
+  for found, expected in zip(after, start, strict=True):
+    np.testing.assert_array_equal(found, expected)
+  assert all((d == 1).all() for d in gradients[1])
+  assert not any(d.any() for d in jax.tree.leaves(gradients[0]))
+
+
 @pytest.mark.parametrize('kind', ['lstm', 'gru'])
 def test_bfloat16_keeps_its_carry_in_float32(kind):
   """Against float32: 0.03, a few of bfloat16's 2^-8 steps."""

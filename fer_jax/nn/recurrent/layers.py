@@ -453,6 +453,9 @@ def _run(
     dtype=dtype,
     masked=mask_bt is not None,
   )
+  if x_btd.shape[1] == 0:
+    # The others read the first step before they ask whether there is one.
+    name = 'scan'
   outputs, after = backends.BACKENDS[name](
     tuple(cell.kind for cell in cells),
     tuple(cell.weights() for cell in cells),
