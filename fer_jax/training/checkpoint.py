@@ -335,7 +335,7 @@ def _arrays(tree: Any) -> dict[str, str]:
   }
 
 
-def _copy(state: State) -> State:
+def _copy(state: TrainState) -> TrainState:
   """A copy of what one device has, which is the whole; of several hosts arrays
   of all of them, as Orbax wants them."""
   if hosts.count() == 1:
@@ -344,7 +344,7 @@ def _copy(state: State) -> State:
 
 
 @jax.jit
-def _copy_tree(tree: State) -> State:
+def _copy_tree(tree: TrainState) -> TrainState:
   # What is returned unchanged JAX may hand on; a copy it has to make.
   return jax.tree.map(jnp.copy, tree)
 
