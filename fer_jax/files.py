@@ -1,6 +1,7 @@
 """JSON, text and array files: written whole or not at all, read with care."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fer_jax import forms
 from fer_jax.errors import UserError
 
 # An .npz that unpacks to more than this, at more than this ratio, is a bomb.
@@ -107,6 +109,43 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes indented JSON, whole or not at all."""
   write_text(path, json.dumps(value, indent=2, sort_keys=False) + '\n')
+
+
+def append_line(path: pathlib.Path, line: str) -> None:
+  """Appends a line by one write, under the file's lock.
+
+  What a write that was interrupted left does not swallow it.
+
+  Raises:
+    OSError: it cannot be written as a whole.
+  """
+  handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+  try:
+    # Another's line under way would look like one that was cut off.
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    content = line.encode() + b'\n'
+    size = os.fstat(handle).st_size
+    if size and os.pread(handle, 1, size - 1) != b'\n':
+      content = b'\n' + content
+    if os.write(handle, content) != len(content):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  finally:
+    os.close(handle)
+
+
+def read_json_lines(path: pathlib.Path, form: forms.Form) -> list[Any]:
+  """The lines of a file that are JSON of a form; [] where there is no file.
+
+  Lines that are torn or damaged are left out.
+  """
+  if not path.exists():
+    return []
+  lines = path.read_text(errors='replace').splitlines()
+  values = []
+  for line in lines:
+    with contextlib.suppress(ValueError, RecursionError):
+      values.append(json.loads(line))
+  return [value for value in values if not forms.misfit(value, form)]
 
 
 def require_writable(path: str | None, flag: str = '--json') -> None:

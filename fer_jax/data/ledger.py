@@ -7,14 +7,12 @@ looks is not the score of one look: here is how many there were.
 """
 
 import datetime
-import fcntl
 import json
-import os
 import pathlib
 import sys
 from typing import Any
 
-from fer_jax import hosts
+from fer_jax import files, hosts
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
 
@@ -74,14 +72,9 @@ def record(
   }
   if not hosts.first():  # one look, however many look together
     return entry
-  line = json.dumps(entry, allow_nan=True) + '\n'
   file = path(dataset)
   try:
-    handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-      _append(handle, line.encode())
-    finally:
-      os.close(handle)
+    files.append_line(file, json.dumps(entry, allow_nan=True))
   except OSError as error:
     raise UserError(
       f'cannot write the ledger of test looks {file}: {error.strerror}'
@@ -120,15 +113,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return None
   needed = {'time', 'event', 'run', 'protocol', 'split', 'figures'}
   return entry if isinstance(entry, dict) and needed <= entry.keys() else None
-
-
-def _append(handle: int, line: bytes) -> None:
-  # Another's line under way would look like one that was cut off.
-  fcntl.flock(handle, fcntl.LOCK_EX)
-  # What an interrupted write left must not swallow this line.
-  size = os.fstat(handle).st_size
-  if size and os.pread(handle, 1, size - 1) != b'\n':
-    line = b'\n' + line
-  written = os.write(handle, line)
-  if written != len(line):
-    raise OSError(28, 'the disk is full')

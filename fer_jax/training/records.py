@@ -28,19 +28,7 @@ _proto: Any = event_pb2  # makes its messages when it is imported
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The epochs' records of a workdir, oldest first; lines that are torn or
   damaged are left out."""
-  path = pathlib.Path(workdir) / METRICS
-  if not path.exists():
-    return []
-  lines = path.read_text(errors='replace').splitlines()
-  return [record for record in map(_record, lines) if record]
-
-
-def _record(line: str) -> dict[str, Any] | None:
-  try:
-    record = json.loads(line)
-  except (ValueError, RecursionError):
-    return None
-  return None if forms.misfit(record, _RECORD) else record
+  return files.read_json_lines(pathlib.Path(workdir) / METRICS, _RECORD)
 
 
 def cut_back(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
