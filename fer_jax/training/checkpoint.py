@@ -35,6 +35,7 @@ from orbax.checkpoint import v1 as ocp
 
 from fer_jax import files, forms, hosts
 from fer_jax.errors import UserError
+from fer_jax.training import journal
 from fer_jax.training.state import TrainState
 
 MANIFEST = 'manifest.json'
@@ -192,7 +193,7 @@ def _folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def latest_intact(
-  workdir: pathlib.Path, *, whole: bool = False
+  workdir: pathlib.Path, *, whole: bool = False, noted: bool = False
 ) -> Sealed | None:
   """The newest checkpoint whose files are what was written.
 
@@ -201,8 +202,9 @@ def latest_intact(
   Args:
     workdir: of a run.
     whole: whether only those at the end of an epoch are wanted.
+    noted: whether events.jsonl names them too, of who trains in the workdir.
   """
-  return _of_first_host(lambda: _latest_intact(workdir, whole))
+  return _of_first_host(lambda: _latest_intact(workdir, whole, noted))
 
 
 def _of_first_host(find: Callable[[], Sealed | None]) -> Sealed | None:
@@ -219,21 +221,24 @@ def _of_first_host(find: Callable[[], Sealed | None]) -> Sealed | None:
   return Sealed(**{**found, 'path': path, 'partial': partial})
 
 
-def _latest_intact(workdir: pathlib.Path, whole: bool) -> Sealed | None:
+def _latest_intact(
+  workdir: pathlib.Path, whole: bool = False, noted: bool = False
+) -> Sealed | None:
+  def pass_over(path: pathlib.Path, why: str) -> None:
+    log.warning('passing over checkpoint %s: %s', path, why)
+    if noted:
+      journal.note(workdir, 'passed_over', checkpoint=path.name, why=why)
+
   for step in steps(workdir):
     if not _read_manifest(_folder(workdir, step)):
-      log.warning(
-        'passing over checkpoint %s: %s is missing or unreadable',
-        _folder(workdir, step),
-        MANIFEST,
-      )
+      pass_over(_folder(workdir, step), f'{MANIFEST} is missing or unreadable')
   for sealed in reversed(checkpoints(workdir)):
     if whole and sealed.partial:
       continue
     wrong = damage(sealed)
     if wrong is None:
       return sealed
-    log.warning('passing over damaged checkpoint %s: %s', sealed.path, wrong)
+    pass_over(sealed.path, wrong)
   return None
 
 
@@ -262,7 +267,7 @@ def best_intact(workdir: pathlib.Path) -> Sealed:
 
 
 def _best_intact(workdir: pathlib.Path) -> Sealed:
-  newest = _latest_intact(workdir, False)
+  newest = _latest_intact(workdir)
   if newest is None:
     raise UserError(f'{workdir} holds no intact checkpoint; run `train` first')
   for sealed in checkpoints(workdir):

@@ -11,17 +11,22 @@ import contextlib
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 
 from fer_jax import config as config_lib
+from fer_jax import datasets
 from fer_jax.data import protocol
 from fer_jax.errors import UserError
 from fer_jax.training import (
+  checkpoint,
+  journal,
   memory,
   population,
   preemption,
   side_by_side,
   task,
 )
+from fer_jax.training.observer import Observer
 from fer_jax.training.workdir import claimed
 
 
@@ -67,6 +72,7 @@ def train(
   max_seconds: float = 0.0,
   how: str = 'auto',
   notice: preemption.Notice | None = None,
+  profile_steps: int = 0,
 ) -> Outcome:
   """Trains all folds of a config, or goes on with those the workdir holds.
 
@@ -79,34 +85,26 @@ def train(
       limit.
     how: a name of `mapping.MAPPINGS`, or 'auto'.
     notice: leaves after the block under way once it is asked.
+    profile_steps: how many steps are traced into the workdir.
 
   Raises:
     UserError: as `loop.train`; or the protocol has no folds, a fold's loss is
       not finite, or memory does not hold a single one.
   """
-  config_lib.validate(config)
-  if config.data.fold:
-    raise UserError(
-      f'data.fold is {config.data.fold}; a cross-validation trains all folds, '
-      'and allowed is 0'
-    )
-  side_by_side.require_residence(config)
+  require_folds(config)
   workdir = pathlib.Path(workdir)
   notice = notice or preemption.Notice()
   begun = time.monotonic()
-  with claimed(workdir, config), contextlib.ExitStack() as claims:
+  with (
+    claimed(workdir, config),
+    journal.failures(workdir),
+    contextlib.ExitStack() as claims,
+  ):
     blueprint = task.blueprint(config)
-    places = _places(config, blueprint.dataset, workdir, seeds)
+    places = places_of(config, blueprint.dataset, workdir, seeds)
     for place in places:
       claims.enter_context(claimed(place.workdir, place.config))
-    partitions = {
-      place.fold: task.partition_of(place.config, blueprint.dataset)
-      for place in places
-    }
-    images, rows = side_by_side.resident_set(
-      config, blueprint.dataset, list(partitions.values())
-    )
-    shared = side_by_side.Shared(config, blueprint, images, rows, how)
+    shared, partitions = shared_by(config, blueprint, places, how)
 
     def member(place: Place) -> population.Member:
       return side_by_side.member(
@@ -119,6 +117,11 @@ def train(
 
     members = list(map(member, places))
     waves = side_by_side.waves(shared, members, len(members))
+    observer = claims.enter_context(
+      contextlib.closing(Observer(workdir, workdir, profile_steps))
+    )
+    resumed = any(checkpoint.steps(place.workdir) for place in places)
+    journal.begun(workdir, resumed, runs=len(places))
     finished, lost, trained = True, [], 0
     stale: set[int] = set()  # members of waves that did not fit
     while waves:
@@ -142,11 +145,13 @@ def train(
             shared,
             notice,
             member,
+            observer,
             max_seconds=left,
           )
       except memory.ExhaustedError as error:
         # More than was predicted: from the checkpoints on, in smaller ones.
         fewer = error.fewer(len(wave))
+        observer.exhausted(len(wave), fewer, error)
         if not fewer:
           raise
         print(f'{len(wave)} runs side by side are too many: {error}')
@@ -161,10 +166,49 @@ def train(
         f'the loss is not finite in {", ".join(lost)}; the other folds are '
         'trained; a smaller optim.learning_rate or optim.clip_norm may help'
       )
+    journal.ended(workdir, finished, not finished and notice.agreed())
   return Outcome(tuple(places), finished, time.monotonic() - begun, trained)
 
 
-def _places(config, dataset, workdir: pathlib.Path, seeds: int) -> list[Place]:
+def require_folds(config: config_lib.Config) -> None:
+  """Raises UserError where no cross-validation can be made of a config."""
+  config_lib.validate(config)
+  if config.data.fold:
+    raise UserError(
+      f'data.fold is {config.data.fold}; a cross-validation trains all folds, '
+      'and allowed is 0'
+    )
+  side_by_side.require_residence(config)
+
+
+def shared_by(
+  config: config_lib.Config,
+  blueprint: task.Blueprint,
+  places: Sequence[Place],
+  how: str,
+) -> tuple[side_by_side.Shared, dict[int, protocol.Partition]]:
+  """What the folds have in common, and each one's partition.
+
+  Raises:
+    UserError: the set is larger than `data.resident_gib`.
+  """
+  partitions = {
+    place.fold: task.partition_of(place.config, blueprint.dataset)
+    for place in places
+  }
+  images, rows = side_by_side.resident_set(
+    config, blueprint.dataset, list(partitions.values())
+  )
+  shared = side_by_side.Shared(config, blueprint, images, rows, how)
+  return shared, partitions
+
+
+def places_of(
+  config: config_lib.Config,
+  dataset: datasets.Dataset,
+  workdir: pathlib.Path,
+  seeds: int,
+) -> list[Place]:
   """Folds of the first seed, then of the next."""
   count = protocol.fold_count(
     dataset, config.data.protocol, **config_lib.protocol_options(config)
@@ -183,11 +227,12 @@ def _places(config, dataset, workdir: pathlib.Path, seeds: int) -> list[Place]:
 
 
 def _train_wave(
-  places, members, shared, notice, member, *, max_seconds: float
+  places, members, shared, notice, member, observer, *, max_seconds: float
 ) -> tuple[bool, list[Place]]:
   """(whether it was trained to its end, folds whose loss was not finite)."""
   begun = time.monotonic()
   together = side_by_side.population_of(shared, members)
+  observer.look(together)
   desk = side_by_side.Desk(len(places), shared.config)
 
   def again(m: int) -> population.Member:
@@ -200,7 +245,7 @@ def _train_wave(
     earlier = side_by_side.seconds_before(members)
     while together.training.any() and not notice.agreed():
       if not side_by_side.train_epoch(
-        together, desk, pace, notice, again, earlier
+        together, desk, pace, notice, again, observer, earlier
       ):
         return False, []
       earlier = 0.0

@@ -158,7 +158,8 @@ class Run:
         self._note_first_step(sums, self.since)
         timed = time.monotonic(), taken
       if self.profile.steps:
-        self.profile.after_block(sums, epoch * feed.steps_per_epoch + taken)
+        jax.block_until_ready(sums)
+        self.profile.after_block(epoch * feed.steps_per_epoch + taken)
       # As the first of several hosts says: all have to do the same.
       feed.block_steps, overdue = hosts.from_first(
         np.array([self._next_block(), self._is_overdue()], np.int32)

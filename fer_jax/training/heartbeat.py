@@ -4,9 +4,11 @@
      "pid": 4711, "host": "node3", "running": true}
 
 `step` is the last one known to be done, `epoch` the one under way, counted
-from 1. A run that hangs or was killed leaves an old time behind `running`. A
-thread writes the file, so that no disk or network slows training, and a file
-that cannot be written stops nothing. Of several hosts the first writes it.
+from 1. Of runs side by side both are those of the run that is furthest on, and
+`members` counts those that train. A run that hangs or was killed leaves an old
+time behind `running`. A thread writes the file, so that no disk or network
+slows training, and a file that cannot be written stops nothing. Of several
+hosts the first writes it.
 """
 
 import datetime
@@ -36,14 +38,16 @@ class Heartbeat:
     *,
     step: int,
     epoch: int,
+    members: int | None = None,
     every: float = SECONDS,
   ):
     """Writes at once.
 
     Args:
-      workdir: of the run.
+      workdir: of the run, or the folder of runs side by side.
       step: done so far.
       epoch: the one under way, from 1.
+      members: of runs side by side, those that train; None for one run.
       every: seconds between two writings.
     """
     self._path = pathlib.Path(workdir) / FILE
@@ -51,22 +55,23 @@ class Heartbeat:
     self._written: dict[str, Any] | None = None
     self._warned = False
     self._closing = threading.Event()
-    self.beat(step=step, epoch=epoch)
+    self.beat(step=step, epoch=epoch, members=members)
     self._thread = threading.Thread(
       target=self._run, name='heartbeat', daemon=True
     )
     if hosts.first():
       self._thread.start()
 
-  def beat(self, *, step: int, epoch: int, running: bool = True) -> None:
+  def beat(self, *, step: int, epoch: int, members: int | None = None) -> None:
     """Notes where the run is; costs no more than that."""
     self._latest = {
       'step': step,
       'epoch': epoch,
+      **({} if members is None else {'members': members}),
       'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
       'pid': os.getpid(),
       'host': socket.gethostname(),
-      'running': running,
+      'running': True,
     }
 
   def close(self) -> None:

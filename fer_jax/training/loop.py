@@ -17,6 +17,7 @@ from fer_jax import config as config_lib
 from fer_jax import hosts, provenance
 from fer_jax.training import (
   checkpoint,
+  journal,
   preemption,
   records,
   rollback,
@@ -97,6 +98,7 @@ def train(
   until = time.monotonic() + max_seconds if max_seconds else math.inf
   with (
     claimed(workdir, config),
+    journal.failures(workdir),
     contextlib.closing(
       # Of several hosts' traces in one folder none could be told apart.
       Profile(workdir, profile_steps if hosts.first() else 0)
@@ -107,6 +109,7 @@ def train(
       try:
         return _train(config, workdir, prepared, notice, profile, until, since)
       except rollback.DivergenceError as diverged:
+        diverged.note(workdir)
         if config.train.on_divergence == 'stop':
           raise
         print(rollback.note(workdir, diverged))
@@ -134,6 +137,9 @@ def _train(
   # Nothing else may hold the state, of which an epoch begins with copies where
   # there are several devices.
   state, epoch, step, partial = _begin(config, workdir, prepared)
+  unfinished = _unfinished(config, state, epoch)
+  if unfinished and since is not None:
+    journal.begun(workdir, step > 0, prepared.devices, epoch=epoch, step=step)
   rollbacks = rollback.noted(workdir, step)
   state = rollback.slowed(state, rollbacks)
   epochs = config.train.epochs
@@ -168,6 +174,8 @@ def _train(
       late = hosts.any_host(time.monotonic() > until)
     writer.wait_everywhere()
   finished = not _unfinished(config, state, epoch)
+  if unfinished:
+    journal.ended(workdir, finished, asked, epoch=epoch, step=int(state.step))
   best = float(state.progress.best_metric)
   return Outcome(
     epoch=epoch,
@@ -202,7 +210,7 @@ def _begin(
   config: config_lib.Config, workdir: pathlib.Path, prepared: task.Task
 ) -> _Beginning:
   """The newest checkpoint, or the beginning; run.json is written there."""
-  sealed = checkpoint.latest_intact(workdir)
+  sealed = checkpoint.latest_intact(workdir, noted=True)
   if sealed is None:
     begin = _Beginning(prepared.initial_state())
     origin = {'pretrained': warm_start.facts(config.train.pretrained)}

@@ -90,6 +90,8 @@ class Population:
     active: bool (M,), False where one has stopped, of itself or told to.
     diverged: bool (M,), True where a loss or a parameter was not finite.
     mapping: how members share a device, a name of `mapping.MAPPINGS`.
+    predicted_bytes: what the members take of a memory that has a `limit`, once
+      a block is compiled.
   """
 
   def __init__(
@@ -161,6 +163,7 @@ class Population:
     self.mapping = mapping_lib.choose(mapping, devices[0].platform)
     self._parts = rows, columns
     self._limit = limit
+    self.predicted_bytes: int | None = None
     self._known_to_fit: set[step_lib.StepSettings] = set()
     self._programs = _Programs(
       graphdef=graphdef,
@@ -253,7 +256,9 @@ class Population:
       member=columns * held // self._places,
       working=columns * working // at_once,
     )
-    memory.require(limit, need, len(self), self.mapping, rows)
+    members = len(self), self.mapping, rows
+    self.predicted_bytes = memory.predicted_bytes(need, *members)
+    memory.require(limit, need, *members)
 
   def finish_epoch(self) -> list[dict[str, Any] | None]:
     """Validates and judges the members whose epoch is over.
@@ -309,10 +314,24 @@ class Population:
 
     return [record(m) if done[m] else None for m in range(len(self))]
 
-  def _validate(self, whom: np.ndarray) -> dict[int, dict[str, float]]:
-    """Means over the validation rows of some members, by their place."""
+  def validate(self, batches: int) -> None:
+    """Validates all members on so many batches at most; steers nothing."""
+    most = batches * self._batch_size
+    self._validate(np.ones(len(self), bool), most)
+
+  def _validate(
+    self, whom: np.ndarray, most: int | None = None
+  ) -> dict[int, dict[str, float]]:
+    """Means over the validation rows of some members, by their place.
+
+    Args:
+      whom: bool (M,), those members.
+      most: rows of each; None for all.
+    """
     given = self._given
     count = np.asarray(given.validation_count)[: len(self)] * whom
+    if most is not None:
+      count = np.minimum(count, most)
     if not count.any():
       return {}
     sums = self._programs.validation(
@@ -348,6 +367,13 @@ class Population:
   def taken(self) -> np.ndarray:
     """int (M,), steps of the epoch under way."""
     return self._taken
+
+  @property
+  def furthest(self) -> tuple[int, int]:
+    """(step, epoch under way from 1) of the member that is furthest on."""
+    step = self.epoch * self.steps_per_epoch + self._taken
+    m = int(step.argmax())
+    return int(step[m]), min(int(self.epoch[m]) + 1, self._epochs)
 
   def partial(self, m: int, seconds: float) -> checkpoint.Partial | None:
     """What one member has trained of its epoch, None where that is nothing."""

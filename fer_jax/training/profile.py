@@ -1,7 +1,6 @@
 """A trace of a few steps, which TensorBoard and Perfetto open."""
 
 import pathlib
-from typing import Any
 
 import jax
 
@@ -30,14 +29,12 @@ class Profile:
     self._first: int | None = None
     self._last = 0
 
-  def after_block(self, sums: Any, step: int) -> None:
+  def after_block(self, step: int) -> None:
     """Begins the trace after one block, ends it after the next.
 
     Args:
-      sums: of the block, to wait for.
-      step: of the run, that it ended at.
+      step: of the run, at which the block ended; it is done.
     """
-    jax.block_until_ready(sums)
     self._last = step
     if self._first is not None:
       self.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 from fer_jax import files, hosts
 from fer_jax.errors import UserError
-from fer_jax.training import checkpoint
+from fer_jax.training import checkpoint, journal
 from fer_jax.training.state import TrainState
 from fer_jax.training.workdir import read_run
 
@@ -36,6 +36,10 @@ class DivergenceError(UserError):
     super().__init__(message)
     self.epoch = epoch
     self.step = step
+
+  def note(self, workdir: pathlib.Path) -> None:
+    """Adds it to the events of the run."""
+    journal.note(workdir, 'diverged', epoch=self.epoch, step=self.step)
 
 
 def noted(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -77,7 +81,7 @@ def note(workdir: pathlib.Path, diverged: DivergenceError) -> str:
   Raises:
     UserError: the run has had `LIMIT` of them.
   """
-  sealed = checkpoint.latest_intact(workdir, whole=True)
+  sealed = checkpoint.latest_intact(workdir, whole=True, noted=True)
   step = sealed.step if sealed else 0
   entries = noted(workdir, step)
   if len(entries) >= LIMIT:
@@ -97,6 +101,7 @@ def note(workdir: pathlib.Path, diverged: DivergenceError) -> str:
     files.write_json(path, {**read_run(workdir), KEY: [*entries, entry]})
 
   hosts.on_first(write)
+  journal.note(workdir, 'rolled_back', step=diverged.step, to_step=step)
   return (
     f'the loss is not finite at step {diverged.step} (epoch {diverged.epoch}): '
     f'rolled back to step {step}, learning rate times {FACTOR:g} '

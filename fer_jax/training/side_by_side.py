@@ -25,6 +25,7 @@ from fer_jax.errors import UserError
 from fer_jax.training import (
   checkpoint,
   feed,
+  journal,
   mapping,
   memory,
   population,
@@ -36,6 +37,7 @@ from fer_jax.training import (
 )
 from fer_jax.training import workdir as workdir_lib
 from fer_jax.training.display import Display
+from fer_jax.training.observer import Observer
 from fer_jax.training.state import TrainState, all_finite
 
 SAVE_SECONDS = 60.0
@@ -123,39 +125,67 @@ def member(
     UserError: it was begun on other data, or the pretrained weights cannot be
       had.
   """
-  dataset, graphdef = shared.blueprint.dataset, shared.blueprint.graphdef
-  class_count = len(dataset.class_names)
-  plan = task.plan_of(config, dataset, partition.train)
+  dataset = shared.blueprint.dataset
   facts = task.facts_of(config, dataset, partition)
-  sealed = checkpoint.latest_intact(workdir)
+  sealed = checkpoint.latest_intact(workdir, noted=True)
   if sealed is None:
-    state = task.first_state(
-      config, graphdef, class_count, plan.key, shared.make_state
-    )
+    run = fresh(shared, config, partition, number)
     origin = {'pretrained': warm_start.facts(config.train.pretrained)}
   else:
     workdir_lib.require_same_data(workdir, facts)
-    target = task.abstract_state(config, class_count)
-    state = checkpoint.restore(sealed, target)
+    target = task.abstract_state(config, len(dataset.class_names))
+    state = jax.device_get(checkpoint.restore(sealed, target))
+    plan = task.plan_of(config, dataset, partition.train)
+    run = _placed(shared, partition, plan, state, number)
     origin = {}
   step = sealed.step if sealed else 0
-  state = rollback.slowed(state, rollback.noted(workdir, step))
+  state = rollback.slowed(run.state, rollback.noted(workdir, step))
   epoch = sealed.epoch if sealed else 0
   if epoch < config.train.epochs and bool(state.progress.active):
     workdir_lib.write_run_json(workdir, config, facts, state, origin)
+  partial = sealed.partial if sealed else None
+  return run._replace(state=state, partial=partial, epoch=epoch)
+
+
+def fresh(
+  shared: Shared,
+  config: config_lib.Config,
+  partition: protocol.Partition,
+  number: int = 0,
+) -> population.Member:
+  """A run before its first step; the arguments are those of `member`."""
+  dataset, graphdef = shared.blueprint.dataset, shared.blueprint.graphdef
+  plan = task.plan_of(config, dataset, partition.train)
+  class_count = len(dataset.class_names)
+  state = task.first_state(
+    config, graphdef, class_count, plan.key, shared.make_state
+  )
+  return _placed(shared, partition, plan, jax.device_get(state), number)
+
+
+def example(shared: Shared, partition: protocol.Partition) -> population.Member:
+  """A run of which nothing is computed: shapes and dtypes of its state."""
+  config, dataset = shared.config, shared.blueprint.dataset
+  state = task.abstract_state(config, len(dataset.class_names))
+  plan = task.plan_of(config, dataset, partition.train)
+  return _placed(shared, partition, plan, state, 0)
+
+
+def _placed(shared, partition, plan, state, number) -> population.Member:
   return population.Member(
-    state=jax.device_get(state),
+    state=state,
     plan=plan,
     train_rows=shared.rows[partition.train],
     validation_rows=shared.rows[partition.validation],
     number=number,
-    partial=sealed.partial if sealed else None,
-    epoch=epoch,
   )
 
 
 def waves(
-  shared: Shared, members: Sequence[population.Member], count: int
+  shared: Shared,
+  members: Sequence[population.Member],
+  count: int,
+  need: memory.Need | None = None,
 ) -> list[range]:
   """Divides as many runs as `count` into populations that fit into memory.
 
@@ -163,6 +193,7 @@ def waves(
     shared: of all of them.
     members: some of them, the ones with the longest lists included.
     count: of all.
+    need: of `need_of`, where it is known.
 
   Raises:
     memory.ExhaustedError: not even one fits.
@@ -171,19 +202,33 @@ def waves(
   platform = devices[0].platform
   how = mapping.choose(shared.how, platform)
   limit = memory.limit_bytes(devices[0])
-  if platform == 'cpu':
-    # Devices have one memory. What a member takes while it trains is known when
-    # the population has compiled its block, which takes minutes on CPU: it
-    # looks then, and fewer are tried.
-    state = memory.bytes_of(members[0].state)
-    need = memory.Need(memory.bytes_of(shared.images), state, state)
+  need = need or need_of(shared, members)
+  if platform == 'cpu':  # whose devices have one memory
     return memory.waves(count, limit, need, how, parts=len(devices))
+  return memory.waves(count, limit, need, how, devices=len(devices))
+
+
+def need_of(
+  shared: Shared, members: Sequence[population.Member]
+) -> memory.Need:
+  """What a run takes, as far as it is planned with: on CPU the least.
+
+  What a member takes there while it trains is known when the population has
+  compiled its block, which takes minutes: it looks then, and fewer are tried.
+
+  Args:
+    shared: of all of them.
+    members: some of them, the ones with the longest lists included.
+  """
+  if jax.default_backend() == 'cpu':
+    state = memory.bytes_of(members[0].state)
+    return memory.Need(memory.bytes_of(shared.images), state, state)
   size = shared.config.train.batch_size
   room = [
     feed.padded_length(max(len(getattr(m, rows)) for m in members), size)
     for rows in ('train_rows', 'validation_rows')
   ]
-  need = memory.need(
+  return memory.need(
     shared.images,
     members[0].state,
     members[0].plan,
@@ -191,7 +236,6 @@ def waves(
     graphdef=shared.blueprint.graphdef,
     settings=shared.blueprint.settings,
   )
-  return memory.waves(count, limit, need, how, devices=len(devices))
 
 
 def population_of(
@@ -251,6 +295,14 @@ class Desk:
     self, m: int, workdir: pathlib.Path, member: population.Member
   ) -> None:
     """Writes of a run from here on; cuts back what its checkpoint lacks."""
+    step, epoch = int(member.state.step), member.epoch
+    if epoch < self._epochs and bool(member.state.progress.active):
+      journal.begun(workdir, step > 0, epoch=epoch, step=step)
+    self._sit(m, workdir, member)
+
+  def _sit(
+    self, m: int, workdir: pathlib.Path, member: population.Member
+  ) -> None:
     step = int(member.state.step)
     self._seats[m] = _Seat(
       workdir,
@@ -266,25 +318,28 @@ class Desk:
     results: list[dict[str, Any] | None],
     member: Callable[[int], population.Member],
   ) -> None:
-    """Takes runs that diverged in this epoch back, where the config says so.
+    """Notes who diverged in this epoch; takes them back, if the config says so.
 
     Args:
       together: after `finish_epoch`.
       results: what that returned; of who goes back it becomes None.
       member: the run in a place, as its workdir then has it.
     """
-    for m in map(int, np.flatnonzero(together.diverged & self._rolls_back)):
+    for m in map(int, np.flatnonzero(together.diverged)):
       seat, result = self._seats[m], results[m]
       if seat is None or result is None:
         continue
-      self._seats[m] = None
-      _close(seat)
       diverged = rollback.DivergenceError(
         f'the loss is not finite at step {result["step"]} (epoch '
         f'{result["epoch"]})',
         epoch=result['epoch'],
         step=result['step'],
       )
+      diverged.note(seat.workdir)
+      if not self._rolls_back:
+        continue
+      self._seats[m] = None
+      _close(seat)
       try:
         line = rollback.note(seat.workdir, diverged)
       except UserError as refused:
@@ -292,7 +347,7 @@ class Desk:
         continue
       self.line(f'{seat.workdir.name}: {line}')
       again = member(m)
-      self.seat(m, seat.workdir, again)
+      self._sit(m, seat.workdir, again)
       together.replace(m, again)
       results[m] = None
 
@@ -341,6 +396,10 @@ class Desk:
     for m, seat in enumerate(self._seats):
       if seat is not None and not seat.saved and worth_it[m]:
         self._save(together, m, seat, together.member_state(m))
+    for m, (seat, result) in done.items():
+      if not (together.training[m] or together.diverged[m]):
+        epoch, step = result['epoch'], result['step']
+        journal.note(seat.workdir, 'finished', epoch=epoch, step=step)
     if overdue:
       self._saved_at = time.monotonic()
     self._display.line(
@@ -424,6 +483,7 @@ def train_epoch(
   pace: preemption.Pace,
   notice: preemption.Notice,
   member: Callable[[int], population.Member],
+  observer: Observer,
   earlier: float = 0.0,
 ) -> list[dict[str, Any] | None] | None:
   """Trains what is left of everyone's epoch, and writes of it.
@@ -434,6 +494,7 @@ def train_epoch(
     pace: of the blocks.
     notice: leaves after the block under way once it is asked.
     member: the run in a place, as its workdir has it.
+    observer: is told of blocks and epochs.
     earlier: seconds of the epoch before this call.
 
   Returns:
@@ -442,16 +503,18 @@ def train_epoch(
   """
   begun = time.monotonic() - earlier
   pace.begin()
-  together.block_steps = pace.steps
+  together.block_steps = observer.block_steps(pace.steps)
   steps, before = 0, together.taken
   for _ in together.blocks():
     together.wait()
     notice.starting = False
     # Of whoever took most: the one furthest on may be waiting for the others.
-    steps += int((together.taken - before).max())
+    taken = int((together.taken - before).max())
+    steps += taken
     before = together.taken
     pace.done(steps)
-    together.block_steps = pace.steps
+    observer.after_block(together, taken)
+    together.block_steps = observer.block_steps(pace.steps)
     if not together.amid.any():
       continue  # the epoch is judged first
     asked = notice.agreed()
@@ -462,6 +525,7 @@ def train_epoch(
   results = together.finish_epoch()
   desk.roll_back(together, results, member)
   desk.write(together, results, time.monotonic() - begun)
+  observer.look(together)
   return results
 
 

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fer_jax import config as config_lib
 from fer_jax import files
-from fer_jax.training import records
+from fer_jax.training import journal, records
 from fer_jax.training.workdir import claimed
 from fer_jax.tuning import shapes, takeovers
 from fer_jax.tuning.space import OutsideError, Space
@@ -120,14 +120,14 @@ class Trials:
     """Whether trials are running somewhere, or to be asked for."""
     trials = self._study.trials()
     running = any(t.state == TrialState.RUNNING for t in trials)
-    return running or _asked(trials) < self._count
+    return running or asked(trials) < self._count
 
   def head(self) -> Run | None:
     """A run of any shape; None where every one is held or has ended."""
     with asking(self._workdir):
       for run in self._orphans():
         return run
-      while _asked(self._study.trials()) < self._count:
+      while asked(self._study.trials()) < self._count:
         turn, shape = self._next_turn()
         new = self._new(shape)
         if new is None:
@@ -149,7 +149,7 @@ class Trials:
           return runs
       while len(runs) < count:
         trials = self._study.trials()
-        if _asked(trials) >= self._count or not self._goes_on(trials, shape):
+        if asked(trials) >= self._count or not self._goes_on(trials, shape):
           break
         new = self._new(self._shape_values(trials, shape))
         if new is None:
@@ -489,10 +489,12 @@ def _taken_over(
   cost = takeovers.lost(workdir)
   if cost.fails:
     print(f'{name}: failed ({takeovers.REASON})', flush=True)
+    journal.note(workdir, 'failed', why=takeovers.REASON)
     end(Ending('failed', reason=takeovers.REASON))
   if cost.fails or (cost.alone and shape is not None):
     return None
   takeovers.settle(workdir, cost)
+  journal.note(workdir, 'taken_over', **cost._asdict())
   return cost
 
 
@@ -506,7 +508,7 @@ def _has_ended(workdir: pathlib.Path) -> bool:
   return (workdir / OUTCOME).exists()
 
 
-def _asked(trials: Sequence[FrozenTrial]) -> int:
+def asked(trials: Sequence[FrozenTrial]) -> int:
   """Trials that somebody has asked for."""
   return sum(t.state != TrialState.WAITING for t in trials)
 

@@ -5,18 +5,20 @@ worker: it takes trials until none is left, repeats the best of them under other
 seeds, and writes what came of it. Killed, it is started again.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.errors import UserError
-from fer_jax.training import preemption, side_by_side, task
+from fer_jax.training import journal, preemption, side_by_side, task
+from fer_jax.training.observer import Observer
 from fer_jax.tuning import queue, search, shapes, summary
 from fer_jax.tuning.space import Domain, Space
 from fer_jax.tuning.study import Storage, Study, parse_url
@@ -24,6 +26,9 @@ from fer_jax.tuning.worker import Manner, Worker, population_size
 
 STUDY = 'study.json'
 """In a sweep's workdir: which study it belongs to."""
+
+WORKERS = 'workers'
+"""In a sweep's workdir: a folder for each of the processes at work."""
 
 DEFAULT_TRIALS = 32
 
@@ -47,6 +52,7 @@ class Settings:
     max_seconds: leaves in good order after the epoch that passes it; 0 is no
       limit.
     how: a name of `mapping.MAPPINGS`, or 'auto'.
+    profile_steps: how many steps each worker traces into its folder.
   """
 
   searching: search.Settings = dataclasses.field(
@@ -61,6 +67,7 @@ class Settings:
   patience: float = 300.0
   max_seconds: float = 0.0
   how: str = 'auto'
+  profile_steps: int = 0
 
 
 def run(
@@ -103,9 +110,7 @@ def run(
       study, config, space, workdir, settings.searching.search
     )
 
-  count = settings.trials or len(study.grid) or DEFAULT_TRIALS
-  if study.grid:
-    count = min(count, len(study.grid))
+  count = trial_count(settings, len(study.grid))
   size = population_size(settings.population, count)
   how_searched = {
     **dataclasses.asdict(settings.searching),
@@ -132,22 +137,67 @@ def run(
     limit = settings.max_seconds
     return bool(limit) and time.monotonic() - begun > limit
 
-  worker = Worker(Manner(size, settings.how, late, notice, watch))
-  looks = shapes.first_looks(count, size)
-  finished = worker.work(queue.Trials(study, space, workdir, count, looks))
-  if finished:
-    repeats = _repeats(study, space, workdir, settings)
-    if repeats:
-      again = queue.Repeats(repeats, workdir)
-      finished = not again.left() if notice.asked else worker.work(again)
-  content = write(ended=finished)
-  if finished and content['best'] is None:
-    reasons = [t.user_attrs.get('failure') for t in study.trials()]
-    raise UserError(
-      f'none of the {len(reasons)} trials in {workdir} was completed; the '
-      f'first failed since {next(filter(None, reasons), "it was pruned")}'
-    )
+  with (
+    _numbered(workdir) as number,
+    journal.failures(workdir, worker=number),
+    contextlib.closing(
+      Observer(
+        worker_folder(workdir, number),
+        workdir,
+        settings.profile_steps,
+        worker=number,
+      )
+    ) as observer,
+  ):
+    resumed = queue.asked(study.trials()) > 0
+    journal.begun(workdir, resumed, worker=number, runs=count)
+    worker = Worker(Manner(size, settings.how, late, notice, watch), observer)
+    looks = shapes.first_looks(count, size)
+    finished = worker.work(queue.Trials(study, space, workdir, count, looks))
+    if finished:
+      repeats = _repeats(study, space, workdir, settings)
+      if repeats:
+        again = queue.Repeats(repeats, workdir)
+        finished = not again.left() if notice.asked else worker.work(again)
+    content = write(ended=finished)
+    if finished and content['best'] is None:
+      reasons = [t.user_attrs.get('failure') for t in study.trials()]
+      raise UserError(
+        f'none of the {len(reasons)} trials in {workdir} was completed; the '
+        f'first failed since {next(filter(None, reasons), "it was pruned")}'
+      )
+    journal.ended(workdir, finished, notice.asked, worker=number)
   return finished, content
+
+
+def trial_count(settings: Settings, combinations: int) -> int:
+  """How many trials there are to be.
+
+  Args:
+    settings: of the sweep.
+    combinations: of a grid; 0 for any other search.
+  """
+  count = settings.trials or combinations or DEFAULT_TRIALS
+  return min(count, combinations) if combinations else count
+
+
+@contextlib.contextmanager
+def _numbered(workdir: pathlib.Path) -> Iterator[int]:
+  """The least number that no other worker has; its folder is this one's."""
+  with contextlib.ExitStack() as held:
+    for number in itertools.count():
+      folder = worker_folder(workdir, number)
+      folder.mkdir(parents=True, exist_ok=True)
+      lock = held.enter_context((folder / '.lock').open('w'))
+      if files.taken(lock):
+        break
+    files.remove_temporaries(folder)
+    yield number
+
+
+def worker_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
+  """Where a worker's heartbeat and trace are."""
+  return workdir / WORKERS / str(number)
 
 
 def _study(config, space, workdir, settings: Settings) -> Study:

@@ -19,12 +19,14 @@ from fer_jax import config as config_lib
 from fer_jax.data import protocol
 from fer_jax.errors import UserError
 from fer_jax.training import (
+  journal,
   memory,
   population,
   preemption,
   side_by_side,
   task,
 )
+from fer_jax.training.observer import Observer
 from fer_jax.tuning import takeovers
 from fer_jax.tuning.queue import Ending, Run
 
@@ -114,9 +116,10 @@ def members_on_cores(given: int, trials: int, cores: int) -> int:
 class Worker:
   """One process's part of a sweep."""
 
-  def __init__(self, manner: Manner) -> None:
+  def __init__(self, manner: Manner, observer: Observer) -> None:
     """Makes a worker that has compiled nothing yet."""
     self._manner = manner
+    self._observer = observer
     self._bench: Bench | None = None
     self._images: tuple[Any, Any] = (None, None)
     self._sizes: dict[str, int] = {}  # of shapes that did not fit larger
@@ -135,6 +138,7 @@ class Worker:
         return True
       else:
         # Held by other workers, who may yet die.
+        self._observer.idle()
         time.sleep(WAIT_SECONDS)
       if self._manner.leaves():
         return not queue.left()
@@ -161,7 +165,7 @@ class Worker:
       limit = 1
     elif not head.shape:
       limit = math.inf
-    with Seats(queue, bench, self._manner) as seats:
+    with Seats(queue, bench, self._manner, self._observer) as seats:
       try:
         with memory.exhaustion_told():
           others = min(bench.size, limit) - 1
@@ -201,7 +205,8 @@ class Worker:
     )
     bench = Bench(run.shape, shared, partition)
     size = self._sizes.get(run.shape, self._manner.size)
-    bench.size = _places(shared, bench.example(), size)
+    example = side_by_side.example(shared, partition)
+    bench.size = _places(shared, example, size)
     return bench
 
 
@@ -239,16 +244,6 @@ class Bench:
     self.together: population.Population | None = None
     self._partition = partition
 
-  def example(self) -> population.Member:
-    """A run of this shape, its state shapes and dtypes alone."""
-    config, dataset = self.shared.config, self.shared.blueprint.dataset
-    return population.Member(
-      task.abstract_state(config, len(dataset.class_names)),
-      task.plan_of(config, dataset, self._partition.train),
-      self._partition.train,
-      self._partition.validation,
-    )
-
   def member(self, run: Run) -> population.Member:
     """A run of this shape, as its workdir has it."""
     return side_by_side.member(
@@ -263,12 +258,15 @@ class Seats:
     given: runs that were seated so far.
   """
 
-  def __init__(self, queue: Queue, bench: Bench, manner: Manner) -> None:
+  def __init__(
+    self, queue: Queue, bench: Bench, manner: Manner, observer: Observer
+  ) -> None:
     """Makes empty seats."""
     config = bench.shared.config
     self._queue = queue
     self._bench = bench
     self._manner = manner
+    self._observer = observer
     self._metric = config.train.select
     self._desk = side_by_side.Desk(bench.size, config)
     self._runs: list[Run | None] = [None] * bench.size
@@ -313,6 +311,7 @@ class Seats:
     together = self._bench.together
     places = self.taken if together is None else len(together)
     fewer = error.fewer(places)
+    self._observer.exhausted(places, fewer, error)
     if fewer:
       self._desk.line(
         f'{places} trials side by side are too many, {fewer} are next: {error}'
@@ -355,6 +354,7 @@ class Seats:
     for m in places:
       if not self._together.training[m]:
         self._end(m, self._ending(m))
+    self._observer.look(self._together)
 
   def _begin(self, members: list[population.Member]) -> None:
     """Makes the population, of as many places as there are members."""
@@ -383,6 +383,7 @@ class Seats:
       self._pace,
       self._manner.notice,
       self._member_again,
+      self._observer,
       self._earlier,
     )
     if results is None:
@@ -414,6 +415,7 @@ class Seats:
       if not self._together.training[m]:
         self._end(m, self._ending(m))
       elif m in reported and self._queue.unpromising(run):
+        journal.note(run.workdir, 'pruned', epoch=result['epoch'])
         # Saved as one that trains on: killed before it is told, it is no
         # complete one.
         self._end(m, Ending('pruned'))

@@ -20,6 +20,7 @@ from fer_jax.evaluation.workdir import Evaluation
 from fer_jax.training import (
   checkpoint,
   crossval,
+  journal,
   loop,
   memory,
   records,
@@ -275,6 +276,13 @@ def test_folds_that_a_cpu_does_not_hold_together(
   monkeypatch.setattr(memory, 'limit_bytes', lambda device: enough)
   parted = crossval.train(config, tmp_path / 'parted')
   assert parted.waves == FOLDS
+  (exhausted,) = [
+    event
+    for event in journal.read(tmp_path / 'parted')
+    if event['event'] == 'exhausted'
+  ]
+  assert (exhausted['runs'], exhausted['fewer']) == (FOLDS, 1)
+  assert exhausted['why'].startswith(f'{FOLDS} runs need')
   assert f'{FOLDS} runs side by side are too many: {FOLDS} runs need' in (
     capsys.readouterr().out
   )

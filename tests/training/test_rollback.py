@@ -11,6 +11,7 @@ from fer_jax.errors import UserError
 from fer_jax.training import (
   checkpoint,
   crossval,
+  journal,
   loop,
   preemption,
   records,
@@ -57,6 +58,11 @@ def test_rolls_back_halves_the_rate_and_records_it(
   out = capsys.readouterr().out
   assert f'rolled back to step {metrics[0]["step"]}, learning rate' in out
   assert '(2 of 3 times)' in out
+  events = journal.read(tmp_path)
+  names = [e['event'] for e in events]
+  assert names == ['started', *['diverged', 'rolled_back'] * 2, 'finished']
+  assert [e['epoch'] for e in events[1:5:2]] == [2, 2]
+  assert [e['to_step'] for e in events[2:5:2]] == [metrics[0]['step']] * 2
   assert loop.train(tiny_config, tmp_path) == outcome
 
 
@@ -86,6 +92,8 @@ def test_a_fold_rolls_back_as_it_would_alone(diverging, tiny_config, tmp_path):
     rollbacks = json.loads((workdir / 'run.json').read_text())['rollbacks']
     return [{k: v for k, v in e.items() if k != 'time'} for e in rollbacks]
 
+  events = [e['event'] for e in journal.read(place.workdir)]
+  assert events == ['started', 'diverged', 'rolled_back', 'finished']
   (entry,) = entries(place.workdir)
   assert entry['epoch'] == 2
   assert [entry] == entries(tmp_path / 'alone')
@@ -120,6 +128,11 @@ def test_a_fold_gives_up_after_a_few_times_too(
   assert len(re.findall(f'{said}: rolled back to step 0', out)) == 3
   assert len(re.findall(f'{said}; rolled back 3 times already', out)) == 1
   assert checkpoint.steps(tmp_path / 'fold_0') == []
+  events = [e['event'] for e in journal.read(tmp_path / 'fold_0')]
+  assert events == ['started', *['diverged', 'rolled_back'] * 3, 'diverged']
+  failed = journal.read(tmp_path)[-1]
+  assert failed['event'] == 'failed'
+  assert 'the other folds are trained' in failed['why']
 
 
 def test_a_checkpoint_amid_an_epoch_is_no_place_to_go_back_to(

@@ -19,6 +19,7 @@ from fer_jax import config as config_lib
 from fer_jax.data import ledger
 from fer_jax.errors import UserError
 from fer_jax.training import (
+  journal,
   loop,
   memory,
   population,
@@ -152,6 +153,8 @@ def test_places_of_pruned_trials_are_given_away(config, tmp_path, made):
   for trial in pruned:
     assert trial['epoch'] < 3
     assert trial['value'] == trial['values'][str(trial['epoch'])]
+    event = journal.read(tmp_path / trial['workdir'])[-1]
+    assert (event['event'], event['epoch']) == ('pruned', trial['epoch'])
   for trial in complete:
     assert trial['epoch'] == 3
     assert trial['value'] == min(trial['values'].values())
@@ -389,6 +392,13 @@ def test_what_a_device_cannot_hold_is_told_and_the_rest_goes_on(
   assert f'trial 7: failed ({said})' in out
   for number in range(8, 12):
     assert f'trial {number}: failed (one run needs 9 MiB)' in out
+  exhausted = [
+    (event['worker'], event['runs'], event['fewer'])
+    for event in journal.read(tmp_path)
+    if event['event'] == 'exhausted'
+  ]
+  fewer = [(4, 2), (4, 2), (2, 1), *[(1, 0)] * 4, (4, 0)]
+  assert exhausted == [(0, *counts) for counts in fewer]
 
 
 def test_a_trial_that_diverges_rolls_back_before_it_fails(config, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 import small_sweeps
 
-from fer_jax.training import checkpoint, preemption, records
+from fer_jax.training import checkpoint, journal, preemption, records
 from fer_jax.tuning import Space, queue, sweep, takeovers, worker
 
 
@@ -71,6 +71,10 @@ def test_trials_that_have_cost_two_processes_train_alone(
   assert capsys.readouterr().out == ''.join(
     f'trial {number}: failed ({takeovers.REASON})\n' for number in (0, 1)
   )
+  events = journal.read(tmp_path / 'trials/0001')
+  names = [event['event'] for event in events]
+  assert names == ['taken_over', 'taken_over', 'failed']
+  assert [event.get('processes') for event in events] == [1, 2, None]
 
 
 def test_finalists_that_cost_as_much_train_alone_and_then_fail(
@@ -121,7 +125,7 @@ def test_who_lets_a_trial_go_or_is_asked_to_leave_is_not_counted(
 
   notice = preemption.Notice()
   bench = worker.Bench('', _Shared(config), None)
-  seats = worker.Seats(trials, bench, worker.Manner(notice=notice))
+  seats = worker.Seats(trials, bench, worker.Manner(notice=notice), None)
   run = queue.Trials(study, space, tmp_path, 1).head()
   with seats:
     seats._runs[0] = run
