@@ -5,6 +5,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
+from fer_jax import commands
 from fer_jax.errors import UserError
 
 SUMMARY = 'Cross-validate a config: all folds as one population.'
@@ -36,16 +37,19 @@ def define_flags() -> None:
     ['auto', *mapping.MAPPINGS],
     'How folds share a device: all at once, or in turn within a dispatch.',
   )
+  commands.define_dry_run(
+    __name__, 'what memory and time all folds need and how many waves'
+  )
+  commands.define_profile(__name__)
   flags.DEFINE_string('json', None, 'File to write the figures to as well.')
 
 
 def main(argv: list[str]) -> int:
   """Runs the verb."""
-  from fer_jax import config as config_lib
   from fer_jax import files
   from fer_jax.evaluation import crossval as scoring
   from fer_jax.evaluation import report, summary
-  from fer_jax.training import cores, crossval, preemption
+  from fer_jax.training import crossval, preemption
 
   values = flags.FLAGS
   if len(argv) > 1:
@@ -54,12 +58,20 @@ def main(argv: list[str]) -> int:
     )
   if values.config is None:
     raise UserError('--config is missing; expected a config file')
+  if values.dry_run:
+    from fer_jax.training import rehearsal
+
+    _spread()
+    found = rehearsal.rehearse_folds(
+      values.config, seeds=values.seeds, how=values.mapping
+    )
+    print(rehearsal.text(found, values.config.train.batch_size))
+    return 0
   if not values.workdir:
     raise UserError('--workdir is missing; expected a folder')
   # Before hours of training: the result must have a place.
   files.require_writable(values.json)
-  config_lib.validate(values.config)
-  cores.spread(values.config.data.folds * values.seeds)
+  _spread()
   with preemption.watched() as notice:
     notice.starting = True
     outcome = crossval.train(
@@ -69,6 +81,7 @@ def main(argv: list[str]) -> int:
       max_seconds=values.max_seconds,
       how=values.mapping,
       notice=notice,
+      profile_steps=values.profile,
     )
     if not outcome.finished or notice.asked:
       why = (
@@ -89,3 +102,13 @@ def main(argv: list[str]) -> int:
     print(f'\nreport: {report.write_report([workdir])}')
     files.write_result(values.json, metrics)
   return 0
+
+
+def _spread() -> None:
+  """Folds divide among the cores of a CPU."""
+  from fer_jax import config as config_lib
+  from fer_jax.training import cores
+
+  values = flags.FLAGS
+  config_lib.validate(values.config)
+  cores.spread(values.config.data.folds * values.seeds)

@@ -1,5 +1,6 @@
 """`sweep`: searches a space of configs, and names a winner."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import sys
@@ -7,6 +8,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from fer_jax import commands
 from fer_jax.errors import UserError
 
 SUMMARY = 'Search hyperparameters: populations of trials, resumable anywhere.'
@@ -90,6 +92,12 @@ def define_flags() -> None:
     MAPPINGS,
     'How trials share a device: all at once, or in turn within a dispatch.',
   )
+  commands.define_dry_run(
+    __name__,
+    'what is searched, what memory and time trials need and how many fit side '
+    'by side',
+  )
+  commands.define_profile(__name__, 'WORKDIR/workers/N')
   flags.DEFINE_string('json', None, 'File to write sweep.json to as well.')
 
 
@@ -120,7 +128,7 @@ def main(argv: list[str]) -> int:
     raise UserError(
       '--config is missing; expected a sweep file such as configs/sweeps/p0.py'
     )
-  if not values.workdir:
+  if not (values.workdir or values.dry_run):
     raise UserError('--workdir is missing; expected a folder for the sweep')
   require_optuna('sweep')
 
@@ -129,6 +137,8 @@ def main(argv: list[str]) -> int:
 
   files.require_writable(values.json)
   domains = space.load(sweep_file())
+  if values.dry_run:
+    return _rehearse(domains)
   if values.workers > 1:
     # Whatever is wrong with it, said once.
     space.Space(domains, values.config)
@@ -140,6 +150,54 @@ def main(argv: list[str]) -> int:
   return _work(domains)
 
 
+def _settings():
+  """How the flags say that it is done."""
+  from fer_jax.tuning import search, sweep
+
+  values = flags.FLAGS
+  return sweep.Settings(
+    searching=search.Settings(values.search, values.prune, values.seed),
+    trials=values.trials,
+    population=values.population,
+    top=values.top,
+    seeds=values.seeds,
+    storage=values.storage,
+    study=values.study,
+    patience=values.storage_patience,
+    max_seconds=values.max_seconds,
+    how=values.mapping,
+    profile_steps=values.profile,
+  )
+
+
+def _spread() -> None:
+  """Trials divide among the cores of a CPU."""
+  from fer_jax import provenance
+  from fer_jax.training import cores
+  from fer_jax.tuning import sweep, worker
+
+  values = flags.FLAGS
+  trials = values.trials or sweep.DEFAULT_TRIALS
+  cores.spread(
+    worker.members_on_cores(values.population, trials, provenance.cores())
+  )
+
+
+def _rehearse(domains) -> int:
+  """Says what the sweep searches, and what its trials take."""
+  from fer_jax.tuning import rehearsal
+
+  values = flags.FLAGS
+  _spread()
+  settings = _settings()
+  if values.workdir and not values.study:
+    study = pathlib.Path(values.workdir).resolve().name
+    settings = dataclasses.replace(settings, study=study)
+  found = rehearsal.rehearse(values.config, domains, settings)
+  print(rehearsal.text(found, values.config.train.batch_size))
+  return 0
+
+
 def _work(domains) -> int:
   """This process as a worker."""
   from fer_jax.training import preemption
@@ -147,35 +205,12 @@ def _work(domains) -> int:
   values = flags.FLAGS
   with preemption.watched() as notice:
     # Seconds, in which signals are heard.
-    from fer_jax import provenance
-    from fer_jax.training import cores
-    from fer_jax.tuning import search, sweep, worker
+    from fer_jax.tuning import sweep
 
     notice.starting = True
-    cores.spread(
-      worker.members_on_cores(
-        values.population,
-        values.trials or sweep.DEFAULT_TRIALS,
-        provenance.cores(),
-      )
-    )
+    _spread()
     finished, content = sweep.run(
-      values.config,
-      domains,
-      values.workdir,
-      sweep.Settings(
-        searching=search.Settings(values.search, values.prune, values.seed),
-        trials=values.trials,
-        population=values.population,
-        top=values.top,
-        seeds=values.seeds,
-        storage=values.storage,
-        study=values.study,
-        patience=values.storage_patience,
-        max_seconds=values.max_seconds,
-        how=values.mapping,
-      ),
-      notice,
+      values.config, domains, values.workdir, _settings(), notice
     )
   if values.workers:
     _say(content, finished)

@@ -3,25 +3,10 @@
 from absl import flags
 from ml_collections import config_flags
 
+from fer_jax import commands
 from fer_jax.errors import UserError
 
 SUMMARY = 'Train a run from a config, or resume the one in --workdir.'
-
-
-class _Steps(flags.ArgumentParser):
-  """A number of steps, or a number by default where the flag stands alone."""
-
-  syntactic_help = 'steps'
-
-  def parse(self, argument: str | int) -> int:
-    if argument in ('true', 'false'):
-      from fer_jax.training import profile
-
-      return profile.STEPS if argument == 'true' else 0
-    steps = int(argument)
-    if not 0 <= steps < 2**31:
-      raise ValueError(f'allowed is 0 to {2**31 - 1}')
-    return steps
 
 
 def define_flags() -> None:
@@ -39,23 +24,8 @@ def define_flags() -> None:
     'Leave in good order after the epoch that passes this; 0 is no limit.',
     lower_bound=0.0,
   )
-  flags.DEFINE_bool(
-    'dry_run',
-    False,
-    'Compile, take a few steps on the data, say what memory and time the run '
-    'needs, and leave nothing behind; needs no --workdir.',
-  )
-  flags.DEFINE_flag(
-    flags.Flag(
-      _Steps(),
-      None,
-      'profile',
-      0,
-      'Write a trace of so many steps (--profile alone: of 10) into '
-      'WORKDIR/profile, for TensorBoard or Perfetto.',
-      boolean=True,  # so that it may stand alone
-    )
-  )
+  commands.define_dry_run(__name__, 'what memory and time the run needs')
+  commands.define_profile(__name__)
   flags.DEFINE_bool(
     'fields', False, 'List the fields of --config, or of the base, and leave.'
   )

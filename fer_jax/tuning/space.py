@@ -286,6 +286,18 @@ class Space:
     """Whether trials can differ in what is compiled."""
     return any(field not in SCALARS for field in self.domains)
 
+  def shape_count(self) -> int | None:
+    """How many shapes there are; None where a range has no end of values, or
+    of more than `LARGEST_GRID`."""
+    makers = [(f, d) for f, d in self.domains.items() if f not in SCALARS]
+    if any(d.kind not in ('choice', 'integer') for _, d in makers):
+      return None
+    if any(len(_points(d)) > LARGEST_GRID for _, d in makers):
+      return None
+    combinations = self._combinations(makers, {})
+    count = sum(1 for _ in itertools.islice(combinations, LARGEST_GRID + 1))
+    return count if count <= LARGEST_GRID else None
+
   def stored_base(self) -> dict[str, Any] | None:
     """The base config's own values as a study stores them.
 

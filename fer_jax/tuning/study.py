@@ -5,8 +5,10 @@ is restarted): such calls are made again, later and later, for as long as
 `Storage.patience`. All of them may be made twice without harm.
 """
 
+import contextlib
 import dataclasses
 import functools
+import pathlib
 import random
 import re
 import sys
@@ -355,25 +357,67 @@ def _open(
         load_if_exists=True,
       )
     except ImportError as error:
-      raise UserError(
-        f'--storage={storage.shown} needs a driver that is not installed '
-        f'({error.__cause__ or error}); the extra postgres has the one of '
-        "PostgreSQL: pip install -e '.[postgres]'"
-      ) from error
+      raise _unreachable(storage.shown, error) from error
     except (
       sqlalchemy.exc.SQLAlchemyError,
       optuna.exceptions.StorageInternalError,
       RuntimeError,  # tables of another version of Optuna
     ) as error:
       if time.monotonic() - begun > patience or isinstance(error, RuntimeError):
-        raise UserError(
-          f'cannot reach --storage={storage.shown}: {_reason(error)}'
-        ) from error
+        raise _unreachable(storage.shown, error) from error
       time.sleep(random.uniform(0.5, 1.5))
+
+
+def look(url: str, study: str = '') -> str:
+  """What is at a URL of `parse_url`, in a line; nothing is made there.
+
+  Args:
+    url: of the storage.
+    study: a name that is looked for; '' for none.
+
+  Raises:
+    UserError: it cannot be reached, or its driver is not installed.
+  """
+  shown = Storage(url, study).shown
+  place = sqlalchemy.make_url(url)
+  if place.drivername.startswith('sqlite') and place.database:
+    file = pathlib.Path(place.database)
+    if not file.exists() and file.parent.is_dir():
+      return f'{shown}, which is to be made'
+    if not file.exists():
+      raise UserError(f'cannot reach --storage={shown}: no such folder')
+  try:
+    engine = sqlalchemy.create_engine(url, **_engine_options(url))
+    with contextlib.closing(engine.connect()) as connection:
+      names = []
+      if sqlalchemy.inspect(connection).has_table('studies'):
+        asked = sqlalchemy.text('SELECT study_name FROM studies')
+        names = connection.execute(asked).scalars().all()
+    engine.dispose()
+  except (ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
+    raise _unreachable(shown, error) from error
+  count = f'{shown}, with {len(names)} stud{"y" if len(names) == 1 else "ies"}'
+  if not study:
+    return count
+  return f'{count}, {study!r} {"among" if study in names else "not among"} them'
+
+
+def _unreachable(shown: str, error: Exception) -> UserError:
+  if isinstance(error, ImportError):
+    return UserError(
+      f'--storage={shown} needs a driver that is not installed '
+      f'({error.__cause__ or error}); the extra postgres has the one of '
+      "PostgreSQL: pip install -e '.[postgres]'"
+    )
+  return UserError(f'cannot reach --storage={shown}: {_reason(error)}')
 
 
 def database(url: str) -> optuna.storages.RDBStorage:
   """Optuna's storage at a URL of `parse_url`."""
+  return optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
+
+
+def _engine_options(url: str) -> dict[str, Any]:
   options: dict[str, Any] = {'pool_pre_ping': True}
   if url.startswith('sqlite'):
     # Several workers write: one waits for the other. A connection is an open
@@ -383,7 +427,7 @@ def database(url: str) -> optuna.storages.RDBStorage:
       options['poolclass'] = sqlalchemy.pool.NullPool
   elif url.startswith('postgresql'):
     options['connect_args'] = {'connect_timeout': CONNECT_SECONDS}
-  return optuna.storages.RDBStorage(url, engine_kwargs=options)
+  return options
 
 
 def _with_tables(url: str) -> Any:

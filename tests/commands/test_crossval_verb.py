@@ -63,3 +63,15 @@ def test_folds_are_left_gone_on_with_and_scored(place, command_line):
 def test_mistakes(place, complaint, arguments, line):
   assert line in complaint('crossval', *arguments)
   assert not (place / 'x').exists()
+
+
+def test_a_dry_run_says_what_it_takes_and_makes_no_workdir(place, command_line):
+  there = sorted(place.iterdir())
+  status, said, why = command_line(
+    'crossval', '--config=folds.json', '--dry_run', '--seeds=2'
+  )
+  assert status == 0, why
+  assert 'memory, predicted ' in said
+  assert 'images/s, of 4 runs side by side' in said
+  assert 'for 1 wave of at most 4 runs' in said
+  assert set(place.iterdir()) - set(there) <= {place / 'data'}
