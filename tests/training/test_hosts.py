@@ -21,7 +21,7 @@ from fer_jax import files, hosts
 from fer_jax.errors import UserError
 from fer_jax.evaluation import evaluate
 from fer_jax.evaluation import workdir as workdir_lib
-from fer_jax.training import checkpoint, loop
+from fer_jax.training import checkpoint, journal, loop
 
 
 def _start(count, *arguments, limits=None):
@@ -175,6 +175,9 @@ def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
   assert 'left when asked to' in first[1]
   assert 'SIGTERM: finishing the block under way' in second[2]
   left = checkpoint.latest_intact(workdir)
+  # Only the first writes, of whom nobody had asked.
+  assert [e['event'] for e in journal.read(workdir)] == ['started', 'left']
+  assert journal.read(workdir)[1]['why'] == 'asked'
 
   processes = _start(2, *endless)
   _until(processes[0], 'resuming')
@@ -184,6 +187,8 @@ def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
   assert first[0] == 75, first
   assert 'another process of this run is gone' in first[2]
   assert 'Traceback' not in first[2]
+  failed = journal.read(workdir)[-1]
+  assert failed['event'] == 'failed', failed
   assert checkpoint.latest_intact(workdir).step >= left.step
   loop.train(
     config_lib.load_json(workdir / 'config.json'), workdir, max_seconds=1e-6
