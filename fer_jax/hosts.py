@@ -12,6 +12,9 @@ So all hosts must come to each of these calls, in the same order.
 A host that cannot come any more ends the run of all: those that wait for it
 hear that its connections are closed, or, where its machine fell silent, that
 JAX has missed its heartbeats. Each leaves at once, for nobody can go on.
+
+Processes that have runs to divide, of which none needs another, stay `apart`:
+to each it is as if it were alone, and whoever is lost takes nobody along.
 """
 
 import contextlib
@@ -22,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -75,8 +78,8 @@ def launch(environ: Mapping[str, str]) -> dict[str, Any] | None:
       'num_processes': processes,
       'process_id': _number(environ, 'JAX_PROCESS_ID'),
     }
-  # In a batch script, outside of srun, there is one process whatever is asked.
-  if 'SLURM_STEP_NODELIST' in environ and 'SLURM_PROCID' in environ:
+  starter = _starter(environ)
+  if starter is _SLURM:
     tasks = _number(environ, 'SLURM_NTASKS', 1)
     if tasks == 1:
       return None
@@ -86,7 +89,7 @@ def launch(environ: Mapping[str, str]) -> dict[str, Any] | None:
     # the one of its own number on the machine.
     seen = environ.get('CUDA_VISIBLE_DEVICES', '')
     return {'local_device_ids': [0]} if seen and ',' not in seen else {}
-  if 'OMPI_MCA_orte_hnp_uri' in environ:
+  if starter is _OPEN_MPI:
     if _number(environ, 'OMPI_COMM_WORLD_SIZE', 1) == 1:
       return None
     alone = _number(environ, 'OMPI_COMM_WORLD_LOCAL_SIZE', 0) == 1
@@ -97,13 +100,93 @@ def launch(environ: Mapping[str, str]) -> dict[str, Any] | None:
     return None
   if _number(environ, 'MEGASCALE_NUM_SLICES', 1) > 1:
     return {}
-  workers = environ.get(
-    'TPU_PROCESS_ADDRESSES', environ.get('TPU_WORKER_HOSTNAMES')
-  )
+  workers = next((environ[n] for n in _TPU_HOSTS if n in environ), None)
   if workers is not None:
     return {} if ',' in workers else None
   # Without those the machine's metadata tells, which JAX asks for.
   return None if 'TPU_SKIP_MDS_QUERY' in environ else {}
+
+
+class _Starter(NamedTuple):
+  """Variables of the environment by which a process is told its place.
+
+  Attributes:
+    number: of this process, from 0.
+    total: how many there are.
+    local: number among those of its machine.
+  """
+
+  number: str
+  total: str
+  local: str
+
+
+_TPU_HOSTS = ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')
+_SLURM = _Starter('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')
+_OPEN_MPI = _Starter(
+  'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'
+)
+
+
+def _starter(environ: Mapping[str, str]) -> _Starter | None:
+  # In a batch script, outside of srun, there is one process whatever is asked.
+  if 'SLURM_STEP_NODELIST' in environ and _SLURM.number in environ:
+    return _SLURM
+  return _OPEN_MPI if 'OMPI_MCA_orte_hnp_uri' in environ else None
+
+
+def placed(environ: Mapping[str, str]) -> tuple[int, int, str]:
+  """Where a process is among those that it stays apart from.
+
+  Returns:
+    (its number, from 0; how many there are; the devices of its machine that are
+    its own, as CUDA_VISIBLE_DEVICES lists them, '' for all).
+
+  Raises:
+    UserError: the environment makes no sense, or is of a TPU slice, whose hosts
+      cannot stay apart.
+  """
+  arguments = launch(environ)
+  if arguments is None:
+    return 0, 1, ''
+  starter = _starter(environ)
+  if 'num_processes' in arguments:
+    number, count = arguments['process_id'], arguments['num_processes']
+    devices = environ.get('JAX_LOCAL_DEVICE_IDS', '')
+    name = 'JAX_PROCESS_ID'
+  elif starter is None:
+    if not any(name in environ for name in _TPU_HOSTS):
+      return 0, 1, ''  # the machine's metadata may know of others, JAX will
+    raise UserError(
+      'this is one of several hosts of a TPU slice, which train one run '
+      'together; populations need a slice of one host'
+    )
+  else:
+    number, count, local = (_number(environ, name) for name in starter)
+    own = arguments.get('local_device_ids', [local])
+    devices = ','.join(map(str, own))
+    name = starter.number
+  if number >= count:
+    raise UserError(f'{name} is {number}; allowed is 0 to {count - 1}')
+  return number, count, devices
+
+
+def apart() -> tuple[int, int]:
+  """Takes the devices that a process of several would have if it joined them.
+
+  To be called before anything is computed.
+
+  Returns:
+    (number of this process, from 0; how many there are).
+
+  Raises:
+    UserError: as `placed`.
+  """
+  number, count, devices = placed(os.environ)
+  if devices:
+    for platform in ('cuda', 'rocm'):
+      jax.config.update(f'jax_{platform}_visible_devices', devices)
+  return number, count
 
 
 def _number(

@@ -230,10 +230,10 @@ def check_arguments(arguments: list[str]) -> pathlib.Path:
       f'--workers={WORKERS.value} is for --verb=sweep; a {VERB.value} is one '
       'job'
     )
-  if NODES.value > 1 and VERB.value != 'train':
+  if NODES.value > 1 and VERB.value == 'sweep':
     raise UserError(
-      f'--nodes={NODES.value} is for --verb=train; a {VERB.value} uses one '
-      'machine'
+      f'--nodes={NODES.value} is for train and crossval; a sweep takes several '
+      'nodes by --workers'
     )
   for name, instead in NOT_HERE.items():
     if value_of(arguments, name) is not None:

@@ -46,7 +46,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
   """Runs the verb."""
-  from fer_jax import files
+  from fer_jax import files, hosts
   from fer_jax.evaluation import crossval as scoring
   from fer_jax.evaluation import report, summary
   from fer_jax.training import crossval, preemption
@@ -71,9 +71,10 @@ def main(argv: list[str]) -> int:
     raise UserError('--workdir is missing; expected a folder')
   # Before hours of training: the result must have a place.
   files.require_writable(values.json)
-  _spread()
   with preemption.watched() as notice:
     notice.starting = True
+    part = hosts.apart()
+    _spread(part[1])
     outcome = crossval.train(
       values.config,
       values.workdir,
@@ -82,6 +83,7 @@ def main(argv: list[str]) -> int:
       how=values.mapping,
       notice=notice,
       profile_steps=values.profile,
+      part=part,
     )
     if not outcome.finished or notice.asked:
       why = (
@@ -92,6 +94,9 @@ def main(argv: list[str]) -> int:
         f'in {values.workdir}'
       )
       return notice.status if notice.asked else 0
+    if part[0]:
+      print('all folds are trained; process 0 scores them')
+      return 0
     notice.starting = True  # scoring can be left at any moment
     workdir = pathlib.Path(values.workdir)
     with summary.shown_if_unsaved():
@@ -104,11 +109,11 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _spread() -> None:
-  """Folds divide among the cores of a CPU."""
+def _spread(processes: int = 1) -> None:
+  """The folds of one process of several divide among the cores of a CPU."""
   from fer_jax import config as config_lib
   from fer_jax.training import cores
 
   values = flags.FLAGS
   config_lib.validate(values.config)
-  cores.spread(values.config.data.folds * values.seeds)
+  cores.spread(-(-values.config.data.folds * values.seeds // processes))

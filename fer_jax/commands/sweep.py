@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import sys
 
@@ -140,6 +141,13 @@ def main(argv: list[str]) -> int:
   if values.dry_run:
     return _rehearse(domains)
   if values.workers > 1:
+    from fer_jax import hosts
+
+    if (count := hosts.placed(os.environ)[1]) > 1:
+      raise UserError(
+        f'--workers is {values.workers} in each of {count} processes, which '
+        'are workers themselves; allowed is 1'
+      )
     # Whatever is wrong with it, said once.
     space.Space(domains, values.config)
     statuses = crew.run(
@@ -205,14 +213,17 @@ def _work(domains) -> int:
   values = flags.FLAGS
   with preemption.watched() as notice:
     # Seconds, in which signals are heard.
+    from fer_jax import hosts
     from fer_jax.tuning import sweep
 
     notice.starting = True
+    # Several processes are as many workers, of which the first tells the rest.
+    number, _ = hosts.apart()
     _spread()
     finished, content = sweep.run(
       values.config, domains, values.workdir, _settings(), notice
     )
-  if values.workers:
+  if values.workers and not number:
     _say(content, finished)
   return notice.status if notice.asked and not finished else 0
 

@@ -3,15 +3,20 @@
 All folds train as one population over one data set in memory. Each is a normal
 workdir all the same (`fold_03`, `fold_03_seed_1`): `train --config` repeats
 it, `evaluate` and `report` take it, and an interrupted cross-validation goes on
-from the folds' own checkpoints. What selects is the inner validation, or the
-last epoch, never the fold's test part, which nothing here opens.
+from the folds' own checkpoints. Several processes divide the folds (`shares`),
+and each trains its own as a population on its own devices. What selects is the
+inner validation, or the last epoch, never the fold's test part, which nothing
+here opens.
 """
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import jax
 
 from fer_jax import config as config_lib
 from fer_jax import datasets
@@ -23,11 +28,15 @@ from fer_jax.training import (
   memory,
   population,
   preemption,
+  shares,
   side_by_side,
   task,
 )
 from fer_jax.training.observer import Observer
 from fer_jax.training.workdir import claimed
+
+WAIT_SECONDS = 1.0
+"""Between looks for folds that another process has left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +62,9 @@ class Outcome:
 
   Attributes:
     places: all folds and seeds.
-    finished: whether nothing is left to train.
+    finished: whether nothing is left to train, by any process.
     seconds: that training took in this process.
-    waves: how many populations it took, one after another.
+    waves: how many populations it took in this process, one after another.
   """
 
   places: tuple[Place, ...]
@@ -73,6 +82,7 @@ def train(
   how: str = 'auto',
   notice: preemption.Notice | None = None,
   profile_steps: int = 0,
+  part: tuple[int, int] = (0, 1),
 ) -> Outcome:
   """Trains all folds of a config, or goes on with those the workdir holds.
 
@@ -85,7 +95,9 @@ def train(
       limit.
     how: a name of `mapping.MAPPINGS`, or 'auto'.
     notice: leaves after the block under way once it is asked.
-    profile_steps: how many steps are traced into the workdir.
+    profile_steps: how many steps are traced.
+    part: number of this process and of all that train folds of this workdir;
+      each returns when all folds are trained.
 
   Raises:
     UserError: as `loop.train`; or the protocol has no folds, a fold's loss is
@@ -95,16 +107,25 @@ def train(
   workdir = pathlib.Path(workdir)
   notice = notice or preemption.Notice()
   begun = time.monotonic()
+  until = begun + max_seconds if max_seconds else math.inf
+  number, count = part
+  facts = {'worker': number} if count > 1 else {}
   with (
-    claimed(workdir, config),
-    journal.failures(workdir),
-    contextlib.ExitStack() as claims,
+    claimed(workdir, config, number),
+    journal.failures(workdir, **facts),
+    contextlib.closing(
+      Observer(
+        workdir / 'workers' / str(number) if number else workdir,
+        workdir,
+        profile_steps,
+        **facts,
+      )
+    ) as observer,
   ):
     blueprint = task.blueprint(config)
     places = places_of(config, blueprint.dataset, workdir, seeds)
-    for place in places:
-      claims.enter_context(claimed(place.workdir, place.config))
     shared, partitions = shared_by(config, blueprint, places, how)
+    waves = 0
 
     def member(place: Place) -> population.Member:
       return side_by_side.member(
@@ -115,59 +136,112 @@ def train(
         number=place.fold,
       )
 
-    members = list(map(member, places))
-    waves = side_by_side.waves(shared, members, len(members))
-    observer = claims.enter_context(
-      contextlib.closing(Observer(workdir, workdir, profile_steps))
-    )
-    resumed = any(checkpoint.steps(place.workdir) for place in places)
-    journal.begun(workdir, resumed, runs=len(places))
-    finished, lost, trained = True, [], 0
-    stale: set[int] = set()  # members of waves that did not fit
-    while waves:
-      left = max_seconds - (time.monotonic() - begun) if max_seconds else 0.0
-      if notice.agreed():
-        finished = False
-        break
-      if max_seconds and left <= 0:
-        if trained:
-          finished = False
-          break
-        left = 1e-9  # one epoch all the same
-      wave = waves.pop(0)
-      for m in stale.intersection(wave):
-        members[m] = member(places[m])
-      try:
-        with memory.exhaustion_told():
-          done, diverged = _train_wave(
-            [places[m] for m in wave],
-            [members[m] for m in wave],
-            shared,
-            notice,
-            member,
-            observer,
-            max_seconds=left,
+    with shares.Shares(
+      [(place.workdir, place.config) for place in places],
+      [len(partitions[place.fold].train) for place in places],
+      part,
+    ) as folds:
+      those = folds.own()
+      resumed = any(checkpoint.steps(place.workdir) for place in places)
+      journal.begun(workdir, resumed, runs=len(those), **facts)
+      while True:
+        if those:
+          _say(places, those, part)
+          done, took = _train(
+            those, folds, places, shared, notice, member, observer, until
           )
-      except memory.ExhaustedError as error:
-        # More than was predicted: from the checkpoints on, in smaller ones.
-        fewer = error.fewer(len(wave))
-        observer.exhausted(len(wave), fewer, error)
-        if not fewer:
-          raise
-        print(f'{len(wave)} runs side by side are too many: {error}')
-        waves[:0] = memory.split(wave, fewer)
-        stale.update(wave)
-        continue
-      trained += 1
-      finished &= done
-      lost += [str(place.workdir) for place in diverged]
+          waves += took
+          if not done:
+            break
+        # Folds of others are waited for, and nothing is unsaved meanwhile.
+        notice.starting |= count > 1
+        observer.idle()
+        those = folds.more(jax.local_device_count())
+        if folds.ended or notice.agreed() or time.monotonic() > until:
+          break
+        if not those:
+          time.sleep(WAIT_SECONDS)
+      finished, lost = folds.ended, folds.diverged
     if lost and finished:
       raise UserError(
-        f'the loss is not finite in {", ".join(lost)}; the other folds are '
-        'trained; a smaller optim.learning_rate or optim.clip_norm may help'
+        'the loss is not finite in '
+        f'{", ".join(str(places[m].workdir) for m in lost)}; the other folds '
+        'are trained; a smaller optim.learning_rate or optim.clip_norm may help'
       )
-    journal.ended(workdir, finished, not finished and notice.agreed())
-  return Outcome(tuple(places), finished, time.monotonic() - begun, trained)
+    asked = not finished and notice.agreed()
+    journal.ended(workdir, finished, asked, **facts)
+  return Outcome(tuple(places), finished, time.monotonic() - begun, waves)
+
+
+def _say(places, those: Sequence[int], part: tuple[int, int]) -> None:
+  """Which folds this process of several trains."""
+  number, count = part
+  if count > 1:
+    names = ', '.join(places[m].workdir.name for m in those)
+    print(f'process {number} of {count} trains {names}', flush=True)
+
+
+def _train(
+  those: Sequence[int],
+  folds: shares.Shares,
+  places: Sequence[Place],
+  shared: side_by_side.Shared,
+  notice: preemption.Notice,
+  member: Callable[[Place], population.Member],
+  observer: Observer,
+  until: float,
+) -> tuple[bool, int]:
+  """(whether those folds were trained to their end, populations it took)."""
+  members = {m: member(places[m]) for m in those}
+  waves = [
+    [those[n] for n in wave]
+    for wave in side_by_side.waves(shared, list(members.values()), len(those))
+  ]
+  trained = 0
+  stale: set[int] = set()  # members of waves that did not fit
+  while waves:
+    left = until - time.monotonic()
+    if notice.agreed():
+      return False, trained
+    if left <= 0:
+      if trained:
+        return False, trained
+      left = 1e-9  # one epoch all the same
+    wave = waves.pop(0)
+    for m in stale.intersection(wave):
+      members[m] = member(places[m])
+    try:
+      with memory.exhaustion_told():
+        done, diverged = _train_wave(
+          [places[m] for m in wave],
+          [members[m] for m in wave],
+          shared,
+          notice,
+          member,
+          observer,
+          max_seconds=left,
+        )
+    except memory.ExhaustedError as error:
+      # More than was predicted: from the checkpoints on, in smaller ones.
+      fewer = error.fewer(len(wave))
+      observer.exhausted(len(wave), fewer, error)
+      if not fewer:
+        raise
+      print(f'{len(wave)} runs side by side are too many: {error}')
+      waves[:0] = [
+        [wave[n] for n in part]
+        for part in memory.split(range(len(wave)), fewer)
+      ]
+      stale.update(wave)
+      continue
+    trained += 1
+    if not done:
+      return False, trained
+    lost = {place.workdir for place in diverged}
+    for m in wave:
+      bad = places[m].workdir in lost
+      folds.end(m, shares.DIVERGED if bad else shares.TRAINED)
+  return True, trained
 
 
 def require_folds(config: config_lib.Config) -> None:

@@ -1,7 +1,7 @@
 """Whose a workdir is, and what it says of its run.
 
 A workdir is one config's and, while it trains, one process's: of several hosts
-the first one's.
+the first one's. Processes that divide the runs of a workdir have a lock each.
 """
 
 import contextlib
@@ -30,59 +30,86 @@ _RUN = {
 }
 
 
+class TakenError(UserError):
+  """Another process trains in a workdir."""
+
+
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path, config: config_lib.Config):
+def claimed(workdir: pathlib.Path, config: config_lib.Config, number: int = 0):
   """The workdir, this config's and this process's alone while it trains.
 
+  Args:
+    workdir: made where it is missing.
+    config: of the run.
+    number: of this process, where several have a part in what is in there: the
+      first one writes.
+
   Raises:
-    UserError: another process trains in it, it is another config's (naming
-      the fields that differ), or it cannot be written.
+    TakenError: another process of this number trains in it.
+    UserError: it is another config's (naming the fields that differ), or it
+      cannot be written.
   """
   with contextlib.ExitStack() as claim:
-    hosts.on_first(lambda: claim.enter_context(_claimed(workdir, config)))
+    hosts.on_first(
+      lambda: claim.enter_context(_claimed(workdir, config, number))
+    )
     yield
 
 
 @contextlib.contextmanager
-def _claimed(workdir: pathlib.Path, config: config_lib.Config):
+def _claimed(workdir: pathlib.Path, config: config_lib.Config, number: int):
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir {workdir} is a file; expected a folder')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / '.lock').open('w')
+    lock = (workdir / (f'.lock_{number}' if number else '.lock')).open('w')
   except OSError as error:
     raise UserError(
       f'cannot write to --workdir {workdir}: {error.strerror}'
     ) from error
   with lock:  # the kernel frees it however the process ends
     if not files.taken(lock):
-      raise UserError(
+      raise TakenError(
         f'another process trains in --workdir {workdir}; wait for it, or '
         'choose another'
       )
-    files.remove_temporaries(workdir)
-    _write_config(workdir, config)
+    _require_same_config(workdir, config)
+    if not number:  # what another one is writing is not left over
+      files.remove_temporaries(workdir)
+      _write_config(workdir, config)
     yield
 
 
+def _require_same_config(
+  workdir: pathlib.Path, config: config_lib.Config
+) -> None:
+  """Raises UserError where a run of another config has left its mark."""
+  differ = _differences(workdir, config)
+  # Of a cross-validation its folds are what was trained.
+  trained = [workdir, *workdir.glob('fold_*')]
+  if differ and any(map(checkpoint.steps, trained)):
+    raise UserError(
+      f'{workdir} was made by another config: {"; ".join(differ)}; '
+      'choose another --workdir or the same config'
+    )
+
+
+def _differences(workdir: pathlib.Path, config: config_lib.Config) -> list[str]:
+  """From the config that a workdir holds, if it does."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    return []
+  return config_lib.differences(config_lib.load_json(path), config)
+
+
 def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Writes config.json, unless a run of another config has left its mark."""
   path = workdir / 'config.json'
   content = config_lib.to_json(config)
-  if path.exists():
-    differ = config_lib.differences(config_lib.load_json(path), config)
-    if not differ and files.read_json(path) == content:
-      return
-    # Of a cross-validation its folds are what was trained.
-    trained = [workdir, *workdir.glob('fold_*')]
-    if differ and any(map(checkpoint.steps, trained)):
-      raise UserError(
-        f'{workdir} was made by another config: {"; ".join(differ)}; '
-        'choose another --workdir or the same config'
-      )
-    # Nothing was trained yet: whatever was wrong is being put right.
-    if differ:
-      (workdir / 'run.json').unlink(missing_ok=True)
+  if path.exists() and files.read_json(path) == content:
+    return
+  # Nothing was trained yet: whatever was wrong is being put right.
+  if _differences(workdir, config):
+    (workdir / 'run.json').unlink(missing_ok=True)
   files.write_json(path, content)
 
 

@@ -65,6 +65,9 @@ def _mistakes(folder):
     'is for --verb=sweep': (
       *train, '--workers=2', '--', f'--config={config}', absolute,
     ),
+    'a sweep takes several nodes by --workers': (
+      '--verb=sweep', '--nodes=2', '--', f'--config={config}', absolute,
+    ),
     '--max_seconds after the --': (
       *train, '--', f'--config={config}', absolute, '--max_seconds=60',
     ),
@@ -224,7 +227,7 @@ def test_a_requeued_training_ends_as_an_undisturbed_one(
   assert epochs == list(range(1, EPOCHS + 1))
 
 
-def test_of_two_processes_one_is_killed_and_folds_are_trained_meanwhile(
+def test_of_two_processes_one_is_killed_and_two_divide_folds_meanwhile(
   cluster, config, tmp_path
 ):
   two, folds = tmp_path / 'two', tmp_path / 'folds'
@@ -238,12 +241,15 @@ def test_of_two_processes_one_is_killed_and_folds_are_trained_meanwhile(
   validated = _submit(
     cluster, config, folds, '--config.data.protocol=kfold_subjects',
     '--config.data.folds=2', '--config.train.epochs=1', verb='crossval',
+    sbatch=['--sbatch=ntasks_per_node=2'],
   )  # fmt: skip
   for each in (validated, job):
     cluster.wait(each, 'COMPLETED')
 
   assert cluster.state(validated)['Restarts'] == '0'
   assert json.loads((folds / 'metrics_crossval.json').read_text())
+  log = (folds / 'slurm' / f'{validated}_1_log.out').read_text()
+  assert 'all folds are trained; process 0 scores them' in log
   assert cluster.state(job)['Restarts'] == '1'
   log = (two / 'slurm' / f'{job}_0_log.out').read_text()
   assert log.count('2 processes with 2 devices together') == 2

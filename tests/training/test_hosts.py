@@ -198,6 +198,13 @@ def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
 
 STEP = {'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_PROCID': '1'}
 TPU = {'TPU_ML_PLATFORM': 'JAX'}
+OF_FOUR = {**STEP, 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '3'}
+OMPI = {
+  'OMPI_MCA_orte_hnp_uri': 'x',
+  'OMPI_COMM_WORLD_SIZE': '6',
+  'OMPI_COMM_WORLD_RANK': '5',
+  'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+}
 
 
 @pytest.mark.parametrize(
@@ -255,6 +262,35 @@ def test_the_environment_tells_how_to_start(environ, expected):
   assert hosts.launch(environ) == expected
 
 
+@pytest.mark.parametrize(
+  ('environ', 'expected'),
+  [
+    ({}, (0, 1, '')),
+    ({**OF_FOUR, 'SLURM_NTASKS': '1'}, (0, 1, '')),
+    (OF_FOUR, (1, 4, '3')),
+    ({**OF_FOUR, 'CUDA_VISIBLE_DEVICES': '3'}, (1, 4, '0')),
+    ({**OF_FOUR, 'SLURM_STEP_NUM_NODES': '4'}, (1, 4, '')),
+    ({**OMPI, 'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}, (5, 6, '1')),
+    ({**OMPI, 'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, (5, 6, '')),
+    ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1'}, (1, 2, '')),
+    (
+      {
+        'JAX_NUM_PROCESSES': '2',
+        'JAX_PROCESS_ID': '1',
+        'JAX_LOCAL_DEVICE_IDS': '2,3',
+      },
+      (1, 2, '2,3'),
+    ),
+    (TPU, (0, 1, '')),
+    ({**TPU, 'TPU_WORKER_HOSTNAMES': 'localhost'}, (0, 1, '')),
+  ],
+)
+def test_processes_that_stay_apart_have_the_devices_they_would_have(
+  environ, expected
+):
+  assert hosts.placed(environ) == expected
+
+
 def test_a_process_alone_on_its_machine_is_left_all_devices(monkeypatch):
   for name, value in {
     **STEP,
@@ -273,6 +309,10 @@ def test_a_process_alone_on_its_machine_is_left_all_devices(monkeypatch):
 def test_an_environment_that_makes_no_sense_is_named():
   with pytest.raises(UserError, match="JAX_PROCESS_ID=''; expected a whole"):
     hosts.launch({'JAX_NUM_PROCESSES': '2'})
+  with pytest.raises(UserError, match='JAX_PROCESS_ID is 2; allowed is 0 to 1'):
+    hosts.placed({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'})
+  with pytest.raises(UserError, match='populations need a slice of one host'):
+    hosts.placed({**TPU, 'TPU_WORKER_HOSTNAMES': 'a,b'})
 
 
 def test_one_process_has_all_rows_and_decides_alone():

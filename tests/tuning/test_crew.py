@@ -4,8 +4,11 @@ import json
 import os
 import sys
 
+import forked
 import pytest
 
+from fer_jax import config as config_lib
+from fer_jax import files
 from fer_jax.commands import sweep as verb
 from fer_jax.errors import UserError
 from fer_jax.evaluation import report
@@ -130,3 +133,40 @@ def test_names_in_the_help_are_those_there_are():
   assert verb.SEARCHES == search.SEARCHES
   assert verb.PRUNERS == search.PRUNERS
   assert set(verb.MAPPINGS) == {'auto', *mapping.MAPPINGS}
+
+
+SWEEP = """
+from fer_jax import config as base
+from fer_jax.tuning import log_uniform
+
+def get_config():
+  return base.load_json({config!r})
+
+def get_space():
+  return {{'optim.learning_rate': log_uniform(1e-3, 1e-1)}}
+"""
+
+
+def test_processes_that_were_started_together_are_workers(config, tmp_path):
+  path, workdir = tmp_path / 'config.json', tmp_path / 'sweep'
+  config.train.epochs = 1
+  files.write_json(path, config_lib.to_json(config))
+  space = tmp_path / 'space.py'
+  space.write_text(SWEEP.format(config=str(path)))
+  processes = [
+    forked.Command(
+      *('sweep', f'--config={space}', f'--workdir={workdir}'),
+      *('--trials=3', '--population=1', '--seeds=0', *flags),
+      environ={'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(number)},
+      options={'jax_platforms': 'cpu', 'jax_num_cpu_devices': 1},
+    )
+    for number, flags in ((0, ()), (1, ()), (1, ('--workers=2',)))
+  ]
+  first, second, refused = (process.result() for process in processes)
+  assert (first[0], second[0]) == (0, 0), (first, second)
+  assert 'report: ' in first[1]
+  assert 'report: ' not in second[1]
+  content = json.loads((workdir / 'sweep.json').read_text())
+  assert [t['state'] for t in content['trials']] == ['complete'] * 3
+  assert refused[0] == 2
+  assert '--workers is 2 in each of 2 processes' in refused[2]
