@@ -5,10 +5,13 @@
 
 Every formula of docs/scaling.md is a function here. The step of a config is
 compiled, not run, for eight CPU devices, with the convolutions and recurrent
-layers of an accelerator, and its operations are counted beside the formulas.
+layers of an accelerator, and its operations are counted beside the formulas;
+so is the block of steps of populations, in the manner of an accelerator.
 The times are predictions from data sheets: no accelerator is asked.
 
-Legend: B batch, n devices, P parameters, C channels of a BatchNorm, K classes.
+Legend: B batch, n devices, P parameters, C channels of a BatchNorm, K classes,
+M members of a population, whose members n devices divide, and where there are
+more devices than members, each member's batches.
 """
 
 import argparse
@@ -27,9 +30,19 @@ FLOAT = 4
 
 DEVICES = (8, 16, 32, 64, 128, 256)
 
+MEMBERS = (4, 8, 16)
+"""Of the populations that are compiled: on eight devices each member has two,
+one, and half of one."""
+
+EXAMPLES, STEPS = 1024, 100
+"""Of the resident set of those, and steps of an epoch."""
+
 _OPERATION = re.compile(
   r'= (?P<shape>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|'
   r'collective-permute|all-to-all)(?:-start)?\('
+)
+_GROUPS = re.compile(
+  r'replica_groups=(?:\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\]<=)'
 )
 _ARRAY = re.compile(r'(?:pred|[a-z]+\d+)\[([\d,]*)\]')
 
@@ -59,6 +72,22 @@ def messages(text: str) -> dict[str, list[str]]:
         array[0] for array in _ARRAY.finditer(operation['shape'])
       ]
   return found
+
+
+def group_sizes(text: str) -> set[int]:
+  """How many devices take part in each collective operation of a program.
+
+  Args:
+    text: of compiled HLO.
+  """
+  sizes = set()
+  for line in text.splitlines():
+    if _OPERATION.search(line):
+      groups = _GROUPS.search(line)
+      if groups is None:
+        raise ValueError(f'no groups in {line.strip()!r}')
+      sizes.add(int(groups['size'] or 1 + groups['first'].count(',')))
+  return sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +233,40 @@ def efficiency(work: Work, devices: int, accelerator: Accelerator) -> float:
 def population_efficiency(members: int, devices: int) -> float:
   """Of members of one length each on one device: they say nothing, but the
   device with the most of them is waited for: M / (n ceil(M / n))."""
-  return members / (devices * math.ceil(members / devices))
+  return members / (devices * each_device(members, devices))
+
+
+def each_device(members: int, devices: int) -> int:
+  """Members that it has at most, ceil(M / n)."""
+  return math.ceil(members / devices)
+
+
+def population_by_formula(
+  work: Work, members: int, devices: int, shared: int, member: int
+) -> dict[str, Any]:
+  """What `compile_population` counts, where members train all at once.
+
+  They say nothing to each other. Where batches are divided, it is what is said
+  in as many single runs, in one run's number of messages.
+
+  Args:
+    work: of one.
+    members: M.
+    devices: n.
+    shared: bytes of the resident set.
+    member: bytes of one member's state, lists and plan.
+  """
+  from fer_jax.training import population
+
+  rows, columns = population.divisions(devices, members, work.batch)
+  each = each_device(members, rows)
+  divided = columns > 1
+  return {
+    'messages': message_count(work) if divided else 0,
+    'reduced_bytes': each * reduced_bytes(work) if divided else 0,
+    'gathered_bytes': each * gathered_bytes(work, columns) if divided else 0,
+    'argument_bytes': shared + each * member,
+  }
 
 
 def accelerator_model(config: Any, num_classes: int) -> Any:
@@ -260,7 +322,8 @@ def compile_step(config: Any, num_classes: int) -> dict[str, Any]:
     'devices'; on each of them 'flops', by XLA's account, which goes through a
     loop once and leaves out products with padding, and 'temporary_bytes'; and
     what they send: 'messages', arrays that travel together counted as one,
-    'reduced_bytes' and 'gathered_bytes'.
+    'group_sizes', how many devices take part in one, 'reduced_bytes' and
+    'gathered_bytes'.
   """
   import jax
   import jax.numpy as jnp
@@ -292,15 +355,88 @@ def compile_step(config: Any, num_classes: int) -> dict[str, Any]:
   compiled = program.lower(
     task.abstract_state(config, num_classes), arrays, plan
   ).compile()
-  text = compiled.as_text() or ''
-  sent = messages(text)
   cost: Any = compiled.cost_analysis()
   memory: Any = compiled.memory_analysis()
   return {
     'devices': jax.device_count(),
-    'messages': len(_OPERATION.findall(text)),
     'flops': cost['flops'],
     'temporary_bytes': memory.temp_size_in_bytes,
+    **_sent(compiled.as_text() or ''),
+  }
+
+
+def compile_population(
+  config: Any, num_classes: int, members: int, mapping: str = 'vmap'
+) -> dict[str, Any]:
+  """Compiles the block of steps of a population for all devices there are.
+
+  Args:
+    config: of its members.
+    num_classes: K.
+    members: M.
+    mapping: how those of one device share it.
+
+  Returns:
+    'members'; 'divided', how many parts members and batches have; on each
+    device 'argument_bytes' and 'temporary_bytes'; 'shared_bytes' and
+    'member_bytes', of the set and of a member; and what devices send in a step
+    as of `compile_step`, with 'group_sizes', how many take part in a message.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from fer_jax.training import memory, optim, population, task
+  from fer_jax.training import state as state_lib
+  from fer_jax.training import step as step_lib
+
+  size, batch = config.data.image_size, config.train.batch_size
+  graphdef, _, _ = state_lib.split(accelerator_model(config, num_classes))
+  images = {
+    'image': jax.ShapeDtypeStruct(
+      (EXAMPLES, size, size, config.data.channels), jnp.uint8
+    ),
+    'target': jax.ShapeDtypeStruct((EXAMPLES, num_classes), jnp.float32),
+  }
+  rows = np.zeros(STEPS * batch, np.int32)
+  member = population.Member(
+    task.abstract_state(config, num_classes),
+    step_lib.Plan(jax.random.key(0), optim.Milestones(total=1)),
+    rows,
+    rows[:0],
+  )
+  devices = jax.devices()
+  compiled = population.lower_block(
+    images,
+    member,
+    members,
+    graphdef=graphdef,
+    settings=task.step_settings(config),
+    selection=task.selection_settings(config),
+    mapping=mapping,
+    devices=devices,
+  ).compile()
+  needed: Any = compiled.memory_analysis()
+  return {
+    'members': members,
+    'mapping': mapping,
+    'divided': population.divisions(len(devices), members, batch),
+    'shared_bytes': memory.bytes_of(images),
+    # The order of an epoch's examples is what is large beside the state.
+    'member_bytes': memory.bytes_of((member.state, rows)),
+    'argument_bytes': needed.argument_size_in_bytes,
+    'temporary_bytes': needed.temp_size_in_bytes,
+    **_sent(compiled.as_text() or ''),
+  }
+
+
+def _sent(text: str) -> dict[str, Any]:
+  """What devices send, of compiled HLO; arrays that travel together are one
+  message."""
+  sent = messages(text)
+  return {
+    'messages': len(_OPERATION.findall(text)),
+    'group_sizes': sorted(group_sizes(text)),
     'reduced_bytes': FLOAT * sum(map(elements, sent['all-reduce'])),
     'gathered_bytes': FLOAT * sum(map(elements, sent['all-gather'])),
   }
@@ -346,12 +482,26 @@ def measure(config: Any, num_classes: int, members: Sequence[int]) -> dict:
 
   work = work_of(config, num_classes)
   compiled = compile_step(config, num_classes)
+  populations = [compile_population(config, num_classes, m) for m in MEMBERS]
   return {
     'environment': provenance.environment(),
     'model': config.model.name,
     'work': dataclasses.asdict(work),
     'compiled': compiled,
     'formula': by_formula(work, compiled['devices']),
+    'populations': [
+      {
+        'compiled': found,
+        'formula': population_by_formula(
+          work,
+          found['members'],
+          compiled['devices'],
+          found['shared_bytes'],
+          found['member_bytes'],
+        ),
+      }
+      for found in populations
+    ],
     'assumed': {'utilisation': UTILISATION, 'latency_seconds': LATENCY},
     'predicted': {a.name: predict(work, a) for a in ACCELERATORS},
     'predicted_population': {
@@ -373,6 +523,19 @@ def lines(record: dict) -> list[str]:
       for name in formula
     ),
   ]
+  for each in record['populations']:
+    compiled, formula = each['compiled'], each['formula']
+    rows, columns = compiled['divided']
+    found += [
+      '',
+      f'{compiled["members"]} members, {compiled["mapping"]}, on {rows} x '
+      f'{columns} devices: a step on each',
+      *(
+        f'{name:18}{formula[name]:>18,.0f}{compiled[name]:>18,.0f}'
+        for name in formula
+      ),
+      f'{"temporary_bytes":36}{compiled["temporary_bytes"]:>18,.0f}',
+    ]
   for name, rows in record['predicted'].items():
     found += [
       '',

@@ -428,10 +428,7 @@ class Population:
     self.diverged[m] = False
     own = _Own(member.state, step_lib.sums_of(member.partial))
     given = _Given(
-      member.plan._replace(
-        key=jax.random.key_data(member.plan.key),
-        milestones=jax.tree.map(np.int32, member.plan.milestones),
-      ),
+      _raw(member.plan),
       train_rows=rows[0],
       train_count=np.int32(count),
       validation_rows=rows[1],
@@ -454,6 +451,71 @@ def divisions(devices: int, members: int, batch_size: int) -> tuple[int, int]:
   rows = min(devices, members)
   columns = max(n for n in range(1, devices // rows + 1) if batch_size % n == 0)
   return rows, columns
+
+
+def lower_block(
+  images: dict[str, Any],
+  member: Member,
+  count: int,
+  *,
+  graphdef: nnx.GraphDef,
+  settings: step_lib.StepSettings,
+  selection: progress.SelectionSettings,
+  mapping: str,
+  devices: Sequence[Any],
+) -> jax.stages.Lowered:
+  """The block of steps of a population, to be compiled; runs nothing.
+
+  Args:
+    images: the resident set, shapes and dtypes alone.
+    member: any; of its state likewise, of its lists the lengths count.
+    count: of such members.
+    graphdef: of the model.
+    settings: of the step.
+    selection: how validation steers each.
+    mapping: a name of `mapping.MAPPINGS`.
+    devices: among which members, then batches, are divided.
+  """
+  rows, columns = divisions(len(devices), count, settings.batch_size)
+  mesh, place = _divided(devices[: rows * columns], rows)
+  settings = settings.over(mesh)
+  programs = _Programs(
+    graphdef=graphdef,
+    settings=settings,
+    selection=selection,
+    sampling='shuffle',
+    mapping=mapping,
+    mesh=mesh,
+    sharding=place,
+  )
+  places = feed.padded_length(count, rows)
+  order = np.zeros(
+    feed.padded_length(len(member.train_rows), settings.batch_size), np.int32
+  )
+  number = np.zeros((), np.int32)
+  own, given = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((places, *x.shape), x.dtype, sharding=place),
+    (
+      _Own(member.state, step_lib.zero_sums()),
+      (order, number, number, number, _raw(member.plan)),
+    ),
+  )
+  everywhere = (
+    place if mesh is None else NamedSharding(mesh, sharding.EVERYWHERE)
+  )
+  shared = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+    images,
+  )
+  return programs.block(settings).lower(own, given, shared)
+
+
+def _raw(plan: step_lib.Plan) -> step_lib.Plan:
+  """A plan of arrays that NumPy and checkpoints know."""
+  return plan._replace(
+    key=jax.random.key_data(plan.key),
+    milestones=jax.tree.map(np.int32, plan.milestones),
+  )
 
 
 def _divided(devices, rows):

@@ -11,6 +11,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import small_populations as small
 from jax.sharding import PartitionSpec
 
@@ -227,7 +228,43 @@ def check_formulas():
   # XLA leaves out products with padding, a fifth of them at this size, and
   # counts what is no product.
   assert 0.5 < compiled['flops'] / formula['flops'] < 2
+  assert compiled['group_sizes'] == [8]
   print('checked formulas')
+  check_formulas_of_populations(config, work)
+
+
+def check_formulas_of_populations(config, work):
+  """Members on devices of their own say nothing; what a device holds grows with
+  the most that one has."""
+
+  def of(members, mapping):
+    found = scaling.compile_population(config, 7, members, mapping)
+    expected = scaling.population_by_formula(
+      work, members, 8, found['shared_bytes'], found['member_bytes']
+    )
+    for name in ('messages', 'reduced_bytes', 'gathered_bytes'):
+      assert found[name] == expected[name], (members, mapping, name)
+    # But for counters, key and sums.
+    assert found['argument_bytes'] == pytest.approx(
+      expected['argument_bytes'], rel=1e-3
+    )
+    return found
+
+  one, three, in_turn, divided = (
+    of(members, mapping)
+    for members, mapping in (
+      *((8, 'vmap'), (24, 'vmap')),
+      *((24, 'in_turn'), (4, 'vmap')),
+    )
+  )
+  assert one['messages'] == 0
+  assert one['group_sizes'] == three['group_sizes'] == []
+  working = one['temporary_bytes']
+  assert three['temporary_bytes'] == pytest.approx(3 * working, rel=0.2)
+  assert in_turn['temporary_bytes'] == pytest.approx(working, rel=0.1)
+  assert divided['divided'] == (4, 2)
+  assert divided['group_sizes'] == [2]
+  print('checked formulas of populations')
 
 
 def check_parts_of_a_batch():
