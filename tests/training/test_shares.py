@@ -39,6 +39,7 @@ def test_who_is_left_alone_takes_over(process):
       assert first.more(8) == []
       assert not first.ended
     assert first.more(8) == [3]  # the second one was let go
+    assert not first.ended
     first.end(3, shares.TRAINED)
     assert first.ended
     assert first.diverged == [1]
