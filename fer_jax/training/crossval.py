@@ -15,6 +15,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -109,7 +110,7 @@ def train(
   begun = time.monotonic()
   until = begun + max_seconds if max_seconds else math.inf
   number, count = part
-  facts = {'worker': number} if count > 1 else {}
+  facts: dict[str, Any] = {'worker': number} if count > 1 else {}
   with (
     claimed(workdir, config, number),
     journal.failures(workdir, **facts),

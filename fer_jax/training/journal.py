@@ -3,9 +3,10 @@
     {"time": "2026-01-31T12:00:00+00:00", "event": "resumed", "step": 4120, ...}
 
 Every line has `time` and `event`, and what is listed here. A run is one of
-`train`, a fold or a trial; a group is a cross-validation or a sweep, of which
-each line names the `worker`. `epoch` and `step` count what is done, but for
-those of a loss that was not finite.
+`train`, a fold or a trial; a group is a cross-validation or a sweep, whose
+lines name the `worker`, of a cross-validation where several processes divide
+it. `epoch` and `step` count what is done, but for those of a loss that was not
+finite.
 
     started      run: epoch, step, both 0; group: runs. `environment` as in
                  run.json, which has that of the last process alone
