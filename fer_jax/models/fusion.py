@@ -128,6 +128,7 @@ class FusionModel(nnx.Module):
     self.num_classes = num_classes
     self.dtype = jnp.dtype(specification.dtype)
     self.token_grid: tuple[int, int] | None = None
+    self.use_running_average = True
 
     shape: tuple[int, ...] = specification.input_shape
     grid: tuple[int, int] | None = None
@@ -167,7 +168,7 @@ class FusionModel(nnx.Module):
     images: jax.Array,
     frame_mask: jax.Array | None = None,
     *,
-    train: bool = False,
+    train: bool | None = None,
     key: jax.Array | None = None,
     dropout: jax.Array | float | None = None,
     weight: jax.Array | None = None,
@@ -180,7 +181,8 @@ class FusionModel(nnx.Module):
         `specification.pixels` says.
       frame_mask: bool (B, T), True for frames that there are; None for all.
       train: whether BatchNorm normalises by this batch's statistics, and
-        moves its running ones.
+        moves its running ones; None takes what `train()` or `eval()` has set,
+        before those False. Dropout goes by its key alone.
       key: PRNG key of dropout; None switches it off.
       dropout: scalar rate in the place of that of every dropout but those
         between recurrent layers; may be traced.
@@ -198,6 +200,8 @@ class FusionModel(nnx.Module):
       ValueError: for an input that the model does not take.
     """
     self._check(images, frame_mask, weight)
+    if train is None:
+      train = not self.use_running_average
     batch = images.shape[0]
     is_clip = images.ndim == 5
     of_examples = None if weight is None else weight > 0

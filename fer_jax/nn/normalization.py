@@ -58,12 +58,13 @@ class BatchNorm(nnx.Module):
     self.epsilon = epsilon
     self.dtype = dtype
     self.frozen = False
+    self.use_running_average = False
     self.axis_name: str | None = None
 
   def __call__(
     self,
     x: jax.Array,
-    use_running_average: bool,
+    use_running_average: bool | None = None,
     *,
     mask: jax.Array | None = None,
   ) -> jax.Array:
@@ -72,7 +73,8 @@ class BatchNorm(nnx.Module):
     Args:
       x: at least two axes.
       use_running_average: True normalises by the running statistics; False
-        by those of this batch, and moves the running ones towards them.
+        by those of this batch, and moves the running ones towards them. None
+        takes what `train()` or `eval()` has set, before those False.
       mask: (B,), True for examples that enter the statistics; None for all.
         The others are normalised too. If none enters, the running statistics
         stay.
@@ -89,6 +91,8 @@ class BatchNorm(nnx.Module):
         f'the mask of {x.shape[0]} examples must be ({x.shape[0]},), got '
         f'{mask.shape}'
       )
+    if use_running_average is None:
+      use_running_average = self.use_running_average
     wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
     wide = x.astype(wide_dtype)
     if use_running_average or self.frozen:

@@ -57,6 +57,7 @@ class ResidualBlock(nnx.Module):
     self.norm2 = BatchNorm(out_features)
     self.projection = nnx.data(None)
     self.projection_norm = nnx.data(None)
+    self.use_running_average = True
     if in_features != out_features or strides != 1:
       self.projection = conv(in_features, 1, strides)
       self.projection_norm = BatchNorm(out_features)
@@ -65,16 +66,19 @@ class ResidualBlock(nnx.Module):
     self,
     x_bhwc: jax.Array,
     *,
-    train: bool = False,
+    train: bool | None = None,
     mask: jax.Array | None = None,
   ) -> jax.Array:
     """(B, H, W, in_features) to (B, H', W', out_features).
 
     Args:
       x_bhwc: images.
-      train: whether to normalise by this batch's statistics.
+      train: whether to normalise by this batch's statistics; None takes what
+        `train()` or `eval()` has set, before those False.
       mask: (B,), True for images that enter those statistics.
     """
+    if train is None:
+      train = not self.use_running_average
     y = self.norm1(self.conv1(x_bhwc), not train, mask=mask)
     y = self.norm2(self.conv2(jax.nn.relu(y)), not train, mask=mask)
     skip = x_bhwc

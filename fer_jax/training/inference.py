@@ -119,12 +119,16 @@ class Predictor:
     Returns:
       float32 (n, K): the logits of one view, or the logarithm of the mean
       probability over several.
+
+    Raises:
+      UserError: no images, other ones than those, or an unknown view.
     """
     unknown = [view for view in views if view not in VIEWS]
     if unknown:
       raise UserError(
         f'unknown view {unknown[0]!r}; expected of {", ".join(VIEWS)}'
       )
+    self._require_images(images)
     outputs = self._run(images, frame_mask, _logits_of_views, tuple(views))
     return np.concatenate(outputs)
 
@@ -135,11 +139,33 @@ class Predictor:
 
     Returns:
       None for a model without attention.
+
+    Raises:
+      UserError: as `predict`.
     """
+    self._require_images(images)
     if not self._has_attention(images, frame_mask):
       return None
     weights = np.concatenate(self._run(images, frame_mask, _attention, ()))
     return weights, self.model().token_grid
+
+  def _require_images(self, images: np.ndarray) -> None:
+    """Raises UserError where these are not images as the run was given."""
+    size, channels = self.config.data.image_size, self.config.data.channels
+    shape = np.shape(images)
+    dtype = getattr(images, 'dtype', type(images).__name__)
+    if (
+      dtype != np.uint8
+      or len(shape) not in (4, 5)
+      or shape[-3:] != (size, size, channels)
+    ):
+      raise UserError(
+        f'the run takes grey levels uint8 of 0 to 255, (n, {size}, {size}, '
+        f'{channels}) or (n, frames, {size}, {size}, {channels}) of clips; got '
+        f'{dtype} {shape}'
+      )
+    if not len(images):
+      raise UserError('there are no images to predict')
 
   def _has_attention(self, images, frame_mask) -> bool:
     batch = self._batch(images, frame_mask, 0)
@@ -159,8 +185,6 @@ class Predictor:
     return batch
 
   def _run(self, images, frame_mask, function, views) -> list[np.ndarray]:
-    if len(images) == 0:
-      raise UserError('there are no images to predict')
     compiled = _compiled(function, self._graphdef, views, self._mesh)
     outputs = []
     for start in range(0, len(images), self._batch_size):

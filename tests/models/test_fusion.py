@@ -457,3 +457,26 @@ def test_examples_run(module):
   results = doctest.testmod(module)
   assert results.attempted > 3
   assert results.failed == 0
+
+
+def test_train_and_eval_of_nnx_set_what_a_call_takes():
+  model = create()
+  images = jax.random.uniform(jax.random.key(1), (4, *SHAPE))
+  evaluated = model(images)
+  model.train()
+  statistics = nnx.clone(nnx.state(model, nnx.BatchStat))
+  trained = model(images)
+  moved = nnx.state(model, nnx.BatchStat)
+  assert not np.allclose(trained, evaluated, atol=1e-3)
+  assert any(
+    not np.array_equal(old, new)
+    for old, new in zip(
+      jax.tree.leaves(statistics), jax.tree.leaves(moved), strict=True
+    )
+  )
+  # What a call says holds before that.
+  told = create()
+  np.testing.assert_array_equal(told(images, train=True), trained)
+  model.eval()
+  told.train()
+  np.testing.assert_array_equal(model(images), told(images, train=False))

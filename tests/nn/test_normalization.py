@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fer_jax.nn import BatchNorm
+from fer_jax.models.backbones.xception import Xception
+from fer_jax.nn import BatchNorm, ResidualBlock
 
 B, C = 6, 3
 MASK = jnp.array([True, False, True, True, False, True])
@@ -157,3 +158,39 @@ def test_wrong_shapes_are_named():
     ours(jnp.zeros((2, 4)), use_running_average=True)
   with pytest.raises(ValueError, match=r'must be \(6,\), got \(2,\)'):
     ours(images(), use_running_average=False, mask=jnp.ones(2, bool))
+
+
+def test_a_sequential_takes_it_and_train_and_eval_switch_it():
+  network = nnx.Sequential(BatchNorm(C), jax.nn.relu)
+  x = images()
+  with_batch = network(x)
+  network.eval()
+  norm = BatchNorm(C)
+  np.testing.assert_array_equal(with_batch, jax.nn.relu(norm(x, False)))
+  np.testing.assert_array_equal(network(x), jax.nn.relu(norm(x, True)))
+  network.train()
+  np.testing.assert_array_equal(network(x), with_batch)
+
+
+@pytest.mark.parametrize(
+  'make', [Xception, lambda **k: ResidualBlock(3, 4, **k)]
+)
+def test_blocks_and_networks_follow_train_and_eval(make):
+  def stay(how, **given):
+    """Whether each statistic is returned as it came in."""
+    module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    how(module)
+    graphdef, params, statistics = nnx.split(module, nnx.Param, ...)
+
+    def call(params, statistics, x):
+      module = nnx.merge(graphdef, params, statistics, copy=True)
+      module(x, **given)
+      return nnx.state(module, nnx.BatchStat)
+
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(call)(params, statistics, x).jaxpr
+    return [out in jaxpr.invars for out in jaxpr.outvars]
+
+  assert not any(stay(nnx.Module.train))
+  assert all(stay(nnx.Module.eval))
+  assert all(stay(nnx.Module.train, train=False))

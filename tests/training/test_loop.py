@@ -67,6 +67,21 @@ def test_a_run_and_its_predictions(tiny_config, tmp_path, capsys):
   np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
   with pytest.raises(UserError, match='unknown view'):
     predictor.predict(images['image'], views=('zoom',))
+  # Scaled already, one without the axis of images, of another size, none.
+  grey = images['image']
+  for wrong, said in (
+    (np.float32(grey / 255), r'got float32 \(\d+, 16, 16, 1\)'),
+    (grey[0], r'got uint8 \(16, 16, 1\)'),
+    (
+      grey[:2, :8],
+      r'uint8 of 0 to 255, .* got uint8 \(2, 8, 16, 1\)',
+    ),
+    (grey[0].tolist(), 'got list'),
+    (grey[:0], 'there are no images'),
+  ):
+    for ask in (predictor.predict, predictor.attention):
+      with pytest.raises(UserError, match=said):
+        ask(wrong)
 
 
 def test_five_crops_are_what_pillow_cuts_out(tiny_config):

@@ -151,6 +151,7 @@ class DenseNet121(nnx.Module):
   ):
     self.family = check_family(family)
     self.in_features = in_features
+    self.use_running_average = True
     parts = _Parts(family, dtype, rngs)
     self.stem = Stem(parts, in_features)
     features = STEM_FEATURES
@@ -181,7 +182,7 @@ class DenseNet121(nnx.Module):
     self,
     x_bhwc: jax.Array,
     *,
-    train: bool = False,
+    train: bool | None = None,
     mask: jax.Array | None = None,
     remat: bool = False,
   ) -> jax.Array:
@@ -189,13 +190,16 @@ class DenseNet121(nnx.Module):
 
     Args:
       x_bhwc: images, preprocessed.
-      train: whether to normalise by this batch's statistics.
+      train: whether to normalise by this batch's statistics; None takes what
+        `train()` or `eval()` has set, before those False.
       mask: (B,), True for images that enter those statistics.
       remat: whether the backward pass computes the insides of each block again.
 
     Raises:
       ValueError: for images that are too small.
     """
+    if train is None:
+      train = not self.use_running_average
     self.output_size(x_bhwc.shape[1], x_bhwc.shape[2], self.family)
     call = functools.partial(
       rematerialisation.call, train=train, mask=mask, remat=remat
