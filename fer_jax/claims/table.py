@@ -71,7 +71,7 @@ def _half(row: dict[str, Any]) -> str:
 _LEGEND = (
   'measures      what the paper counts',
   "its protocol  as the paper counts it, under the paper's own protocol",
-  'honest        accuracy under the honest protocol, bootstrap interval',
+  'honest        accuracy under the honest protocol, with its interval',
   'no twins      the same without test images that have a twin in training or '
   'validation',
   '1-NN          one nearest neighbour on raw pixels: its protocol / honest',
