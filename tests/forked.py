@@ -67,6 +67,13 @@ class Command:
     if self.status is None:
       os.kill(self._process.pid, number)
 
+  def until(self, text: str) -> None:
+    """Reads what it prints up to a line with some text."""
+    for line in self.stdout:
+      if text in line:
+        return
+    raise AssertionError(self.result())
+
   def result(self) -> tuple[int, str, str]:
     """Waits for its end: (status, what stdout got, what stderr got)."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -33,7 +33,7 @@ from fer_jax.training import (
   side_by_side,
   task,
 )
-from fer_jax.training.observer import Observer
+from fer_jax.training.observer import Observer, worker_folder
 from fer_jax.training.workdir import claimed
 
 WAIT_SECONDS = 1.0
@@ -116,7 +116,7 @@ def train(
     journal.failures(workdir, **facts),
     contextlib.closing(
       Observer(
-        workdir / 'workers' / str(number) if number else workdir,
+        worker_folder(workdir, number) if number else workdir,
         workdir,
         profile_steps,
         **facts,
@@ -271,10 +271,9 @@ def shared_by(
     place.fold: task.partition_of(place.config, blueprint.dataset)
     for place in places
   }
-  images, rows = side_by_side.resident_set(
-    config, blueprint.dataset, list(partitions.values())
+  shared = side_by_side.shared_by(
+    config, blueprint, list(partitions.values()), how
   )
-  shared = side_by_side.Shared(config, blueprint, images, rows, how)
   return shared, partitions
 
 

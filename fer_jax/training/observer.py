@@ -11,6 +11,14 @@ from fer_jax.training import journal, memory, population
 from fer_jax.training.heartbeat import Heartbeat
 from fer_jax.training.profile import Profile
 
+WORKERS = 'workers'
+"""In a workdir: a folder for each of several processes at work."""
+
+
+def worker_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
+  """Where the heartbeat and the trace of one of several processes are."""
+  return workdir / WORKERS / str(number)
+
 
 class Observer:
   """Tells where a population is; closed, that it was left."""

@@ -105,6 +105,21 @@ def resident_set(
   return images, rows
 
 
+def shared_by(
+  config: config_lib.Config,
+  blueprint: task.Blueprint,
+  partitions: Sequence[protocol.Partition],
+  how: str,
+) -> Shared:
+  """What runs on these partitions have in common.
+
+  Raises:
+    UserError: as `resident_set`.
+  """
+  images, rows = resident_set(config, blueprint.dataset, partitions)
+  return Shared(config, blueprint, images, rows, how)
+
+
 def member(
   shared: Shared,
   config: config_lib.Config,

@@ -47,10 +47,7 @@ def rehearse(
   trials = trial_count(settings, len(grid))
   blueprint = task.blueprint(config)
   partition = task.partition_of(config, blueprint.dataset)
-  images, rows = side_by_side.resident_set(
-    config, blueprint.dataset, [partition]
-  )
-  shared = side_by_side.Shared(config, blueprint, images, rows, settings.how)
+  shared = side_by_side.shared_by(config, blueprint, [partition], settings.how)
 
   def trial(number: int):
     own = config.copy_and_resolve_references()

@@ -18,7 +18,7 @@ from fer_jax import config as config_lib
 from fer_jax import files
 from fer_jax.errors import UserError
 from fer_jax.training import journal, preemption, side_by_side, task
-from fer_jax.training.observer import Observer
+from fer_jax.training.observer import Observer, worker_folder
 from fer_jax.tuning import queue, search, shapes, summary
 from fer_jax.tuning.space import Domain, Space
 from fer_jax.tuning.study import Storage, Study, parse_url
@@ -26,9 +26,6 @@ from fer_jax.tuning.worker import Manner, Worker, population_size
 
 STUDY = 'study.json'
 """In a sweep's workdir: which study it belongs to."""
-
-WORKERS = 'workers'
-"""In a sweep's workdir: a folder for each of the processes at work."""
 
 DEFAULT_TRIALS = 32
 
@@ -193,11 +190,6 @@ def _numbered(workdir: pathlib.Path) -> Iterator[int]:
         break
     files.remove_temporaries(folder)
     yield number
-
-
-def worker_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
-  """Where a worker's heartbeat and trace are."""
-  return workdir / WORKERS / str(number)
 
 
 def _study(config, space, workdir, settings: Settings) -> Study:

@@ -103,14 +103,6 @@ def test_two_train_what_one_does_and_one_goes_on_with_it(
   _assert_same(one, alone)
 
 
-def _until(process, text):
-  """Reads what a process prints up to a line with some text."""
-  for line in process.stdout:
-    if text in line:
-      return
-  raise AssertionError(process.result())
-
-
 def test_one_that_is_asked_and_one_that_is_killed_leave_their_folds(
   config, tmp_path
 ):
@@ -119,7 +111,7 @@ def test_one_that_is_asked_and_one_that_is_killed_leave_their_folds(
   processes = _start(3, config, workdir, f'--config.train.epochs={epochs}')
   signals = signal.SIGTERM, signal.SIGKILL
   for process, number in zip(processes[1:], signals, strict=True):
-    _until(process, 'epoch 2/')
+    process.until('epoch 2/')
     process.send_signal(number)
   with pytest.raises(UserError, match=r'another process trains in .*folds;'):
     crossval.train(config_lib.load_json(workdir / 'config.json'), workdir)

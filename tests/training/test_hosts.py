@@ -153,14 +153,6 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_all(alone, tmp_path):
   assert checkpoint.latest_intact(workdir) == before
 
 
-def _until(process, text):
-  """Reads what a process prints up to a line with some text."""
-  for line in process.stdout:
-    if text in line:
-      return
-  raise AssertionError(process.result())
-
-
 def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
   alone, tmp_path, capsys
 ):
@@ -168,7 +160,7 @@ def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
   workdir = tmp_path / 'run'
   endless = (*_train(config, workdir), '--config.train.epochs=100000')
   processes = _start(2, *endless)
-  _until(processes[0], 'epoch 2/')
+  processes[0].until('epoch 2/')
   processes[1].send_signal(signal.SIGTERM)
   first, second = _ends(processes)
   assert (first[0], second[0]) == (75, 75), (first, second)
@@ -180,8 +172,8 @@ def test_one_that_is_asked_takes_all_along_and_one_that_dies_ends_all(
   assert journal.read(workdir)[1]['why'] == 'asked'
 
   processes = _start(2, *endless)
-  _until(processes[0], 'resuming')
-  _until(processes[0], 'epoch ')
+  processes[0].until('resuming')
+  processes[0].until('epoch ')
   processes[1].send_signal(signal.SIGKILL)
   first, _ = _ends(processes)
   assert first[0] == 75, first

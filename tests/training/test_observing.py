@@ -6,6 +6,7 @@ import os
 import time
 
 import jax
+import observed
 import pytest
 from asked_to_leave import AskedAfter
 
@@ -36,10 +37,6 @@ def folds_config(tiny_config):
   return config
 
 
-def _names(workdir):
-  return [event['event'] for event in journal.read(workdir)]
-
-
 def _trace(folder):
   (trace,) = (folder / profile.FOLDER).rglob('perfetto_trace.json.gz')
   events = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
@@ -64,13 +61,7 @@ def test_a_run_leaves_a_heartbeat_and_a_trace(tiny_config, tmp_path, capsys):
 def test_folds_leave_a_heartbeat_a_trace_and_events(
   folds_config, tmp_path, capsys, monkeypatch
 ):
-  beats, beat = [], heartbeat.Heartbeat.beat
-
-  def heard(self, **where):
-    beats.append(where)
-    beat(self, **where)
-
-  monkeypatch.setattr(heartbeat.Heartbeat, 'beat', heard)
+  beats = observed.beats(monkeypatch)
   outcome = crossval.train(folds_config, tmp_path, profile_steps=2)
   assert outcome.finished
   workdirs = [place.workdir for place in outcome.places]
@@ -104,10 +95,10 @@ def test_folds_that_were_left_are_resumed_by_their_events(
 ):
   crossval.train(folds_config, tmp_path, notice=AskedAfter(4))
   outcome = crossval.train(folds_config, tmp_path)
-  assert _names(tmp_path) == ['started', 'left', 'resumed', 'finished']
+  assert observed.events(tmp_path) == ['started', 'left', 'resumed', 'finished']
   assert journal.read(tmp_path)[1]['why'] == 'asked'
   for place in outcome.places:
-    assert _names(place.workdir) == ['started', 'resumed', 'finished']
+    assert observed.events(place.workdir) == ['started', 'resumed', 'finished']
     assert journal.read(place.workdir)[1]['step'] > 0
 
 
@@ -161,7 +152,7 @@ def test_events_are_read_past_torn_lines_and_stop_nothing(tmp_path, caplog):
   whole = path.read_text()
   path.write_text(whole + '[]\n{"time": 3, "event": "x"}\n' + whole[:30])
   journal.note(tmp_path, 'finished', step=4)
-  assert _names(tmp_path) == ['left', 'finished']
+  assert observed.events(tmp_path) == ['left', 'finished']
   assert path.read_text().splitlines()[3] == whole[:30]
   path.unlink()
   path.mkdir()

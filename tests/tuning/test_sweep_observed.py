@@ -3,12 +3,13 @@
 import functools
 import json
 
+import observed
 import pytest
 import small_sweeps
 import sqlalchemy
 
 from fer_jax.errors import UserError
-from fer_jax.training import heartbeat, journal, profile
+from fer_jax.training import heartbeat, journal, observer, profile
 from fer_jax.tuning import (
   Space,
   choice,
@@ -24,20 +25,10 @@ from fer_jax.tuning import (
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
-def _names(workdir):
-  return [event['event'] for event in journal.read(workdir)]
-
-
 def test_a_worker_leaves_a_heartbeat_a_trace_and_events(
   config, domains, tmp_path, monkeypatch
 ):
-  beats, beat = [], heartbeat.Heartbeat.beat
-
-  def heard(self, **where):
-    beats.append(where)
-    beat(self, **where)
-
-  monkeypatch.setattr(heartbeat.Heartbeat, 'beat', heard)
+  beats = observed.beats(monkeypatch)
   settings = functools.partial(
     small_sweeps.settings, population=2, trials=2, profile_steps=1
   )
@@ -45,7 +36,7 @@ def test_a_worker_leaves_a_heartbeat_a_trace_and_events(
   assert not finished
   finished, content = sweep.run(config, domains, tmp_path, settings())
   assert finished
-  folder = sweep.worker_folder(tmp_path, 0)
+  folder = observer.worker_folder(tmp_path, 0)
   assert [path.name for path in folder.parent.iterdir()] == ['0']
   kept = json.loads((folder / heartbeat.FILE).read_text())
   last = max(trial['epoch'] for trial in content['trials'])
@@ -57,11 +48,16 @@ def test_a_worker_leaves_a_heartbeat_a_trace_and_events(
   assert list((folder / profile.FOLDER).rglob('perfetto_trace.json.gz'))
 
   events = journal.read(tmp_path)
-  assert _names(tmp_path) == ['started', 'left', 'resumed', 'finished']
+  assert observed.events(tmp_path) == ['started', 'left', 'resumed', 'finished']
   assert {event['worker'] for event in events} == {0}
   assert events[0]['runs'] == events[2]['runs'] == 2
   trial = tmp_path / content['trials'][0]['workdir']
-  assert _names(trial) == ['started', 'taken_over', 'resumed', 'finished']
+  assert observed.events(trial) == [
+    'started',
+    'taken_over',
+    'resumed',
+    'finished',
+  ]
   taken = journal.read(trial)[1]
   assert (taken['processes'], taken['step'] > 0) == (0, True)
 
