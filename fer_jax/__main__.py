@@ -28,6 +28,9 @@ _RAISED_ANEW = (  # by ml_collections
   'Error whilst parsing config file:',
   'Configuration is not available because of',
 )
+_LOOKED_UP = re.compile(r'(?<=Attempting to lookup: )[\w.]+')
+_SUGGESTED = re.compile(r'did you mean "(\w+)"')
+_LISTS_FIELDS = 'train --fields lists those there are'
 STATUSES = (
   'exit status: 0 done; 2 a mistake, told on stderr; 75 asked to leave by '
   'SIGTERM\nand saved, start the same command again; 130 interrupted; see '
@@ -145,11 +148,37 @@ def _config_mistake(error: BaseException, arguments: list[str]) -> str:
     said = f'{type(error).__name__}: {said}'
   elif path == _JSON_LOADER:
     return said  # names the file
-  where = config
+  where = ''
   for frame in traceback.extract_tb(error.__traceback__):
     if config and pathlib.Path(frame.filename).resolve() == path.resolve():
       where = f'{path} line {frame.lineno}'
-  return f'{where}: {said}'
+  if not where and isinstance(error, AttributeError | KeyError):
+    told = _override_mistake(str(error), arguments)
+    if told is not None:
+      return told
+  return f'{where or config}: {said}'
+
+
+def _override_mistake(message: str, arguments: list[str]) -> str | None:
+  """What is said of the override that names a field which is not there.
+
+  Args:
+    message: of ml_collections, which starts with the name it has not found, or
+      ends with the path of a field that it looked for in a value.
+    arguments: of the command line.
+  """
+  said = _plain(message)
+  missing = _LOOKED_UP.search(said) or re.match(r'[\w.]+', said)
+  if missing is None:
+    return None
+  name = missing.group()
+  for argument in arguments:
+    flag, _, path = argument.partition('=')[0].lstrip('-').partition('.')
+    if flag == 'config' and f'.{name}.' in f'.{path}.':
+      suggested = _SUGGESTED.search(said)
+      hint = f'did you mean {suggested[1]!r}?' if suggested else _LISTS_FIELDS
+      return f'{argument}: there is no field {name!r}; {hint}'
+  return None
 
 
 def _plain(message: str) -> str:

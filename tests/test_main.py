@@ -62,19 +62,31 @@ def test_missing_config_names_the_flag():
   assert '--config is missing' in _one_line(_run('train', '--workdir=x'))
 
 
-def test_a_misspelt_override_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+  ('override', 'expected'),
+  [
+    (
+      '--config.optim.learning_rat=1',
+      "there is no field 'learning_rat'; did you mean 'learning_rate'?",
+    ),
+    ('--config.trian.epochs=1', "no field 'trian'; did you mean 'train'?"),
+    (
+      '--config.zzz=1',
+      "there is no field 'zzz'; train --fields lists those there",
+    ),
+    ('--config.train.epochs.x=1', "there is no field 'train.epochs.x'"),
+  ],
+)
+def test_an_override_that_does_not_fit_is_told_as_it_was_given(
+  tmp_path, override, expected
+):
   path = tmp_path / 'c.py'
   path.write_text(_BASE_CONFIG)
   line = _one_line(
-    _run(
-      'train',
-      f'--config={path}',
-      f'--workdir={tmp_path}/w',
-      '--config.optim.learning_rat=1',
-    )
+    _run('train', f'--config={path}', f'--workdir={tmp_path}/w', override)
   )
-  assert 'learning_rat' in line
-  assert 'learning_rate' in line
+  assert line.startswith(f'fer_jax: {override}: '), line
+  assert expected in line, line
   assert not (tmp_path / 'w').exists()
 
 

@@ -75,12 +75,27 @@ def build(
 
 
 def write(content: dict[str, Any], space: Space, workdir: pathlib.Path) -> None:
-  """Writes sweep.json and, where there is a winner, its config."""
-  if content['best'] is not None:
-    winner = content['trials'][content['best']['trial']]['workdir']
-    config = config_lib.load_json(workdir / winner / 'config.json')
-    files.write_json(workdir / BEST, config_lib.to_json(config))
-  files.write_json(workdir / SUMMARY, content)
+  """Writes sweep.json and, where there is a winner, its config.
+
+  A worker that leaves while another one does the last of it has seen no
+  winner. What it has seen does not take the place of the same search's end.
+  """
+  with queue.asking(workdir):
+    if content['best'] is not None:
+      winner = content['trials'][content['best']['trial']]['workdir']
+      config = config_lib.load_json(workdir / winner / 'config.json')
+      files.write_json(workdir / BEST, config_lib.to_json(config))
+    elif _has_ended(workdir, content['search']):
+      return
+    files.write_json(workdir / SUMMARY, content)
+
+
+def _has_ended(workdir: pathlib.Path, search: dict[str, Any]) -> bool:
+  path = workdir / SUMMARY
+  if not path.exists():
+    return False
+  there = files.read_json(path)
+  return there['best'] is not None and there['search'] == search
 
 
 def _trial(

@@ -5,6 +5,8 @@ import types
 import pytest
 from optuna.trial import TrialState
 
+from fer_jax import config as config_lib
+from fer_jax import files
 from fer_jax.tuning import Space, queue, summary, uniform
 
 VALUES = (0.9, 0.8, 0.7)
@@ -110,3 +112,24 @@ def test_a_finalist_under_way_has_not_failed(summed):
   (finalist,) = content['finalists']
   assert [run['failure'] for run in finalist['runs']] == [None, None]
   assert finalist['mean'] is None
+
+
+def test_who_leaves_early_does_not_undo_the_end(summed, config, tmp_path):
+  ended = summed([{5: _complete(0.5)}])
+  early = {**ended, 'best': None, 'finalists': []}
+  space = Space({'model.dropout': uniform(0.0, 0.5)}, config)
+  for trial in ended['trials']:
+    folder = tmp_path / trial['workdir']
+    folder.mkdir(parents=True)
+    files.write_json(folder / 'config.json', config_lib.to_json(config))
+
+  def written(content):
+    summary.write(content, space, tmp_path)
+    return files.read_json(tmp_path / summary.SUMMARY)
+
+  assert written(early)['best'] is None
+  assert written(ended)['best']['trial'] == 0
+  assert written(early)['best']['trial'] == 0
+  # More was asked for since, and is not there yet.
+  more = {**early, 'search': {'trials': 4}}
+  assert written(more)['best'] is None
