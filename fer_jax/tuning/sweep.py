@@ -114,49 +114,25 @@ def run(
     'population': size,
     'trials': count,
   }
-  repeats: list[queue.Repeat] = []
-  written = begun
-
-  def write(ended: bool = False) -> dict[str, Any]:
-    content = summary.build(
-      study, space, workdir, how_searched, repeats, ended=ended
-    )
-    summary.write(content, space, workdir)
-    return content
-
-  def watch() -> None:
-    nonlocal written
-    if time.monotonic() - written > SUMMARY_SECONDS:
-      write()
-      written = time.monotonic()
+  writer = _Writer(study, space, workdir, how_searched)
 
   def late() -> bool:
     limit = settings.max_seconds
     return bool(limit) and time.monotonic() - begun > limit
 
-  with (
-    _numbered(workdir) as number,
-    journal.failures(workdir, worker=number),
-    contextlib.closing(
-      Observer(
-        worker_folder(workdir, number),
-        workdir,
-        settings.profile_steps,
-        worker=number,
-      )
-    ) as observer,
-  ):
+  with _observed(workdir, settings.profile_steps) as (number, observer):
     resumed = queue.asked(study.trials()) > 0
     journal.begun(workdir, resumed, worker=number, runs=count)
-    worker = Worker(Manner(size, settings.how, late, notice, watch), observer)
+    manner = Manner(size, settings.how, late, notice, writer.now_and_then)
+    worker = Worker(manner, observer)
     looks = shapes.first_looks(count, size)
     finished = worker.work(queue.Trials(study, space, workdir, count, looks))
     if finished:
-      repeats = _repeats(study, space, workdir, settings)
-      if repeats:
-        again = queue.Repeats(repeats, workdir)
+      writer.repeats = _repeats(study, space, workdir, settings)
+      if writer.repeats:
+        again = queue.Repeats(writer.repeats, workdir)
         finished = not again.left() if notice.asked else worker.work(again)
-    content = write(ended=finished)
+    content = writer.write(ended=finished)
     if finished and content['best'] is None:
       reasons = [t.user_attrs.get('failure') for t in study.trials()]
       raise UserError(
@@ -165,6 +141,50 @@ def run(
       )
     journal.ended(workdir, finished, notice.asked, worker=number)
   return finished, content
+
+
+class _Writer:
+  """Writes what the sweep has found.
+
+  Attributes:
+    repeats: runs of the finalists, once they are known.
+  """
+
+  def __init__(
+    self,
+    study: Study,
+    space: Space,
+    workdir: pathlib.Path,
+    how_searched: dict[str, Any],
+  ):
+    self.repeats: list[queue.Repeat] = []
+    self._of = (study, space, workdir, how_searched)
+    self._written = time.monotonic()
+
+  def write(self, *, ended: bool = False) -> dict[str, Any]:
+    """Writes the content of sweep.json and returns it."""
+    _, space, workdir, _ = self._of
+    content = summary.build(*self._of, self.repeats, ended=ended)
+    summary.write(content, space, workdir)
+    self._written = time.monotonic()
+    return content
+
+  def now_and_then(self) -> None:
+    """Writes where it was last done some time ago."""
+    if time.monotonic() - self._written > SUMMARY_SECONDS:
+      self.write()
+
+
+@contextlib.contextmanager
+def _observed(
+  workdir: pathlib.Path, profile_steps: int
+) -> Iterator[tuple[int, Observer]]:
+  """The number of this worker and what it is seen by from outside."""
+  with _numbered(workdir) as number, journal.failures(workdir, worker=number):
+    folder = worker_folder(workdir, number)
+    observer = Observer(folder, workdir, profile_steps, worker=number)
+    with contextlib.closing(observer):
+      yield number, observer
 
 
 def trial_count(settings: Settings, combinations: int) -> int:
