@@ -1,7 +1,10 @@
 """Data flows one way: a module imports only from its left."""
 
 import ast
+import os
 import pathlib
+import subprocess
+import sys
 
 import fer_jax
 
@@ -78,3 +81,20 @@ def test_graphs_are_split_and_merged_in_one_place():
       continue
     for word in ('nnx.split(', 'nnx.merge(', 'nnx.as_pure('):
       assert word not in path.read_text(), path
+
+
+def test_a_run_does_not_import_pytorch(tmp_path):
+  """Which takes seconds wherever it is installed."""
+  for package in ('torch', 'tensorflow'):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / '__init__.py').write_text(f'print("{package}")')
+  code = 'import fer_jax.training.loop, fer_jax.evaluation\nprint("then")\n'
+  path = os.pathsep.join([str(tmp_path), str(ROOT.parent)])
+  done = subprocess.run(
+    [sys.executable, '-c', code + 'import torch'],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**os.environ, 'PYTHONPATH': path},
+  )
+  assert done.stdout.split() == ['then', 'torch']

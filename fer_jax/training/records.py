@@ -6,14 +6,33 @@ import logging
 import os
 import pathlib
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
-
 from fer_jax import files, forms, hosts
+
+
+@contextlib.contextmanager
+def _as_if_missing(package: str) -> Iterator[None]:
+  """Who imports a package that nobody has imported yet does without it."""
+  if package in sys.modules:
+    yield
+    return
+  sys.modules[package] = None  # type: ignore[assignment]
+  try:
+    yield
+  finally:
+    del sys.modules[package]
+
+
+# It imports PyTorch where that is installed, for tensors that nobody gives it
+# here: half of the time until a run starts.
+with _as_if_missing('torch'):
+  from tensorboardX import summary
+  from tensorboardX.proto import event_pb2
+  from tensorboardX.record_writer import RecordWriter
 
 METRICS = 'metrics.jsonl'
 EVENTS = 'tensorboard'
