@@ -8,7 +8,7 @@ from fer_jax.evaluation import page, run_page, sweep_plots, sweeps, wording
 from fer_jax.evaluation.figures import Figures
 from fer_jax.evaluation.page import Html
 from fer_jax.evaluation.runs import Run
-from fer_jax.evaluation.sweeps import Parameter, Sweep, Trial
+from fer_jax.evaluation.sweeps import Finalist, Parameter, Sweep, Trial
 
 SHAPES_DRAWN = 12
 ROWS_OPEN = 15
@@ -227,61 +227,65 @@ def _best(sweep: Sweep, figures: Figures) -> Html:
     ),
     page.tag('p', _named_for(sweep, best)),
   ]
-  if sweep.finalists:
-    values = {t.number: t.value for t in sweep.trials}
-    content.append(
-      page.table(
-        'Finalists: the best trials trained again from other seeds',
+  content += _finalists(sweep, figures)
+  content += _commands(sweep, best)
+  heading = 'Best so far' if sweep.best is None else 'Best'
+  return page.section(heading, *content)
+
+
+def _finalists(sweep: Sweep, figures: Figures) -> list[Html]:
+  if not sweep.finalists:
+    return []
+  values = {t.number: t.value for t in sweep.trials}
+  content = [
+    page.table(
+      'Finalists: the best trials trained again from other seeds',
+      (
+        'Trial',
+        'In the search',
+        f'Mean ± deviation, {sweep.metric}',
+        'Each seed',
+      ),
+      [
         (
-          'Trial',
-          'In the search',
-          f'Mean ± deviation, {sweep.metric}',
-          'Each seed',
-        ),
-        [
-          (
-            f.trial,
-            _value(sweep, values.get(f.trial)),
-            _mean(sweep, f.mean, f.deviation),
-            ', '.join(
-              [
-                *(f'{_value(sweep, v)} (seed {seed})' for seed, v in f.runs),
-                *(f'failed (seed {seed}): {why}' for seed, why in f.failures),
-              ]
-            )
-            or wording.MISSING,
-          )
-          for f in sweep.finalists
-        ],
-        words={3},
-      )
+          f.trial,
+          _value(sweep, values.get(f.trial)),
+          _mean(sweep, f.mean, f.deviation),
+          _each_seed(sweep, f),
+        )
+        for f in sweep.finalists
+      ],
+      words={3},
     )
-  failed = [f for f in sweep.finalists if f.failures]
-  if failed:
-    content.append(
-      page.tag(
-        'p',
-        'A finalist that failed under another seed is left out of the choice.',
-      )
+  ]
+  if any(f.failures for f in sweep.finalists):
+    said = (
+      'A finalist that failed under another seed is left out of the choice.'
     )
+    content.append(page.tag('p', said))
   if any(f.runs for f in sweep.finalists):
-    content.append(
-      run_page.plot_grid(
-        [
-          figures.plot(
-            'finalists.png',
-            sweep_plots.finalists(sweep),
-            'Finalists: the value of each seed, with mean and deviation.',
-          )
-        ]
-      )
+    plot = figures.plot(
+      'finalists.png',
+      sweep_plots.finalists(sweep),
+      'Finalists: the value of each seed, with mean and deviation.',
     )
+    content.append(run_page.plot_grid([plot]))
+  return content
+
+
+def _each_seed(sweep: Sweep, finalist: Finalist) -> str:
+  each = [f'{_value(sweep, v)} (seed {seed})' for seed, v in finalist.runs]
+  each += [f'failed (seed {seed}): {why}' for seed, why in finalist.failures]
+  return ', '.join(each) or wording.MISSING
+
+
+def _commands(sweep: Sweep, best: Trial) -> list[Html]:
+  """That train the best config anew, and the best trial again."""
+  replayed = best.workdir and f'{best.workdir}/config.json'
+  content = []
   for what, config in (
     ('Train the best config again', sweep.best_config),
-    (
-      f'Replay trial {best.number}',
-      best.workdir and f'{best.workdir}/config.json',
-    ),
+    (f'Replay trial {best.number}', replayed),
   ):
     if config:
       content += [
@@ -292,8 +296,7 @@ def _best(sweep: Sweep, figures: Figures) -> Html:
           '--workdir=NEW_FOLDER'
         ),
       ]
-  heading = 'Best so far' if sweep.best is None else 'Best'
-  return page.section(heading, *content)
+  return content
 
 
 def _named_for(sweep: Sweep, best: Trial) -> str:
