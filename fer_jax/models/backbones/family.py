@@ -17,18 +17,3 @@ def check_family(family: str) -> str:
       f'{nearest(family, FAMILIES)}'
     )
   return family
-
-
-def check_size(
-  name: str, height: int, width: int, least: int
-) -> tuple[int, int]:
-  """(height, width), if both are at least `least`.
-
-  Raises:
-    ValueError: naming the least size.
-  """
-  if min(height, width) < least:
-    raise ValueError(
-      f'{name} takes images of at least {least}x{least}, got {height}x{width}'
-    )
-  return height, width

@@ -4,17 +4,12 @@ Source: Chollet, arXiv 1610.02357, figure 5; the published weights of Keras and
 of timm's `legacy_xception` have its form.
 """
 
-import functools
 from typing import Any
 
 import jax
 from flax import nnx
 
-from fer_jax.models.backbones.family import check_family, check_size
-from fer_jax.nn import rematerialisation
-from fer_jax.nn.conv import Conv
-from fer_jax.nn.initializers import glorot_uniform, kaiming_normal
-from fer_jax.nn.normalization import BatchNorm
+from fer_jax.models.backbones.backbone import Backbone, Parts
 from fer_jax.nn.pooling import max_pool
 from fer_jax.nn.separable import SeparableConv
 
@@ -31,39 +26,11 @@ BLOCKS = {
 }
 REDUCING = (2, 3, 4, 13)
 EPSILON = {'keras': 1e-3, 'torch': 1e-5}
-MOMENTUM = {'keras': 0.99, 'torch': 0.9}
 
 
-class _Parts:
-  """Makes the convolutions and normalisations of one family."""
-
-  def __init__(self, family: str, dtype: Any, rngs: nnx.Rngs):
-    self.family = family
-    self.common = {'dtype': dtype, 'rngs': rngs, 'kernel_init': glorot_uniform}
-    if family == 'torch':
-      kernel_init = functools.partial(kaiming_normal, fan='out')
-      self.common['kernel_init'] = kernel_init
-
-  def conv(self, in_features, out_features, size, strides, padding) -> Conv:
-    return Conv(
-      in_features,
-      out_features,
-      size,
-      strides=strides,
-      padding=padding,
-      use_bias=False,
-      **self.common,
-    )
-
-  def sepconv(self, in_features, out_features) -> SeparableConv:
-    return SeparableConv(in_features, out_features, 3, **self.common)
-
-  def norm(self, features) -> BatchNorm:
-    return BatchNorm(
-      features,
-      momentum=MOMENTUM[self.family],
-      epsilon=EPSILON[self.family],
-    )
+class _Parts(Parts):
+  def sepconv(self, in_features: int, out_features: int) -> SeparableConv:
+    return SeparableConv(in_features, out_features, 3, **self.drawn)
 
 
 class Stem(nnx.Module):
@@ -126,16 +93,12 @@ class SeparableBlock(nnx.Module):
     return y + self.shortcut_norm(skip, not train, mask=mask)
 
 
-class Xception(nnx.Module):
+class Xception(Backbone):
   """Xception without its classifier: `block1` to `block14`.
 
   The families differ in epsilon (Keras 1e-3, timm 1e-5) and momentum of batch
   normalisation, in initial values, and in where pooling starts: Keras pads
   maps of even size at their end alone, timm at both ends.
-
-  Attributes:
-    family: 'keras' or 'torch'.
-    in_features, out_features: channels of images and of maps, 2048.
 
   Args:
     in_features: channels of the images; published weights have 3.
@@ -143,6 +106,8 @@ class Xception(nnx.Module):
     dtype: what to compute in; None takes that of images and parameters.
     rngs: the stream `params` draws the parameters.
   """
+
+  LEAST = 7
 
   def __init__(
     self,
@@ -152,58 +117,14 @@ class Xception(nnx.Module):
     dtype: Any = None,
     rngs: nnx.Rngs,
   ):
-    self.family = check_family(family)
-    self.in_features = in_features
-    self.out_features = BLOCKS[14][-1]
-    self.use_running_average = True
-    parts = _Parts(family, dtype, rngs)
-    self.block1 = Stem(parts, in_features)
+    super().__init__(family, in_features, out_features=BLOCKS[14][-1])
+    parts = _Parts(self.family, EPSILON, fan='out', dtype=dtype, rngs=rngs)
+    self.append('block1', Stem(parts, in_features))
     pool_padding = 'SAME' if family == 'keras' else 1
     for n in BLOCKS:
-      setattr(self, f'block{n}', SeparableBlock(parts, n, pool_padding))
+      self.append(f'block{n}', SeparableBlock(parts, n, pool_padding))
 
-  @classmethod
-  def output_size(
-    cls, height: int, width: int, family: str = 'keras'
-  ) -> tuple[int, int]:
-    """(h, w) of the map of an image.
-
-    Raises:
-      ValueError: for images below 7x7, of which nothing is left; Keras asks
-        for 71x71.
-    """
-    check_family(family)
-    height, width = check_size('Xception', height, width, 7)
+  @staticmethod
+  def _map_side(side: int) -> int:
     # Two unpadded convolutions, then four times half, rounded up.
-    return -(-((height - 5) // 2) // 16), -(-((width - 5) // 2) // 16)
-
-  def __call__(
-    self,
-    x_bhwc: jax.Array,
-    *,
-    train: bool | None = None,
-    mask: jax.Array | None = None,
-    remat: bool = False,
-  ) -> jax.Array:
-    """(B, H, W, in_features) to (B, h, w, 2048).
-
-    Args:
-      x_bhwc: images, preprocessed.
-      train: whether to normalise by this batch's statistics; None takes what
-        `train()` or `eval()` has set, before those False.
-      mask: (B,), True for images that enter those statistics.
-      remat: whether the backward pass computes the insides of each block again.
-
-    Raises:
-      ValueError: for images that are too small.
-    """
-    if train is None:
-      train = not self.use_running_average
-    self.output_size(x_bhwc.shape[1], x_bhwc.shape[2], self.family)
-    call = functools.partial(
-      rematerialisation.call, train=train, mask=mask, remat=remat
-    )
-    x = call(self.block1, x_bhwc)
-    for n in BLOCKS:
-      x = call(getattr(self, f'block{n}'), x)
-    return x
+    return -(-((side - 5) // 2) // 16)
