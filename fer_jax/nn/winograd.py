@@ -34,6 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fer_jax.nn import varying_axes
+
 # Interpolation points beside infinity, taken from the left. With 2 for 1/2,
 # as in the paper, F(4, 3) has three times the rounding error: 9e-6 of the
 # largest element against 3e-6 at 12x12x128.
@@ -144,7 +146,8 @@ def winograd_conv(
     wanted = max(_chunk_bytes(), _CHUNK_KERNELS * kernel)
     # A power of two divides most batches without a padded last chunk.
     chunk = 2 ** max(0, int(math.log2(wanted / image)))
-  return _conv(x_bhwc, kernel_hwio, bias_o, pads, stride, tile, chunk)
+  operands = varying_axes.alike(x_bhwc, kernel_hwio, bias_o)
+  return _conv(*operands, pads, stride, tile, chunk)
 
 
 def _chunk_bytes():
@@ -226,6 +229,7 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
 
   du = list(jnp.zeros(u_pqco.shape, wide))
   sums = du, None if bias is None else jnp.zeros(bias.shape, wide)
+  sums, _ = varying_axes.alike(sums, dy)
   (du, dbias), dx = _scan(images, sums, (x_chunks, dy_chunks))
   du_pqco = jnp.stack(du)
   g = grid.algorithm.kernel.T

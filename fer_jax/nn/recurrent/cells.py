@@ -18,6 +18,9 @@ Every backend is one function of the same signature:
   reverse  for each cell whether it runs from the last step to the first
   dtype    what matrix products take
   outputs  for each cell (B, T, H) of `sum_dtype(dtype)`, 0 where masked
+
+Weights, sequence, mask and carries come to it varying alike, see
+`nn.varying_axes`.
 """
 
 from typing import Any, NamedTuple

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fer_jax.nn import varying_axes
 from fer_jax.nn.recurrent.cells import (
   KINDS,
   Carry,
@@ -136,6 +137,7 @@ def _loop_forward(
     cells, maths, carries, reverse, strict=True
   ):
     hidden_tbh = jnp.zeros((steps, *carry[-1].shape), carry[-1].dtype)
+    hidden_tbh, _ = varying_axes.alike(hidden_tbh, carry)
     inner_tbh, stacks = None, (hidden_tbh,)
     if keep:
       start = steps if backwards else 0

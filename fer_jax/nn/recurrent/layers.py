@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fer_jax.nn import varying_axes
 from fer_jax.nn.dropout import Dropout
 from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.recurrent import backends
@@ -456,12 +457,18 @@ def _run(
   if x_btd.shape[1] == 0:
     # The others read the first step before they ask whether there is one.
     name = 'scan'
-  outputs, after = backends.BACKENDS[name](
-    tuple(cell.kind for cell in cells),
+  weights, x_btd, mask_bt, given = varying_axes.alike(
     tuple(cell.weights() for cell in cells),
     x_btd,
     None if mask_bt is None else mask_bt > 0,
     tuple(starts),
+  )
+  outputs, after = backends.BACKENDS[name](
+    tuple(cell.kind for cell in cells),
+    weights,
+    x_btd,
+    mask_bt,
+    given,
     reverse,
     dtype,
   )
