@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fer_jax.errors import nearest
+from fer_jax.models.specification import dtype_name
+from fer_jax.nn.arguments import is_int, is_share
 
 SOURCES = ('stated', 'inferred', 'chosen')
 """Whether a default stands in the paper, follows from what does, or is ours."""
@@ -28,11 +32,6 @@ class Field:
   check: Callable[[Any], str | None]
 
 
-def is_int(value: Any) -> bool:
-  """True for an int that is no bool."""
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
 MOST_WIDE = 1_000_000
 """Units, filters or pixels: more is a slip of the hand, and JAX counts what
 they multiply to in 32 bits."""
@@ -52,8 +51,7 @@ def odd(value: Any) -> str | None:
 
 def rate(value: Any) -> str | None:
   """A probability below 1."""
-  good = (is_int(value) or isinstance(value, float)) and 0 <= value < 1
-  return None if good else 'a number in [0, 1)'
+  return None if is_share(value) else 'a number in [0, 1)'
 
 
 def boolean(value: Any) -> str | None:
@@ -117,7 +115,8 @@ def resolve(
   Args:
     model: its name, for messages.
     fields: by name.
-    overrides: values in the place of defaults; a list does for a tuple.
+    overrides: values in the place of defaults; a list does for a tuple, and
+      NumPy's values do for Python's.
 
   Raises:
     ValueError: for an unknown field, and for a value out of range or of another
@@ -130,9 +129,18 @@ def resolve(
         f'{model} has no field {name!r}{nearest(name, fields)} (it has '
         f'{", ".join(fields)})'
       )
-    value = tuple(value) if isinstance(value, list) else value
+    value = _plain(value)
     expected = fields[name].check(value)
     if expected:
       raise ValueError(f'{model}: {name} must be {expected}, got {value!r}')
     values[name] = value
   return values
+
+
+def _plain(value: Any) -> Any:
+  """As a config has it: numbers of Python, tuples, names of dtypes."""
+  if isinstance(value, np.generic | np.ndarray):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return tuple(map(_plain, value))
+  return dtype_name(value)

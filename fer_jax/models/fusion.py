@@ -13,7 +13,7 @@ from flax import nnx
 from fer_jax.models import specification as spec
 from fer_jax.models import stages
 from fer_jax.models.stages import Layer, Run
-from fer_jax.nn import rematerialisation
+from fer_jax.nn import arguments, rematerialisation
 
 _PARTS = ('backbone', 'body', 'head')
 _PIXELS = {
@@ -114,18 +114,12 @@ class FusionModel(nnx.Module):
     num_classes: int,
     rngs: nnx.Rngs,
   ):
-    if num_classes < 2:
-      raise ValueError(f'num_classes must be at least 2, got {num_classes}')
-    for field, allowed in (
-      ('dtype', spec.DTYPES),
-      ('pixels', spec.PIXELS),
-      ('clip', spec.CLIPS),
-    ):
-      value = getattr(specification, field)
-      if value not in allowed:
-        raise ValueError(f'{field} must be one of {allowed}, got {value!r}')
+    if not arguments.is_int(num_classes) or num_classes < 2:
+      arguments.refuse('num_classes', 'an int of at least 2', num_classes)
+    arguments.check_rngs(rngs)
+    _check_specification(specification)
     self.specification = specification
-    self.num_classes = num_classes
+    self.num_classes = int(num_classes)
     self.dtype = jnp.dtype(specification.dtype)
     self.token_grid: tuple[int, int] | None = None
     self.use_running_average = True
@@ -160,6 +154,8 @@ class FusionModel(nnx.Module):
 
   def layers(self, part: str) -> list[tuple[str, Layer]]:
     """(name, layer) of each stage of 'backbone', 'body' or 'head', in order."""
+    if part not in _PARTS:
+      arguments.refuse('part', f'one of {_PARTS}', part)
     modules = getattr(self, part)
     return [(name, modules[name]) for name in getattr(self, f'{part}_names')]
 
@@ -200,6 +196,7 @@ class FusionModel(nnx.Module):
       ValueError: for an input that the model does not take.
     """
     self._check(images, frame_mask, weight)
+    arguments.check_key(key)
     if train is None:
       train = not self.use_running_average
     batch = images.shape[0]
@@ -272,25 +269,50 @@ class FusionModel(nnx.Module):
       ranks = (4, 5)
     else:
       ranks = (4,)
-    if images.ndim not in ranks or images.shape[-3:] != (h, w, c):
-      raise ValueError(f'{takes}; got shape {images.shape}')
+    shape = arguments.shape_of(images)
+    if len(shape) not in ranks or shape[-3:] != (h, w, c):
+      raise ValueError(f'{takes}; got {arguments.described(images)}')
     if not jnp.issubdtype(images.dtype, jnp.floating):
       raise ValueError(
         f'{takes}, {_PIXELS[self.specification.pixels]}; got {images.dtype}: '
         'see fer_jax.data.standardize'
       )
     if frame_mask is not None and (
-      images.ndim != 5 or frame_mask.shape != images.shape[:2]
+      len(shape) != 5 or arguments.shape_of(frame_mask) != shape[:2]
     ):
       raise ValueError(
         f'frame_mask is (B, T) for clips (B, T, {h}, {w}, {c}); got '
-        f'{frame_mask.shape} with images of shape {images.shape}'
+        f'{arguments.described(frame_mask)} with images of shape {shape}'
       )
-    if weight is not None and weight.shape != images.shape[:1]:
-      raise ValueError(
-        f'weight must be ({images.shape[0]},), one for each image or clip; '
-        f'got {weight.shape}'
+    if weight is not None:
+      arguments.check_shape(
+        f'weight must be ({shape[0]},), one for each image or clip',
+        weight,
+        shape[:1],
       )
+
+
+def _check_specification(specification) -> None:
+  if not isinstance(specification, spec.Specification):
+    expected = 'a Specification, such as models.specify gives'
+    arguments.refuse('specification', expected, specification)
+  for field, allowed in (
+    ('dtype', spec.DTYPES),
+    ('pixels', spec.PIXELS),
+    ('clip', spec.CLIPS),
+  ):
+    value = getattr(specification, field)
+    if value not in allowed:
+      arguments.refuse(field, f'one of {allowed}', value)
+  arguments.flag('remat', specification.remat)
+  shape = specification.input_shape
+  arguments.positives('input_shape', shape)
+  if len(shape) != 3:
+    arguments.refuse('input_shape', '(H, W, C)', shape)
+  for part in _PARTS:
+    found = getattr(specification, part)
+    if not isinstance(found, tuple):
+      arguments.refuse(part, 'a tuple of stages', found)
 
 
 def _frames_that_count(mask_b, frame_mask, batch, frames):

@@ -5,7 +5,7 @@ from typing import Any
 from flax import nnx
 
 from fer_jax.errors import nearest
-from fer_jax.models.fields import Field, is_int, resolve
+from fer_jax.models.fields import Field, resolve
 from fer_jax.models.fusion import FusionModel
 from fer_jax.models.presets import hybrid, plain, pretrained, residual
 from fer_jax.models.specification import Specification
@@ -29,7 +29,7 @@ def described_fields(name: str) -> dict[str, Field]:
   Raises:
     ValueError: for an unknown name; it names the nearest one.
   """
-  if name not in _PRESETS:
+  if name not in available():
     raise ValueError(
       f'unknown model {name!r}{nearest(name, _PRESETS)} (known are '
       f'{", ".join(available())})'
@@ -88,12 +88,8 @@ def create(
     **overrides: values of `fields(name)`.
 
   Raises:
-    ValueError: as `specify`, and for `num_classes` below 2.
+    ValueError: as `specify` and `FusionModel`.
   """
-  if not is_int(num_classes) or num_classes < 2:
-    raise ValueError(
-      f'num_classes must be an int of at least 2, got {num_classes!r}'
-    )
   return FusionModel(
     specify(name, **overrides), num_classes=num_classes, rngs=rngs
   )

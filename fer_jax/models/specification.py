@@ -6,6 +6,9 @@ stage is one of the dataclasses below; a system of a paper is a list of them.
 """
 
 import dataclasses
+from typing import Any
+
+import numpy as np
 
 CELLS = ('lstm', 'gru')
 RETURNS = ('sequence', 'last')
@@ -196,7 +199,8 @@ class Specification:
     backbone: stages from images to a map (h, w, D), for each frame alone.
     body: stages from the map to a vector.
     head: stages from the vector to what the final dense layer of logits takes.
-    dtype: what to compute in; parameters and logits are float32.
+    dtype: what to compute in, one of `DTYPES` or what JAX takes for it;
+      parameters and logits are float32.
     pixels: what images the model takes: 'standardised', each of zero mean and
       unit variance; 'unit', in [0, 1]; 'raw', in [0, 255].
     clip: how a clip becomes steps. 'frames': each frame's map is averaged to
@@ -215,3 +219,19 @@ class Specification:
   pixels: str = 'standardised'
   clip: str = 'frames'
   remat: bool = False
+
+  def __post_init__(self):
+    # As plain values they can be compared, hashed and written down.
+    object.__setattr__(self, 'dtype', dtype_name(self.dtype))
+    for name in ('input_shape', 'backbone', 'body', 'head'):
+      value = getattr(self, name)
+      if isinstance(value, list):
+        object.__setattr__(self, name, tuple(value))
+
+
+def dtype_name(value: Any) -> Any:
+  """Its name, of a dtype such as `jnp.bfloat16`; anything else as it is."""
+  is_type = isinstance(value, type) and hasattr(value, 'dtype')
+  if is_type or isinstance(value, np.dtype):
+    return np.dtype(value).name
+  return value

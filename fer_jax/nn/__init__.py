@@ -1,4 +1,8 @@
-"""Layers for anyone's JAX code; importing them pulls in JAX and Flax only."""
+"""Layers for anyone's JAX code; importing them pulls in JAX and Flax only.
+
+What a layer cannot take is a ValueError that names the argument, what it may
+be, and what it is.
+"""
 
 from fer_jax.nn.attention import AdditiveAttention
 from fer_jax.nn.conv import Conv, conv2d

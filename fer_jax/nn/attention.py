@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fer_jax.nn import arguments
+
 
 class AdditiveAttention(nnx.Module):
   """Pools a sequence by weights that it learns to give to each step.
@@ -41,6 +43,10 @@ class AdditiveAttention(nnx.Module):
   def __init__(
     self, features: int, units: int, *, dtype: Any = None, rngs: nnx.Rngs
   ):
+    features = arguments.positive('features', features)
+    units = arguments.positive('units', units)
+    dtype = arguments.floating('dtype', dtype)
+    arguments.check_rngs(rngs)
     glorot = nnx.initializers.glorot_uniform()
     self.hidden = nnx.Linear(
       features, units, kernel_init=glorot, dtype=dtype, rngs=rngs
@@ -63,15 +69,8 @@ class AdditiveAttention(nnx.Module):
     Raises:
       ValueError: for shapes that do not fit.
     """
-    if h_btd.ndim != 3 or h_btd.shape[-1] != self.features:
-      raise ValueError(
-        f'attention takes a sequence (B, T, {self.features}), got {h_btd.shape}'
-      )
-    if mask_bt is not None and mask_bt.shape != h_btd.shape[:2]:
-      raise ValueError(
-        f'the mask of a sequence {h_btd.shape} must be {h_btd.shape[:2]}, got '
-        f'{mask_bt.shape}'
-      )
+    arguments.check_sequence('attention', h_btd, mask_bt, self.features)
+    arguments.check_floating('attention takes a sequence', h_btd)
     scores_bt = self.score(jnp.tanh(self.hidden(h_btd)))[..., 0]
     scores_bt = scores_bt.astype(jnp.promote_types(h_btd.dtype, jnp.float32))
     if mask_bt is not None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from fer_jax.nn import arguments
 from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.winograd import products, winograd_conv
 
@@ -55,11 +56,11 @@ def conv2d(
   Raises:
     ValueError: where shapes, dtypes, padding or form do not go together.
   """
-  if x_bhwc.ndim != 4 or kernel_hwio.ndim != 4:
-    raise ValueError(
-      'conv2d takes images (B, H, W, C) and a kernel (kh, kw, C, O), got '
-      f'shapes {x_bhwc.shape} and {kernel_hwio.shape}'
-    )
+  any_size = (None,) * 4
+  arguments.check_shape('conv2d takes images (B, H, W, C)', x_bhwc, any_size)
+  arguments.check_shape(
+    'conv2d takes a kernel (kh, kw, C, O)', kernel_hwio, any_size
+  )
   if x_bhwc.shape[3] != kernel_hwio.shape[2]:
     raise ValueError(
       f'images have {x_bhwc.shape[3]} channels, the kernel expects '
@@ -69,15 +70,13 @@ def conv2d(
     raise ValueError(
       f'images are {x_bhwc.dtype}, the kernel is {kernel_hwio.dtype}'
     )
-  if bias_o is not None and (
-    bias_o.shape != kernel_hwio.shape[3:] or bias_o.dtype != x_bhwc.dtype
-  ):
-    raise ValueError(
-      f'the bias must be {x_bhwc.dtype} ({kernel_hwio.shape[3]},), got '
-      f'{bias_o.dtype} {bias_o.shape}'
-    )
+  if bias_o is not None:
+    takes = f'the bias must be {x_bhwc.dtype} ({kernel_hwio.shape[3]},)'
+    arguments.check_shape(takes, bias_o, kernel_hwio.shape[3:])
+    if bias_o.dtype != x_bhwc.dtype:
+      raise ValueError(f'{takes}, got {bias_o.dtype}')
   kernel_size = (kernel_hwio.shape[0], kernel_hwio.shape[1])
-  stride = pair(strides, 'strides')
+  stride = arguments.pair('strides', strides)
   pads, output_size = geometry(x_bhwc.shape[1:3], kernel_size, stride, padding)
   if form == 'auto':
     form = choose_form(
@@ -155,14 +154,6 @@ def choose_form(
   return f'winograd{tile}'
 
 
-def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-  """One positive number for both axes, or two."""
-  values = (value, value) if isinstance(value, int) else tuple(value)
-  if len(values) != 2 or min(values) < 1:
-    raise ValueError(f'{name} must be one or two positive ints, got {value}')
-  return values
-
-
 def geometry(
   size: Sequence[int],
   kernel_size: tuple[int, int],
@@ -196,21 +187,37 @@ def resolve_padding(
   strides: Sequence[int],
 ) -> Pads:
   """`padding` as ((top, bottom), (left, right)) for images of `size`."""
-  if isinstance(padding, str):
-    if padding.upper() not in ('SAME', 'VALID'):
-      raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}")
-    pads = lax.padtype_to_pads(size, window, strides, padding.upper())
-  else:
-    if isinstance(padding, int):
-      padding = (padding, padding)
-    pads = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
-  if len(pads) != 2 or any(len(p) != 2 or min(p) < 0 for p in pads):
-    raise ValueError(
-      'padding must be a name, a number, or a number or (before, after) pair '
-      f'each for height and width, none negative; got {padding}'
-    )
-  (top, bottom), (left, right) = pads
+  padding = checked_padding(padding)
+  if not isinstance(padding, str):
+    return padding
+  (top, bottom), (left, right) = lax.padtype_to_pads(
+    size, window, strides, padding
+  )
   return (int(top), int(bottom)), (int(left), int(right))
+
+
+def checked_padding(padding: Padding) -> str | Pads:
+  """`padding` as 'SAME', 'VALID' or ((top, bottom), (left, right)).
+
+  Raises:
+    ValueError: for what `conv2d` does not take.
+  """
+  if isinstance(padding, str) and padding.upper() in ('SAME', 'VALID'):
+    return padding.upper()
+  sides = arguments.twice(padding) or ()
+  pads = [arguments.twice(side) or () for side in sides]
+  numbers = [n for pad in pads for n in pad]
+  if len(numbers) != 4 or not all(
+    arguments.is_int(n) and n >= 0 for n in numbers
+  ):
+    arguments.refuse(
+      'padding',
+      "'SAME' or 'VALID', a number, or a number or (before, after) pair each "
+      'for height and width, none negative',
+      padding,
+    )
+  top, bottom, left, right = map(int, numbers)
+  return (top, bottom), (left, right)
 
 
 def _patches_conv(x, kernel, bias, strides, pads, output_size):
@@ -293,21 +300,33 @@ class Conv(nnx.Module):
   ):
     if form not in FORMS:
       raise ValueError(f'form must be one of {FORMS}, got {form!r}')
-    self.strides = pair(strides, 'strides')
-    self.padding = padding if isinstance(padding, str | int) else tuple(padding)
-    self.dtype = dtype
+    self.strides = arguments.pair('strides', strides)
+    self.padding = checked_padding(padding)
+    self.dtype = arguments.floating('dtype', dtype)
     self.form = form
-    shape = (*pair(kernel_size, 'kernel_size'), in_features, out_features)
-    self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+    shape = (
+      *arguments.pair('kernel_size', kernel_size),
+      arguments.positive('in_features', in_features),
+      arguments.positive('out_features', out_features),
+    )
+    self.kernel = arguments.parameter(
+      'kernel', kernel_init, rngs, shape, param_dtype
+    )
     self.bias = nnx.data(None)
-    if use_bias:
-      self.bias = nnx.Param(
-        bias_init(rngs.params(), (out_features,), param_dtype)
+    if arguments.flag('use_bias', use_bias):
+      self.bias = arguments.parameter(
+        'bias', bias_init, rngs, shape[-1:], param_dtype
       )
 
   def __call__(self, x_bhwc: jax.Array) -> jax.Array:
     """(B, H, W, in_features) to (B, H', W', out_features)."""
     kernel = self.kernel[...]
+    channels = kernel.shape[2]
+    arguments.check_shape(
+      f'Conv takes images (B, H, W, {channels})',
+      x_bhwc,
+      (None, None, None, channels),
+    )
     dtype = self.dtype or jnp.result_type(x_bhwc, kernel)
     bias = None if self.bias is None else self.bias[...].astype(dtype)
     return conv2d(

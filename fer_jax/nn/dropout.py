@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
+
+from fer_jax.nn import arguments
 
 
 class Dropout(nnx.Module):
@@ -28,9 +31,7 @@ class Dropout(nnx.Module):
   """
 
   def __init__(self, rate: float):
-    if not 0 <= rate < 1:
-      raise ValueError(f'dropout rate must be in [0, 1), got {rate}')
-    self.rate = rate
+    self.rate = arguments.share('rate of dropout', rate)
     self.axis_name: str | None = None
 
   def __call__(
@@ -53,6 +54,10 @@ class Dropout(nnx.Module):
       if self.rate == 0:
         return x
       rate = self.rate
+    if not isinstance(rate, jax.Array | np.ndarray):
+      rate = arguments.share('rate of dropout', rate)
+    arguments.check_key(key)
+    arguments.check_floating('dropout takes an array', x)
     kept = 1 - jnp.asarray(rate, jnp.float32)
     keep = self._draw(key, kept, x.shape)
     return jnp.where(keep, x / kept.astype(x.dtype), jnp.zeros((), x.dtype))

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from fer_jax.nn import arguments
+
 
 class BatchNorm(nnx.Module):
   """Normalises each channel over the batch and all positions.
@@ -49,14 +51,15 @@ class BatchNorm(nnx.Module):
     rngs: nnx.Rngs | None = None,
   ):
     del rngs
+    num_features = arguments.positive('num_features', num_features)
     self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
     self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
     self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
     self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
     self.num_features = num_features
-    self.momentum = momentum
-    self.epsilon = epsilon
-    self.dtype = dtype
+    self.momentum = arguments.share('momentum', momentum)
+    self.epsilon = arguments.share('epsilon', epsilon)
+    self.dtype = arguments.floating('dtype', dtype)
     self.frozen = False
     self.use_running_average = False
     self.axis_name: str | None = None
@@ -82,14 +85,17 @@ class BatchNorm(nnx.Module):
     Raises:
       ValueError: for another number of channels or another mask.
     """
-    if x.ndim < 2 or x.shape[-1] != self.num_features:
-      raise ValueError(
-        f'BatchNorm takes (B, ..., {self.num_features}), got {x.shape}'
-      )
-    if mask is not None and mask.shape != x.shape[:1]:
-      raise ValueError(
-        f'the mask of {x.shape[0]} examples must be ({x.shape[0]},), got '
-        f'{mask.shape}'
+    takes = f'BatchNorm takes (B, ..., {self.num_features})'
+    between = max(len(arguments.shape_of(x)) - 2, 0)
+    arguments.check_shape(
+      takes, x, (None,) * (between + 1) + (self.num_features,)
+    )
+    arguments.check_floating(takes, x)
+    if mask is not None:
+      arguments.check_shape(
+        f'the mask of {x.shape[0]} examples must be ({x.shape[0]},)',
+        mask,
+        x.shape[:1],
       )
     if use_running_average is None:
       use_running_average = self.use_running_average

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fer_jax.nn.conv import Padding, Pads, pair, resolve_padding
+from fer_jax.nn import arguments
+from fer_jax.nn.conv import Padding, Pads, resolve_padding
 
 
 def max_pool(
@@ -69,10 +70,9 @@ def avg_pool(
 def _geometry(
   x, window, strides, padding
 ) -> tuple[tuple[int, int], tuple[int, int], Pads]:
-  if x.ndim != 4:
-    raise ValueError(f'pooling takes images (B, H, W, C), got {x.shape}')
-  window = pair(window, 'window')
-  strides = window if strides is None else pair(strides, 'strides')
+  arguments.check_shape('pooling takes images (B, H, W, C)', x, (None,) * 4)
+  window = arguments.pair('window', window)
+  strides = arguments.pair('strides', window if strides is None else strides)
   pads = resolve_padding(padding, x.shape[1:3], window, strides)
   for size, pad, extent in zip(x.shape[1:3], pads, window, strict=True):
     if size + sum(pad) < extent:

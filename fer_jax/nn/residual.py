@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from fer_jax.nn import arguments
 from fer_jax.nn.conv import Conv
 from fer_jax.nn.initializers import he_normal
 from fer_jax.nn.normalization import BatchNorm
@@ -58,7 +59,8 @@ class ResidualBlock(nnx.Module):
     self.projection = nnx.data(None)
     self.projection_norm = nnx.data(None)
     self.use_running_average = True
-    if in_features != out_features or strides != 1:
+    strides_of_both = arguments.pair('strides', strides)
+    if in_features != out_features or strides_of_both != (1, 1):
       self.projection = conv(in_features, 1, strides)
       self.projection_norm = BatchNorm(out_features)
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from fer_jax.nn.conv import Conv, Padding, geometry, pair
+from fer_jax.nn import arguments
+from fer_jax.nn.conv import Conv, Padding, checked_padding, geometry
 from fer_jax.nn.initializers import glorot_uniform
 from fer_jax.nn.platforms import current_platform
 
@@ -48,11 +49,14 @@ def depthwise_conv2d(
   Raises:
     ValueError: where shapes, dtypes, padding or form do not go together.
   """
-  if x_bhwc.ndim != 4 or kernel_hw1c.ndim != 4 or kernel_hw1c.shape[2] != 1:
-    raise ValueError(
-      'depthwise_conv2d takes images (B, H, W, C) and a kernel (kh, kw, 1, '
-      f'C), got shapes {x_bhwc.shape} and {kernel_hw1c.shape}'
-    )
+  arguments.check_shape(
+    'depthwise_conv2d takes images (B, H, W, C)', x_bhwc, (None,) * 4
+  )
+  arguments.check_shape(
+    'depthwise_conv2d takes a kernel (kh, kw, 1, C)',
+    kernel_hw1c,
+    (None, None, 1, None),
+  )
   if x_bhwc.shape[3] != kernel_hw1c.shape[3]:
     raise ValueError(
       f'images have {x_bhwc.shape[3]} channels, the kernel has '
@@ -65,7 +69,7 @@ def depthwise_conv2d(
   if form not in FORMS:
     raise ValueError(f'form must be one of {FORMS}, got {form!r}')
   window = (kernel_hw1c.shape[0], kernel_hw1c.shape[1])
-  stride = pair(strides, 'strides')
+  stride = arguments.pair('strides', strides)
   pads, output_size = geometry(x_bhwc.shape[1:3], window, stride, padding)
   if form == 'auto':
     form = 'shifts' if current_platform() == 'cpu' else 'lax'
@@ -131,16 +135,28 @@ class DepthwiseConv(nnx.Module):
   ):
     if form not in FORMS:
       raise ValueError(f'form must be one of {FORMS}, got {form!r}')
-    self.strides = pair(strides, 'strides')
-    self.padding = padding if isinstance(padding, str | int) else tuple(padding)
-    self.dtype = dtype
+    self.strides = arguments.pair('strides', strides)
+    self.padding = checked_padding(padding)
+    self.dtype = arguments.floating('dtype', dtype)
     self.form = form
-    shape = (*pair(kernel_size, 'kernel_size'), 1, features)
-    self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+    shape = (
+      *arguments.pair('kernel_size', kernel_size),
+      1,
+      arguments.positive('features', features),
+    )
+    self.kernel = arguments.parameter(
+      'kernel', kernel_init, rngs, shape, param_dtype
+    )
 
   def __call__(self, x_bhwc: jax.Array) -> jax.Array:
     """(B, H, W, C) to (B, H', W', C)."""
     kernel = self.kernel[...]
+    channels = kernel.shape[3]
+    arguments.check_shape(
+      f'DepthwiseConv takes images (B, H, W, {channels})',
+      x_bhwc,
+      (None, None, None, channels),
+    )
     dtype = self.dtype or jnp.result_type(x_bhwc, kernel)
     return depthwise_conv2d(
       x_bhwc.astype(dtype),

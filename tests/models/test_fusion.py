@@ -1,6 +1,7 @@
 """The composition: every stage, clips, invariances, and the systems it can
 express."""
 
+import dataclasses
 import doctest
 import functools
 
@@ -411,6 +412,30 @@ def test_mean_over_the_frames_there_are():
       'returns must',
     ),
     ([], ['grid'], 'no stage of a model'),
+    ([spec.MaxPool(2.0)], [], 'window must be a positive int, got 2.0'),
+    ([spec.MaxPool(0)], [], 'window must be a positive int, got 0'),
+    ([spec.Convolution(3.0)], [], 'filters must be a positive int, got 3.0'),
+    ([spec.Residual(3, strides=(2, 2))], [], r'strides must .* got \(2, 2\)'),
+    ([], [spec.Grid(), spec.Attention(0)], 'units must be .* got 0'),
+    ([], [spec.Grid(), spec.Pointwise('gru')], "a Recurrent, got 'gru'"),
+    ([], [spec.Steps(2.0)], 'features must be a positive int, got 2.0'),
+    ([], [spec.Reshape((-1,))], r'of positive ints, got \(-1,\)'),
+    ([], [spec.Grid(), spec.Shuffle(-1)], 'seed must be .* got -1'),
+    (
+      [],
+      [spec.Grid(), spec.Recurrent('gru', 3, layers=0)],
+      'layers must be a positive int, got 0',
+    ),
+    (
+      [],
+      [spec.Grid(), spec.Recurrent('gru', 3, reset_after='no')],
+      "reset_after must be True or False, got 'no'",
+    ),
+    (
+      [],
+      [spec.Grid(), spec.Recurrent('gru', 3, dropout=2.0)],
+      r'dropout must be a number in \[0, 1\), got 2.0',
+    ),
   ],
 )
 def test_stages_that_do_not_fit_are_named(backbone, body, message):
@@ -419,11 +444,52 @@ def test_stages_that_do_not_fit_are_named(backbone, body, message):
 
 
 @pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'input_shape': (12, 10)}, r'must be \(H, W, C\), got \(12, 10\)'),
+    ({'input_shape': (12.0, 10, 2)}, r'input_shape must .* got \(12.0, 10'),
+    ({'body': spec.Flatten()}, r'body must be a tuple of stages, got Flatten'),
+    ({'dtype': jnp.float16}, "dtype must be one of .* got 'float16'"),
+    ({'pixels': 'Raw'}, "pixels must be one of .* got 'Raw'"),
+    ({'remat': 'no'}, "remat must be True or False, got 'no'"),
+  ],
+)
+def test_what_a_specification_cannot_say_is_named(changes, message):
+  sound = spec.Specification((12, 10, 2), (), (spec.Flatten(),), ())
+  with pytest.raises(ValueError, match=message):
+    FusionModel(
+      dataclasses.replace(sound, **changes), num_classes=K, rngs=nnx.Rngs(0)
+    )
+  with pytest.raises(ValueError, match=r"a Specification, .* got 'cnn_model1'"):
+    FusionModel('cnn_model1', num_classes=K, rngs=nnx.Rngs(0))
+
+
+def test_lists_and_numbers_of_numpy_do_in_a_specification():
+  model = FusionModel(
+    spec.Specification(
+      [np.int64(12), 10, 2],
+      [spec.Convolution(np.int64(4), strides=np.int32(2))],
+      [spec.Flatten()],
+      [spec.Dense(np.int64(3))],
+      dtype=jnp.bfloat16,
+    ),
+    num_classes=np.int64(K),
+    rngs=nnx.Rngs(0),
+  )
+  assert model.map_shape == (6, 5, 4)
+  assert type(model.num_classes) is int
+  # As what `nnx.jit` looks up it is hashed.
+  hash(nnx.graphdef(model))
+  with pytest.raises(ValueError, match=r"part must be one of .* got 'neck'"):
+    model.layers('neck')
+
+
+@pytest.mark.parametrize(
   ('x', 'options', 'message'),
   [
     (jnp.zeros((16, 8, 1)), {}, r'takes float images \(B, 16, 8, 1\) or'),
-    (jnp.zeros((2, 16, 9, 1)), {}, r'got shape \(2, 16, 9, 1\)'),
-    (jnp.zeros((2, 16, 8, 3)), {}, r'got shape \(2, 16, 8, 3\)'),
+    (jnp.zeros((2, 16, 9, 1)), {}, r'got \(2, 16, 9, 1\)'),
+    (jnp.zeros((2, 16, 8, 3)), {}, r'got \(2, 16, 8, 3\)'),
     (jnp.zeros((2, 16, 8, 1), jnp.uint8), {}, 'got uint8'),
     (
       jnp.zeros((2, 16, 8, 1)),
@@ -436,6 +502,10 @@ def test_stages_that_do_not_fit_are_named(backbone, body, message):
       r'frame_mask is .* got \(3, 2\)',
     ),
     (jnp.zeros((2, 16, 8, 1)), {'weight': jnp.ones(3)}, r'must be \(2,\)'),
+    (jnp.zeros((2, 16, 8, 1)), {'weight': [1.0]}, 'got a list of 1'),
+    (jnp.zeros((2, 16, 8, 1)), {'frame_mask': True}, 'got True with images'),
+    (jnp.zeros((2, 16, 8, 1)), {'key': 0}, 'key must be a PRNG key.* got 0'),
+    ([[0.0]], {}, 'takes float images .* got a list of 1'),
   ],
 )
 def test_wrong_inputs_are_told_what_the_model_takes(x, options, message):

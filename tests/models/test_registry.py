@@ -3,6 +3,8 @@
 import json
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -163,7 +165,53 @@ def test_what_cannot_be_is_named_before_anything_is_built(
     models.create(name, num_classes=7, rngs=nnx.Rngs(0), **overrides)
 
 
-@pytest.mark.parametrize('classes', [1, 7.0, True])
+@pytest.mark.parametrize('classes', [1, 7.0, True, '7'])
 def test_a_wrong_number_of_classes_is_refused(classes):
   with pytest.raises(ValueError, match='num_classes must be an int'):
     models.create('residual_lstm', num_classes=classes, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize('rngs', [0, None, jax.random.key(0)])
+def test_what_gives_no_keys_is_refused(rngs):
+  with pytest.raises(ValueError, match=r'rngs must be nnx\.Rngs .*, got '):
+    models.create('residual_lstm', num_classes=7, rngs=rngs)
+
+
+@pytest.mark.parametrize('name', [None, ['residual_lstm']])
+def test_a_name_that_is_no_word_is_unknown(name):
+  with pytest.raises(ValueError, match='unknown model'):
+    models.specify(name)
+
+
+def test_values_of_numpy_and_jax_are_those_of_python():
+  given = {
+    'filters': np.array([8, 16]),
+    'blocks': [np.int64(1), 1],
+    'units': np.int32(4),
+    'recurrent_layers': np.int64(2),
+    'dropout': np.float32(0.25),
+    'attention': np.False_,
+    'tokens': np.str_('rows'),
+    'dtype': jnp.bfloat16,
+  }
+  plain = {
+    'filters': (8, 16),
+    'blocks': (1, 1),
+    'units': 4,
+    'recurrent_layers': 2,
+    'dropout': 0.25,
+    'attention': False,
+    'tokens': 'rows',
+    'dtype': 'bfloat16',
+  }
+  specification = models.specify('residual_lstm', **given)
+  assert repr(specification) == repr(models.specify('residual_lstm', **plain))
+
+
+@pytest.mark.parametrize(
+  'dtype', [jnp.bfloat16, jnp.dtype('bfloat16'), 'bfloat16']
+)
+def test_a_dtype_goes_by_any_of_its_names(dtype):
+  named = models.Specification((4, 4, 1), (), (), (), dtype=dtype)
+  assert named.dtype == 'bfloat16'
+  assert type(named.dtype) is str

@@ -400,7 +400,7 @@ def test_wrong_layers_are_named():
     Stacked([make('lstm'), make('lstm')])
   with pytest.raises(ValueError, match='at least one layer'):
     Stacked([])
-  with pytest.raises(ValueError, match='must be positive'):
+  with pytest.raises(ValueError, match='units must be a positive int, got 0'):
     LSTM(D, 0, rngs=nnx.Rngs(0))
   assert LSTM(1, 1, rngs=nnx.Rngs(0)).kernel.shape == (1, 4)
 

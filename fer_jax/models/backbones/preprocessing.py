@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fer_jax.models.backbones.family import check_family
+from fer_jax.nn import arguments
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,8 +57,8 @@ def preprocessing(name: str, family: str) -> Preprocessing:
     ValueError: for another name or family.
   """
   check_family(family)
-  if (name, family) not in _FACTS:
-    names = sorted({known for known, _ in _FACTS})
+  names = sorted({known for known, _ in _FACTS})
+  if name not in names:
     raise ValueError(f'backbone must be one of {names}, got {name!r}')
   return _FACTS[name, family]
 
@@ -76,9 +77,13 @@ def preprocess(pixels: jax.Array, facts: Preprocessing) -> jax.Array:
   Raises:
     ValueError: for another number of channels.
   """
-  if pixels.ndim < 3 or pixels.shape[-1] not in (1, 3):
+  if not isinstance(facts, Preprocessing):
+    arguments.refuse('facts', "a backbone's, from `preprocessing`", facts)
+  shape = arguments.shape_of(pixels)
+  if len(shape) < 3 or shape[-1] not in (1, 3):
     raise ValueError(
-      f'pixels must be (..., H, W, 1) or (..., H, W, 3), got {pixels.shape}'
+      'pixels must be (..., H, W, 1) or (..., H, W, 3), got '
+      f'{arguments.described(pixels)}'
     )
   pixels = jnp.asarray(pixels)
   dtype = jnp.float32

@@ -4,7 +4,7 @@ from typing import Any
 
 from fer_jax.models import specification as spec
 from fer_jax.models.stages import maps, sequences, vectors
-from fer_jax.models.stages.layer import Layer, Run
+from fer_jax.models.stages.layer import Layer, Run, check_plain
 
 __all__ = ['Layer', 'Run', 'build']
 
@@ -42,4 +42,5 @@ def build(stage: spec.Stage, shape: tuple[int, ...], **options: Any) -> Layer:
   """
   if type(stage) not in LAYERS:
     raise ValueError(f'no stage of a model: {stage!r}')
+  check_plain(stage)
   return LAYERS[type(stage)](stage, shape, **options)

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
+from fer_jax.nn import arguments
+
 Grid = tuple[int, int] | None
 """(rows, columns) of the map whose cells are the steps, row-major."""
 
@@ -52,6 +54,16 @@ def _folded(key):
   while True:
     yield None if key is None else jax.random.fold_in(key, n)
     n += 1
+
+
+def check_plain(stage: Any) -> None:
+  """Raises ValueError where a field of a stage is not of its type."""
+  for field in dataclasses.fields(stage):
+    name, value = f'{stage}: {field.name}', getattr(stage, field.name)
+    if field.type is bool:
+      arguments.flag(name, value)
+    elif field.type is int and field.name != 'seed':
+      arguments.positive(name, value)
 
 
 class Layer(nnx.Module):

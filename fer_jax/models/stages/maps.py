@@ -9,7 +9,7 @@ from fer_jax.models import backbones
 from fer_jax.models import specification as spec
 from fer_jax.models.stages.layer import Layer
 from fer_jax.nn import BatchNorm, Conv, ResidualBlock, max_pool
-from fer_jax.nn.conv import geometry, pair
+from fer_jax.nn.conv import geometry
 from fer_jax.nn.initializers import glorot_uniform, he_normal
 
 KERNEL_INITS = {'he_normal': he_normal, 'glorot_uniform': glorot_uniform}
@@ -39,8 +39,12 @@ class ConvolutionLayer(Layer):
       self.norm = BatchNorm(
         stage.filters, momentum=stage.momentum, epsilon=stage.epsilon
       )
-    window = pair(stage.kernel_size, 'kernel_size')
-    _, size = geometry(shape[:2], window, self.conv.strides, stage.padding)
+    _, size = geometry(
+      shape[:2],
+      (stage.kernel_size, stage.kernel_size),
+      self.conv.strides,
+      stage.padding,
+    )
     self.output_shape = (*size, stage.filters)
 
   def __call__(self, x, run):

@@ -9,13 +9,14 @@ import numpy as np
 from flax import nnx
 
 from fer_jax.models import specification as spec
-from fer_jax.models.stages.layer import Layer
+from fer_jax.models.stages.layer import Layer, check_plain
 from fer_jax.nn import (
   GRU,
   LSTM,
   AdditiveAttention,
   Bidirectional,
   Stacked,
+  arguments,
 )
 
 
@@ -60,8 +61,10 @@ class StepsLayer(Layer):
 
   def build(self, stage: spec.Steps, shape, *, dtype, rngs):
     size = math.prod(shape)
-    features = size if stage.features is None else stage.features
-    if features < 1 or size % features:
+    features = size
+    if stage.features is not None:
+      features = arguments.positive(f'{stage}: features', stage.features)
+    if size % features:
       raise ValueError(f'{stage} does not divide the {size} values of {shape}')
     self.output_shape = (size // features, features)
 
@@ -96,6 +99,8 @@ class ShuffleLayer(SequenceLayer):
   kind = 'shuffle'
 
   def build(self, stage: spec.Shuffle, shape, *, dtype, rngs):
+    if not arguments.is_int(stage.seed) or stage.seed < 0:
+      arguments.refuse(f'{stage}: seed', 'an int of at least 0', stage.seed)
     self.seed = stage.seed
 
   def grid_after(self, grid):
@@ -133,6 +138,7 @@ class RecurrentLayer(SequenceLayer):
   def build(self, stage: spec.Recurrent, shape, *, dtype, rngs):
     self.require_among('cell', spec.CELLS)
     self.require_among('returns', spec.RETURNS)
+    arguments.share(f'{stage}: dropout', stage.dropout)
     self.in_features = shape[1]
     self.layer: Any = recurrent_layer(stage, shape[1], dtype=dtype, rngs=rngs)
     self.output_shape = (self.layer.out_features,)
@@ -186,6 +192,9 @@ class PointwiseLayer(SequenceLayer):
   def build(self, stage: spec.Pointwise, shape, *, dtype, rngs):
     self.in_features = shape[1]
     like = stage.matches
+    if not isinstance(like, spec.Recurrent):
+      arguments.refuse(f'{stage}: matches', 'a Recurrent', like)
+    check_plain(like)
     width = like.units * (2 if like.bidirectional else 1)
     hidden = matched_width(recurrent_size(like, shape[1]), shape[1], width)
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from fer_jax.models import specification as spec
 from fer_jax.models.stages.layer import Layer
-from fer_jax.nn import Dropout
+from fer_jax.nn import Dropout, arguments
 
 
 class DropoutLayer(Layer):
@@ -28,9 +28,10 @@ class ReshapeLayer(Layer):
   kind = 'reshape'
 
   def build(self, stage: spec.Reshape, shape, *, dtype, rngs):
-    if math.prod(stage.shape) != math.prod(shape):
+    held = arguments.positives(f'{stage}: shape', stage.shape)
+    if math.prod(held) != math.prod(shape):
       raise ValueError(f'{stage} does not hold what it gets, {shape}')
-    self.output_shape = stage.shape
+    self.output_shape = held
 
   def grid_after(self, grid):
     return None

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fer_jax.nn import varying_axes
+from fer_jax.nn import arguments, varying_axes
 from fer_jax.nn.dropout import Dropout
 from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.recurrent import backends
@@ -43,7 +43,7 @@ class _Cell(nnx.Module):
     units: int,
     *,
     kind: str,
-    bias: jax.Array,
+    bias: Callable[[], jax.Array],
     dtype: Any,
     param_dtype: Any,
     kernel_init: Callable[..., jax.Array] | None,
@@ -53,22 +53,26 @@ class _Cell(nnx.Module):
   ):
     backends.check_backend(backend, kind)
     gates, _ = KINDS[kind]
-    if in_features < 1 or units < 1:
-      raise ValueError(
-        f'in_features and units must be positive, got {in_features}, {units}'
-      )
-    kernel_init = kernel_init or nnx.initializers.glorot_uniform()
-    recurrent_init = recurrent_init or nnx.initializers.orthogonal()
-    self.kernel = nnx.Param(
-      kernel_init(rngs.params(), (in_features, gates * units), param_dtype)
+    in_features = arguments.positive('in_features', in_features)
+    units = arguments.positive('units', units)
+    self.kernel = arguments.parameter(
+      'kernel',
+      kernel_init or nnx.initializers.glorot_uniform(),
+      rngs,
+      (in_features, gates * units),
+      param_dtype,
     )
-    self.recurrent_kernel = nnx.Param(
-      recurrent_init(rngs.params(), (units, gates * units), param_dtype)
+    self.recurrent_kernel = arguments.parameter(
+      'recurrent_kernel',
+      recurrent_init or nnx.initializers.orthogonal(),
+      rngs,
+      (units, gates * units),
+      param_dtype,
     )
-    self.bias = nnx.Param(bias)
+    self.bias = nnx.Param(bias())
     self.in_features = in_features
     self.units = self.out_features = units
-    self.dtype = dtype
+    self.dtype = arguments.floating('dtype', dtype)
     self.kind = kind
     self.backend = backend
 
@@ -115,8 +119,12 @@ class _Cell(nnx.Module):
       ValueError: for shapes that do not fit.
     """
     (y_bth,), (carry,) = _run(
-      (self,), x_btd, mask_bt, (carry,), (reverse,)
-    )  # fmt: skip
+      (self,),
+      x_btd,
+      mask_bt,
+      (carry,),
+      (arguments.flag('reverse', reverse),),
+    )
     return y_bth, carry
 
 
@@ -185,12 +193,11 @@ class LSTM(_Cell):
     backend: str = 'auto',
     rngs: nnx.Rngs,
   ):
-    forget_gate = jnp.repeat(jnp.array([0, 1, 0, 0], param_dtype), units)
     super().__init__(
       in_features,
       units,
       kind='lstm',
-      bias=forget_gate,
+      bias=lambda: jnp.repeat(jnp.array([0, 1, 0, 0], param_dtype), units),
       dtype=dtype,
       param_dtype=param_dtype,
       kernel_init=kernel_init,
@@ -249,12 +256,14 @@ class GRU(_Cell):
     backend: str = 'auto',
     rngs: nnx.Rngs,
   ):
-    bias_shape = (2, 3 * units) if reset_after else (3 * units,)
+    reset_after = arguments.flag('reset_after', reset_after)
     super().__init__(
       in_features,
       units,
       kind='gru' if reset_after else 'gru_reset_before',
-      bias=jnp.zeros(bias_shape, param_dtype),
+      bias=lambda: jnp.zeros(
+        (2, 3 * units) if reset_after else (3 * units,), param_dtype
+      ),
       dtype=dtype,
       param_dtype=param_dtype,
       kernel_init=kernel_init,
@@ -287,12 +296,16 @@ class Bidirectional(nnx.Module):
     backward: another one for the same input.
 
   Raises:
-    ValueError: where the two take different inputs or backends.
+    ValueError: where the two take different inputs or backends, or are
+      something else.
 
   Source: Schuster and Paliwal (1997).
   """
 
   def __init__(self, forward: LSTM | GRU, backward: LSTM | GRU):
+    for name, cell in (('forward', forward), ('backward', backward)):
+      if not isinstance(cell, _Cell):
+        arguments.refuse(name, 'an LSTM or GRU', cell)
     if forward.in_features != backward.in_features:
       raise ValueError(
         'both directions read one sequence: forward takes '
@@ -333,7 +346,7 @@ class Bidirectional(nnx.Module):
       (self.forward, self.backward),
       x_btd,
       mask_bt,
-      carry or (None, None),
+      _carry_of_each(self, carry, ('forward', 'backward')),
       (False, True),
     )
     return jnp.concatenate(outputs, -1), (carries[0], carries[1])
@@ -357,8 +370,13 @@ class Stacked(nnx.Module):
     *,
     dropout: float = 0.0,
   ):
-    if not layers:
-      raise ValueError('Stacked takes at least one layer')
+    if not isinstance(layers, list | tuple) or not layers:
+      raise ValueError(
+        f'Stacked takes a list of at least one layer, got {layers!r}'
+      )
+    for layer in layers:
+      if not isinstance(layer, _Cell | Bidirectional | Stacked):
+        arguments.refuse('each layer', 'an LSTM, GRU or Bidirectional', layer)
     for below, above in itertools.pairwise(layers):
       if below.out_features != above.in_features:
         raise ValueError(
@@ -404,7 +422,8 @@ class Stacked(nnx.Module):
       carry: one for each layer, or None.
       key, rate: of the dropout between layers, as for `Dropout`.
     """
-    carries = carry or (None,) * self.depth
+    arguments.check_key(key)
+    carries = _carry_of_each(self, carry, tuple(self.layers))
     after = []
     for n, layer in enumerate(self.in_order()):
       if n and key is not None:
@@ -426,17 +445,14 @@ def _run(
   Returns:
     For each cell its outputs (B, T, H), and its last carry.
   """
-  features = cells[0].in_features
-  if x_btd.ndim != 3 or x_btd.shape[-1] != features:
+  if isinstance(mask_bt, tuple):
     raise ValueError(
-      f'a recurrent layer takes a sequence (B, T, {features}), got '
-      f'{x_btd.shape}'
+      'a mask (B, T) is what comes after the sequence, got a tuple: a carry '
+      'goes by its name, as in layer(x, carry=carry)'
     )
-  if mask_bt is not None and mask_bt.shape != x_btd.shape[:2]:
-    raise ValueError(
-      f'the mask of a sequence {x_btd.shape} must be {x_btd.shape[:2]}, got '
-      f'{mask_bt.shape}'
-    )
+  arguments.check_sequence(
+    'a recurrent layer', x_btd, mask_bt, cells[0].in_features
+  )
   batch = x_btd.shape[0]
   # One for both directions: the parameters have a say in it.
   dtype = jnp.result_type(*(cell.compute_dtype(x_btd) for cell in cells))
@@ -475,11 +491,36 @@ def _run(
   return tuple(y_bth.astype(dtype) for y_bth in outputs), after
 
 
-def _check_carry(cell: _Cell, carry: Carry, batch: int) -> None:
+def _check_carry(cell: _Cell, carry: Any, batch: int) -> None:
   expected = (batch, cell.units)
-  shapes = tuple(part.shape for part in carry)
-  if shapes != (expected,) * len(cell.carry_names):
+  if not _is_of(carry, cell.carry_names) or any(
+    arguments.shape_of(part) != expected for part in carry
+  ):
     raise ValueError(
       f'{type(cell).__name__} takes a carry ({", ".join(cell.carry_names)}), '
-      f'each {expected}; got {shapes}'
+      f'each {expected}; got {_described(carry)}'
     )
+
+
+def _carry_of_each(
+  layer: nnx.Module, carry: Any, names: Sequence[str]
+) -> Sequence[Any]:
+  """The carries of the layers that make up `layer`; None for all is None."""
+  if carry is None:
+    return (None,) * len(names)
+  if not _is_of(carry, names):
+    raise ValueError(
+      f'{type(layer).__name__} takes a carry ({", ".join(names)}), each that '
+      f'of a layer; got {_described(carry)}'
+    )
+  return carry
+
+
+def _is_of(carry: Any, names: Sequence[str]) -> bool:
+  return isinstance(carry, tuple | list) and len(carry) == len(names)
+
+
+def _described(carry: Any) -> str:
+  if isinstance(carry, tuple | list):
+    return f'({", ".join(map(arguments.described, carry))})'
+  return f'a single {arguments.described(carry)}'
