@@ -104,7 +104,8 @@ class FusionModel(nnx.Module):
     rngs: the stream `params` draws the parameters; nothing of it is kept.
 
   Raises:
-    ValueError: where a stage does not fit what the one before it gives.
+    ValueError: where a stage does not fit what the one before it gives, and
+      for what is out of range or of another type.
   """
 
   def __init__(
