@@ -3,7 +3,7 @@
 
   python launch/tables.py speed | speed_epyc | recurrent | population | sweep |
                           compilation | recurrence_temporal |
-                          recurrence_fer2013
+                          recurrence_fer2013 | claims
 
 prints one, to be pasted; a test compares the pages with what this prints.
 """
@@ -15,6 +15,8 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+
+from fer_jax.claims import table as claims_table
 
 RECORDS = pathlib.Path(__file__).parents[1] / 'docs' / 'records'
 
@@ -228,6 +230,17 @@ def recurrence(data: str) -> list[str]:
   return _table([*header, *(f'`{variant}`' for variant in VARIANTS)], rows)
 
 
+def claims() -> list[str]:
+  """Claims of the papers and honest figures, as README.md has them."""
+  lines: list[str] = []
+  for path in sorted((RECORDS / 'claims').glob('*.json')):
+    rows = json.loads(path.read_text())['claims']
+    link = f'docs/records/claims/{path.name}'
+    table = claims_table.markdown(rows, link).splitlines()
+    lines += table[2 if lines else 0 :]
+  return lines
+
+
 def _studied(data: str) -> Iterator[tuple[dict, str]]:
   """(record, model) of each model of each record of a study."""
   paths = sorted((RECORDS / 'recurrence').glob('*.json'))
@@ -279,6 +292,7 @@ TABLES = {
   'compilation': compilation,
   'recurrence_temporal': functools.partial(recurrence, 'temporal'),
   'recurrence_fer2013': functools.partial(recurrence, 'fer2013'),
+  'claims': claims,
 }
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The tables of speed are what the records beside them say."""
+"""The tables of the pages are what the records beside them say."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ TABLES = runpy.run_path(str(ROOT / 'launch' / 'tables.py'))['TABLES']
 
 
 @pytest.mark.parametrize('name', TABLES)
-def test_tables_of_speed_are_those_of_the_records(name):
+def test_tables_are_those_of_the_records(name):
   lines = TABLES[name]()
   assert len(lines) > 2, 'no record is there'
   shown = [

@@ -20,15 +20,52 @@ _COLUMNS = (
 )
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+_UNFINISHED = ' *'
+
+_PAGE_COLUMNS = (
+  'claim',
+  'claimed',
+  'measures',
+  'under its protocol',
+  'honest (95 %)',
+  'without twins',
+  '1-nearest-neighbour, its protocol / honest',
+  'test with a twin in training, its / honest',
+  'test whose person is in training, its / honest',
+  'epochs, its / honest',
+)
+
+_OF_NEITHER = f'{wording.MISSING} / {wording.MISSING}'
+
+
+def markdown(rows: Sequence[dict[str, Any]], record: str = '') -> str:
   """The same columns for a page, of the claims that were run.
+
+  A column that none of them has, such as persons of photographs from the web,
+  is left out.
 
   Args:
     rows: of `running.run`.
+    record: where they are written down, for a link from each.
   """
-  run = [_cells(row) for row in rows if 'absent' not in row]
-  lines = [_COLUMNS, ('---',) * len(_COLUMNS), *run]
+  run = [_page_cells(row, record) for row in rows if 'absent' not in row]
+  columns = [
+    column
+    for column in zip(_PAGE_COLUMNS, *run, strict=True)
+    if set(column[1:]) != {_OF_NEITHER}
+  ]
+  names, *lines = zip(*columns, strict=True)
+  lines = [names, ('---',) * len(names), *lines]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def _page_cells(row: dict[str, Any], record: str) -> tuple[str, ...]:
+  claim, claimed, measures, its, *others, epochs = _cells(row)
+  link = f' ([record]({record}))' if record else ''
+  if row['reading'] != 'accuracy':
+    its += f' (accuracy {wording.percent(row["paper"]["accuracy"])})'
+  epochs = epochs.replace(_UNFINISHED, ', unfinished')
+  return (f'`{claim}`{link}', claimed, measures, its, *others, epochs)
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
@@ -105,7 +142,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
       wording.percent(twin['audit']['share_of_test_seen']['subject'])
       for twin in both
     ),
-    ', '.join(map(_extent, both)) + ('' if finished(row) else ' *'),
+    ', '.join(map(_extent, both)) + ('' if finished(row) else _UNFINISHED),
   )
 
 

@@ -4,6 +4,7 @@ The runs are of a claim made up here, on rendered faces; those of papers are
 for real data alone.
 """
 
+import copy
 import dataclasses
 import json
 import pathlib
@@ -255,17 +256,29 @@ def test_a_claim_beside_its_twin(claim, tmp_path, data_dir):
 
   names, rule, cells = (
     [cell.strip() for cell in line.split('|')[1:-1]]
-    for line in table.markdown([row, {**row, 'absent': 'no build'}]).split('\n')
-    if line
+    for line in table.markdown(
+      [row, {**row, 'absent': 'no build'}], 'claims.json'
+    ).splitlines()
   )
-  assert names == list(table._COLUMNS)
+  assert names == list(table._PAGE_COLUMNS)
   assert set(rule) == {'---'}
   assert len(cells) == len(names)
   cell = dict(zip(names, cells, strict=True))
   shares = [t['audit']['share_of_test_seen'] for t in (paper, honest)]
   seen = [share['exact_copy'] for share in shares]
   assert cell['measures'] == 'one against rest'
-  assert cell['copy seen'] == ' / '.join(f'{100 * s:.1f}\u00a0%' for s in seen)
+  assert cell['test with a twin in training, its / honest'] == ' / '.join(
+    f'{100 * s:.1f}\u00a0%' for s in seen
+  )
+  assert cell['claim'] == '`p9_made_up` ([record](claims.json))'
+  plain = f'(accuracy {100 * paper["accuracy"]:.1f}\u00a0%)'
+  assert cell['under its protocol'].endswith(plain)
+  assert cell['epochs, its / honest'].endswith('2/10 folds, unfinished')
+  nobody = copy.deepcopy(row)
+  for twin in ('paper', 'honest'):
+    nobody[twin]['audit']['share_of_test_seen']['subject'] = None
+  assert 'whose person' in table.markdown([row, nobody])
+  assert 'whose person' not in table.markdown([nobody])
 
   # The same again trains nothing and looks at no test.
   looks = len(ledger.read(task.load_dataset(config), ledger.OPENED))
