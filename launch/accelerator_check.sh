@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with an accelerator: the tests, the benchmark, and the reference
 # training with its evaluation and report; if asked, the train steps of all
-# models. Results as JSON under OUT_DIR.
+# models, and ten runs side by side against ten in a row. Results as JSON under
+# OUT_DIR.
 #
 #   launch/accelerator_check.sh OUT_DIR
 #
@@ -9,8 +10,10 @@
 #   FER2013_CSV    the challenge's fer2013.csv; the data set is built from it
 #   FER_JAX_DATA   a data directory where fer2013 has been built already
 # How much is done:
-#   PARTS            of: tests benchmark training models (default: the first
-#                    three)
+#   PARTS            of: tests benchmark training models populations (default:
+#                    the first three)
+#   MODELS, BATCHES  of the last two; see benchmark_models.sh and
+#                    benchmark_populations.sh
 #   EXTRAS           extras to install (default: cuda,test; on a TPU: tpu,test;
 #                    add bench for the peers PyTorch and Keras). Empty: nothing
 #                    is installed, the environment is used as it is
@@ -34,8 +37,9 @@ EXTRAS="${EXTRAS-cuda,test}"
 train_seconds="${TRAIN_SECONDS:-3600}"
 for name in $PARTS; do
   case "$name" in
-    tests | benchmark | training | models) ;;
-    *) fail "PARTS: $name is not one of tests, benchmark, training, models" ;;
+    tests | benchmark | training | models | populations) ;;
+    *) fail "PARTS: $name is not one of tests, benchmark, training, models," \
+      'populations' ;;
   esac
 done
 
@@ -81,6 +85,10 @@ run_models() {
     "$out/models"
 }
 
+run_populations() {
+  PYTHON="$python" launch/benchmark_populations.sh "$out/populations"
+}
+
 run_build() {
   "$python" -m fer_jax data build --dataset=fer2013 --source="$FER2013_CSV"
 }
@@ -110,6 +118,7 @@ for name in $PARTS; do
     tests) part tests run_tests ;;
     benchmark) part benchmark run_benchmark ;;
     models) part models run_models ;;
+    populations) part populations run_populations ;;
     training)
       workdir="$out/fer2013_residual_bilstm"
       if [ -n "${FER2013_CSV:-}" ]; then
