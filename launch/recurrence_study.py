@@ -31,7 +31,7 @@ import time
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from scipy import stats
 
 DATA = flags.DEFINE_enum('data', 'temporal', ['temporal', 'fer2013'], 'of what')
@@ -128,6 +128,7 @@ SETTINGS = {
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'flags only, not {argv[1]!r}')
+  logging.set_verbosity(logging.WARNING)  # of Orbax
   from fer_jax import files, provenance
   from fer_jax.errors import UserError
 
