@@ -172,13 +172,22 @@ def _override_mistake(message: str, arguments: list[str]) -> str | None:
   if missing is None:
     return None
   name = missing.group()
-  for argument in arguments:
-    flag, _, path = argument.partition('=')[0].lstrip('-').partition('.')
-    if flag == 'config' and f'.{name}.' in f'.{path}.':
-      suggested = _SUGGESTED.search(said)
-      hint = f'did you mean {suggested[1]!r}?' if suggested else _LISTS_FIELDS
-      return f'{argument}: there is no field {name!r}; {hint}'
-  return None
+  named = [a for a in arguments if f'.{name}.' in f'.{_field_of(a)}.']
+  if len(named) > 1:  # the others name a field that ends alike
+    from fer_jax.config import FIELDS
+
+    named = [a for a in named if _field_of(a) not in FIELDS]
+  if not named:
+    return None
+  suggested = _SUGGESTED.search(said)
+  hint = f'did you mean {suggested[1]!r}?' if suggested else _LISTS_FIELDS
+  return f'{" or ".join(named)}: there is no field {name!r}; {hint}'
+
+
+def _field_of(argument: str) -> str:
+  """The dotted name of the field that an override sets; '' of another flag."""
+  flag, _, field = argument.partition('=')[0].lstrip('-').partition('.')
+  return field if flag == 'config' else ''
 
 
 def _plain(message: str) -> str:

@@ -232,13 +232,12 @@ def recurrence(data: str) -> list[str]:
 
 def claims() -> list[str]:
   """Claims of the papers and honest figures, as README.md has them."""
-  lines: list[str] = []
+  rows, links = [], []
   for path in sorted((RECORDS / 'claims').glob('*.json')):
-    rows = json.loads(path.read_text())['claims']
-    link = f'docs/records/claims/{path.name}'
-    table = claims_table.markdown(rows, link).splitlines()
-    lines += table[2 if lines else 0 :]
-  return lines
+    of_record = json.loads(path.read_text())['claims']
+    rows += of_record
+    links += [f'docs/records/claims/{path.name}'] * len(of_record)
+  return claims_table.markdown(rows, links).splitlines()
 
 
 def _studied(data: str) -> Iterator[tuple[dict, str]]:

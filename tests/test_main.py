@@ -90,6 +90,21 @@ def test_an_override_that_does_not_fit_is_told_as_it_was_given(
   assert not (tmp_path / 'w').exists()
 
 
+def test_of_two_overrides_the_wrong_one_is_told(tmp_path):
+  path = tmp_path / 'c.py'
+  path.write_text(_BASE_CONFIG)
+  line = _one_line(
+    _run(
+      'train',
+      f'--config={path}',
+      f'--workdir={tmp_path}/w',
+      '--config.train.epochs=5',
+      '--config.optim.epochs=3',
+    )
+  )
+  assert "fer_jax: --config.optim.epochs=3: there is no field 'epochs'" in line
+
+
 def test_a_missing_config_file_is_named(tmp_path):
   line = _one_line(
     _run('train', '--config=nowhere.py', f'--workdir={tmp_path}/w')

@@ -38,17 +38,23 @@ _PAGE_COLUMNS = (
 _OF_NEITHER = f'{wording.MISSING} / {wording.MISSING}'
 
 
-def markdown(rows: Sequence[dict[str, Any]], record: str = '') -> str:
+def markdown(
+  rows: Sequence[dict[str, Any]], records: Sequence[str] = ()
+) -> str:
   """The same columns for a page, of the claims that were run.
 
-  A column that none of them has, such as persons of photographs from the web,
-  is left out.
+  Shares that neither protocol has in any of them, such as of persons in
+  photographs from the web, are left out.
 
   Args:
     rows: of `running.run`.
-    record: where they are written down, for a link from each.
+    records: for a link from each, where it is written down.
   """
-  run = [_page_cells(row, record) for row in rows if 'absent' not in row]
+  run = [
+    _page_cells(row, record)
+    for row, record in zip(rows, records or [''] * len(rows), strict=True)
+    if 'absent' not in row
+  ]
   columns = [
     column
     for column in zip(_PAGE_COLUMNS, *run, strict=True)

@@ -87,6 +87,8 @@ def floating(name: str, value: Any) -> Any:
   """`value` as a dtype, if it names one of floating numbers; None is None."""
   if value is None:
     return None
+  if value is float:  # JAX's own, of whichever width
+    value = jnp.result_type(float)
   try:
     dtype = jnp.dtype(value)
   except TypeError:
@@ -153,10 +155,12 @@ def check_shape(takes: str, array: Any, shape: tuple[int | None, ...]) -> None:
     raise ValueError(f'{takes}, got {described(array)}')
 
 
-def check_floating(takes: str, array: jax.Array) -> None:
-  """Raises ValueError for an array of whole numbers."""
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise ValueError(f'{takes} of floating numbers, got {array.dtype}')
+def check_floating(takes: str, array: Any) -> None:
+  """Raises ValueError for what is no array of floating numbers."""
+  dtype = getattr(array, 'dtype', None)
+  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    got = described(array) if dtype is None else dtype
+    raise ValueError(f'{takes} of floating numbers, got {got}')
 
 
 def check_sequence(layer: str, x_btd: Any, mask_bt: Any, features: int) -> None:

@@ -57,7 +57,9 @@ class BatchNorm(nnx.Module):
     self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
     self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
     self.num_features = num_features
-    self.momentum = arguments.share('momentum', momentum)
+    if momentum != 1:  # which keeps the running statistics
+      momentum = arguments.share('momentum', momentum)
+    self.momentum = float(momentum)
     self.epsilon = arguments.share('epsilon', epsilon)
     self.dtype = arguments.floating('dtype', dtype)
     self.frozen = False

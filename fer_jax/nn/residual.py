@@ -1,5 +1,6 @@
 """The residual block."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ class ResidualBlock(nnx.Module):
     out_features: int,
     *,
     kernel_size: int = 3,
-    strides: int = 1,
+    strides: int | Sequence[int] = 1,
     dtype: Any = None,
     rngs: nnx.Rngs,
   ):

@@ -16,7 +16,8 @@ from fer_jax import files, forms, hosts
 
 @contextlib.contextmanager
 def _as_if_missing(package: str) -> Iterator[None]:
-  """Who imports a package that nobody has imported yet does without it."""
+  """Who imports a package that nobody has imported yet does without it; in any
+  thread."""
   if package in sys.modules:
     yield
     return
@@ -24,7 +25,7 @@ def _as_if_missing(package: str) -> Iterator[None]:
   try:
     yield
   finally:
-    del sys.modules[package]
+    sys.modules.pop(package, None)
 
 
 # It imports PyTorch where that is installed, for tensors that nobody gives it

@@ -8,7 +8,7 @@ import collections
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -21,6 +21,7 @@ from fer_jax.tuning.study import Study
 
 SUMMARY = 'sweep.json'
 BEST = 'best.json'
+LOCK = '.sweep.lock'
 
 _STATES = {
   TrialState.COMPLETE: 'complete',
@@ -74,28 +75,58 @@ def build(
   }
 
 
-def write(content: dict[str, Any], space: Space, workdir: pathlib.Path) -> None:
+def write(
+  build: Callable[[], dict[str, Any]], workdir: pathlib.Path
+) -> dict[str, Any]:
   """Writes sweep.json and, where there is a winner, its config.
 
-  A worker that leaves while another one does the last of it has seen no
-  winner. What it has seen does not take the place of the same search's end.
+  One worker at a time, so that what is written is the newest. One that leaves
+  while another does the last of it has seen no winner: what it has seen does
+  not take the place of the end.
+
+  Args:
+    build: gives the content.
+    workdir: of the sweep.
+
+  Returns:
+    The content.
   """
-  with queue.asking(workdir):
+  with (workdir / LOCK).open('w') as lock:
+    files.taken(lock, wait=True)
+    content = build()
     if content['best'] is not None:
       winner = content['trials'][content['best']['trial']]['workdir']
       config = config_lib.load_json(workdir / winner / 'config.json')
       files.write_json(workdir / BEST, config_lib.to_json(config))
-    elif _has_ended(workdir, content['search']):
-      return
+    elif _has_ended(workdir, content):
+      return content
     files.write_json(workdir / SUMMARY, content)
+  return content
 
 
-def _has_ended(workdir: pathlib.Path, search: dict[str, Any]) -> bool:
+def _has_ended(workdir: pathlib.Path, content: dict[str, Any]) -> bool:
+  """Whether sweep.json has the end of all that the content is of."""
   path = workdir / SUMMARY
   if not path.exists():
     return False
   there = files.read_json(path)
-  return there['best'] is not None and there['search'] == search
+  if there['best'] is None or _searched(there) != _searched(content):
+    return False
+  return _repeated(content) <= _repeated(there)
+
+
+def _searched(content: dict[str, Any]) -> dict[str, Any]:
+  """How, but for what each worker has of its own."""
+  return {k: v for k, v in content['search'].items() if k != 'population'}
+
+
+def _repeated(content: dict[str, Any]) -> set[tuple[int, int]]:
+  """(trial, seed) of every run of a finalist."""
+  return {
+    (finalist['trial'], run['seed'])
+    for finalist in content['finalists']
+    for run in finalist['runs']
+  }
 
 
 def _trial(

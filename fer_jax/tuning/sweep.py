@@ -7,6 +7,7 @@ seeds, and writes what came of it. Killed, it is started again.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 import secrets
@@ -158,14 +159,16 @@ class _Writer:
     how_searched: dict[str, Any],
   ):
     self.repeats: list[queue.Repeat] = []
-    self._of = (study, space, workdir, how_searched)
+    self._workdir = workdir
+    self._build = functools.partial(
+      summary.build, study, space, workdir, how_searched
+    )
     self._written = time.monotonic()
 
   def write(self, *, ended: bool = False) -> dict[str, Any]:
     """Writes the content of sweep.json and returns it."""
-    _, space, workdir, _ = self._of
-    content = summary.build(*self._of, self.repeats, ended=ended)
-    summary.write(content, space, workdir)
+    build = functools.partial(self._build, self.repeats, ended=ended)
+    content = summary.write(build, self._workdir)
     self._written = time.monotonic()
     return content
 

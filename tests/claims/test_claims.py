@@ -257,7 +257,7 @@ def test_a_claim_beside_its_twin(claim, tmp_path, data_dir):
   names, rule, cells = (
     [cell.strip() for cell in line.split('|')[1:-1]]
     for line in table.markdown(
-      [row, {**row, 'absent': 'no build'}], 'claims.json'
+      [row, {**row, 'absent': 'no build'}], ['claims.json'] * 2
     ).splitlines()
   )
   assert names == list(table._PAGE_COLUMNS)

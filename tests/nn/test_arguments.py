@@ -106,6 +106,7 @@ def test_a_residual_block_with_two_strides_of_one_has_no_projection():
 def test_what_is_computed_in_is_floating(layer):
   taken = make(layer, dtype='bfloat16')
   assert nnx.graphdef(taken) == nnx.graphdef(make(layer, dtype=jnp.bfloat16))
+  make(layer, dtype=float)
   for value in (int, 'bf16', jnp.int32, 3):
     with pytest.raises(ValueError, match=r'dtype must be a floating .*, got '):
       make(layer, dtype=value)
@@ -167,6 +168,10 @@ def test_functions_take_numpys_numbers():
     (
       lambda: Dropout(0.5)(IMAGES, key=jax.random.key(0), rate=2.0),
       'rate of dropout must be .* got 2.0',
+    ),
+    (
+      lambda: Dropout(0.5)([1.0], key=jax.random.key(0)),
+      'floating numbers, got a list of 1',
     ),
     (
       lambda: Dropout(0.5)(IMAGES.astype(int), key=jax.random.key(0)),

@@ -117,19 +117,24 @@ def test_a_finalist_under_way_has_not_failed(summed):
 def test_who_leaves_early_does_not_undo_the_end(summed, config, tmp_path):
   ended = summed([{5: _complete(0.5)}])
   early = {**ended, 'best': None, 'finalists': []}
-  space = Space({'model.dropout': uniform(0.0, 0.5)}, config)
   for trial in ended['trials']:
     folder = tmp_path / trial['workdir']
     folder.mkdir(parents=True)
     files.write_json(folder / 'config.json', config_lib.to_json(config))
 
   def written(content):
-    summary.write(content, space, tmp_path)
+    assert summary.write(lambda: content, tmp_path) is content
     return files.read_json(tmp_path / summary.SUMMARY)
 
   assert written(early)['best'] is None
   assert written(ended)['best']['trial'] == 0
   assert written(early)['best']['trial'] == 0
+  of_another_machine = {'trials': 3, 'population': 8}
+  assert written({**early, 'search': of_another_machine})['best'] is not None
   # More was asked for since, and is not there yet.
-  more = {**early, 'search': {'trials': 4}}
-  assert written(more)['best'] is None
+  (finalist,) = ended['finalists']
+  run = {'seed': 6, 'value': None, 'failure': None}
+  again = {**finalist, 'runs': [*finalist['runs'], run]}
+  assert written({**early, 'finalists': [again]})['best'] is None
+  assert written(ended)['best'] is not None
+  assert written({**early, 'search': {'trials': 4}})['best'] is None

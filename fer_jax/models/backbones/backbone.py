@@ -20,12 +20,12 @@ class Backbone(nnx.Module):
   """A network without its classifier: blocks that follow each other.
 
   Attributes:
-    LEAST: height and width in pixels below which nothing is left of an image.
+    LEAST_SIDE: of images in pixels; of smaller ones nothing is left.
     family: 'keras' or 'torch'.
     in_features, out_features: channels of images and of maps.
   """
 
-  LEAST: ClassVar[int]
+  LEAST_SIDE: ClassVar[int]
 
   def __init__(self, family: str, in_features: int, out_features: int):
     self.family = check_family(family)
@@ -34,7 +34,7 @@ class Backbone(nnx.Module):
     self.use_running_average = True
     self.blocks: tuple[str, ...] = ()
 
-  def append(self, name: str, block: nnx.Module) -> None:
+  def add_block(self, name: str, block: nnx.Module) -> None:
     """Adds a block, which takes a map, `train` and `mask`."""
     setattr(self, name, block)
     self.blocks += (name,)
@@ -46,13 +46,14 @@ class Backbone(nnx.Module):
     """(h, w) of the map of an image.
 
     Raises:
-      ValueError: for images of which nothing is left, below `LEAST`; Keras
+      ValueError: for images of which nothing is left, below `LEAST_SIDE`; Keras
         asks for 32x32, of Xception's for 71x71.
     """
     check_family(family)
-    if min(height, width) < cls.LEAST:
+    least = cls.LEAST_SIDE
+    if min(height, width) < least:
       raise ValueError(
-        f'{cls.__name__} takes images of at least {cls.LEAST}x{cls.LEAST}, got '
+        f'{cls.__name__} takes images of at least {least}x{least}, got '
         f'{height}x{width}'
       )
     return cls._map_side(height), cls._map_side(width)
@@ -117,7 +118,7 @@ class Parts:
     rngs: nnx.Rngs,
   ):
     self.momentum, self.epsilon = MOMENTUM[family], epsilon[family]
-    self.drawn = {
+    self.options = {
       'kernel_init': kernel_init(family, fan),
       'dtype': dtype,
       'rngs': rngs,
@@ -139,7 +140,7 @@ class Parts:
       strides=strides,
       padding=padding,
       use_bias=False,
-      **self.drawn,
+      **self.options,
     )
 
   def norm(self, features: int) -> BatchNorm:

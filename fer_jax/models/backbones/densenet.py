@@ -96,7 +96,7 @@ class DenseNet121(Backbone):
     rngs: the stream `params` draws the parameters.
   """
 
-  LEAST = 29
+  LEAST_SIDE = 29
 
   def __init__(
     self,
@@ -108,13 +108,13 @@ class DenseNet121(Backbone):
   ):
     super().__init__(family, in_features, out_features=1024)
     parts = Parts(self.family, EPSILON, dtype=dtype, rngs=rngs)
-    self.append('stem', Stem(parts, in_features))
+    self.add_block('stem', Stem(parts, in_features))
     features = STEM_FEATURES
     for n, layers in enumerate(BLOCKS, 1):
-      self.append(f'denseblock{n}', DenseBlock(parts, features, layers))
+      self.add_block(f'denseblock{n}', DenseBlock(parts, features, layers))
       features += layers * GROWTH
       if n < len(BLOCKS):
-        self.append(f'transition{n}', Transition(parts, features))
+        self.add_block(f'transition{n}', Transition(parts, features))
         features //= 2
     self.final_norm = parts.norm(features)
 

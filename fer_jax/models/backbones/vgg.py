@@ -63,7 +63,7 @@ class VGG16(Backbone):
     rngs: the stream `params` draws the parameters.
   """
 
-  LEAST = 32
+  LEAST_SIDE = 32
 
   def __init__(
     self,
@@ -84,7 +84,7 @@ class VGG16(Backbone):
         dtype=dtype,
         rngs=rngs,
       )
-      self.append(f'block{n}', block)
+      self.add_block(f'block{n}', block)
       features = width
 
   @staticmethod

@@ -30,7 +30,7 @@ EPSILON = {'keras': 1e-3, 'torch': 1e-5}
 
 class _Parts(Parts):
   def sepconv(self, in_features: int, out_features: int) -> SeparableConv:
-    return SeparableConv(in_features, out_features, 3, **self.drawn)
+    return SeparableConv(in_features, out_features, 3, **self.options)
 
 
 class Stem(nnx.Module):
@@ -107,7 +107,7 @@ class Xception(Backbone):
     rngs: the stream `params` draws the parameters.
   """
 
-  LEAST = 7
+  LEAST_SIDE = 7
 
   def __init__(
     self,
@@ -119,10 +119,10 @@ class Xception(Backbone):
   ):
     super().__init__(family, in_features, out_features=BLOCKS[14][-1])
     parts = _Parts(self.family, EPSILON, fan='out', dtype=dtype, rngs=rngs)
-    self.append('block1', Stem(parts, in_features))
+    self.add_block('block1', Stem(parts, in_features))
     pool_padding = 'SAME' if family == 'keras' else 1
     for n in BLOCKS:
-      self.append(f'block{n}', SeparableBlock(parts, n, pool_padding))
+      self.add_block(f'block{n}', SeparableBlock(parts, n, pool_padding))
 
   @staticmethod
   def _map_side(side: int) -> int:

@@ -66,6 +66,12 @@ def check_plain(stage: Any) -> None:
       arguments.positive(name, value)
 
 
+def check_among(stage: Any, field: str, allowed: tuple[str, ...]) -> None:
+  """Raises ValueError where a field of a stage is none of `allowed`."""
+  if getattr(stage, field) not in allowed:
+    raise ValueError(f'{stage}: {field} must be one of {allowed}')
+
+
 class Layer(nnx.Module):
   """A stage as a module: called with what the stage before gives, and the run.
 
@@ -119,5 +125,4 @@ class Layer(nnx.Module):
 
   def require_among(self, field: str, allowed: tuple[str, ...]) -> None:
     """Raises ValueError where a field of the stage is none of `allowed`."""
-    if getattr(self.stage, field) not in allowed:
-      raise ValueError(f'{self.stage}: {field} must be one of {allowed}')
+    check_among(self.stage, field, allowed)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from fer_jax.models import specification as spec
-from fer_jax.models.stages.layer import Layer, check_plain
+from fer_jax.models.stages.layer import Layer, check_among, check_plain
 from fer_jax.nn import (
   GRU,
   LSTM,
@@ -136,9 +136,7 @@ class RecurrentLayer(SequenceLayer):
   kind = 'recurrent'
 
   def build(self, stage: spec.Recurrent, shape, *, dtype, rngs):
-    self.require_among('cell', spec.CELLS)
-    self.require_among('returns', spec.RETURNS)
-    arguments.share(f'{stage}: dropout', stage.dropout)
+    check_recurrent(stage)
     self.in_features = shape[1]
     self.layer: Any = recurrent_layer(stage, shape[1], dtype=dtype, rngs=rngs)
     self.output_shape = (self.layer.out_features,)
@@ -159,6 +157,14 @@ class RecurrentLayer(SequenceLayer):
     # What comes after the last hidden state has steps of another kind, if any.
     run.frame_mask = None
     return self.layer.final_hidden(carry).astype(y.dtype)
+
+
+def check_recurrent(stage: spec.Recurrent) -> None:
+  """Raises ValueError where a field of the stage is not what it may be."""
+  check_plain(stage)
+  check_among(stage, 'cell', spec.CELLS)
+  check_among(stage, 'returns', spec.RETURNS)
+  arguments.share(f'{stage}: dropout', stage.dropout)
 
 
 def recurrent_layer(
@@ -194,7 +200,7 @@ class PointwiseLayer(SequenceLayer):
     like = stage.matches
     if not isinstance(like, spec.Recurrent):
       arguments.refuse(f'{stage}: matches', 'a Recurrent', like)
-    check_plain(like)
+    check_recurrent(like)
     width = like.units * (2 if like.bidirectional else 1)
     hidden = matched_width(recurrent_size(like, shape[1]), shape[1], width)
 

@@ -370,13 +370,14 @@ class Stacked(nnx.Module):
     *,
     dropout: float = 0.0,
   ):
-    if not isinstance(layers, list | tuple) or not layers:
+    if not isinstance(layers, Sequence) or not layers:
       raise ValueError(
         f'Stacked takes a list of at least one layer, got {layers!r}'
       )
     for layer in layers:
       if not isinstance(layer, _Cell | Bidirectional | Stacked):
-        arguments.refuse('each layer', 'an LSTM, GRU or Bidirectional', layer)
+        expected = 'an LSTM, GRU, Bidirectional or Stacked'
+        arguments.refuse('each layer', expected, layer)
     for below, above in itertools.pairwise(layers):
       if below.out_features != above.in_features:
         raise ValueError(
