@@ -241,7 +241,7 @@ def correlated_pairs(
   """
   unit = _unit_rows(pixels)
   other = unit if others is pixels else _unit_rows(others)
-  found = [np.zeros((0, 2), np.int64)]
+  found: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
   for top in range(0, len(unit), _BLOCK):
     upper = unit[top : top + _BLOCK]
     for left in range(top if below else 0, len(other), _BLOCK):
