@@ -42,7 +42,8 @@ _OPERATION = re.compile(
   r'collective-permute|all-to-all)(?:-start)?\('
 )
 _GROUPS = re.compile(
-  r'replica_groups=(?:\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\]<=)'
+  r'replica_groups=(?:\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\]<=|'
+  r'mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\})'  # from jax 0.12 on
 )
 _ARRAY = re.compile(r'(?:pred|[a-z]+\d+)\[([\d,]*)\]')
 
@@ -86,7 +87,12 @@ def group_sizes(text: str) -> set[int]:
       groups = _GROUPS.search(line)
       if groups is None:
         raise ValueError(f'no groups in {line.strip()!r}')
-      sizes.add(int(groups['size'] or 1 + groups['first'].count(',')))
+      if groups['mesh']:
+        along = dict(re.findall(r"'(\w+)'=(\d+)", groups['mesh']))
+        axes = re.findall(r"'(\w+)'", groups['axes'])
+        sizes.add(math.prod(int(along[axis]) for axis in axes))
+      else:
+        sizes.add(int(groups['size'] or 1 + groups['first'].count(',')))
   return sizes
 
 

@@ -154,7 +154,7 @@ def test_who_is_queued_again(
   scontrol = tmp_path / 'scontrol'
   scontrol.write_text('#!/bin/sh\necho "$*"\n')
   scontrol.chmod(0o755)
-  process = subprocess.Popen(
+  with subprocess.Popen(
     [sys.executable, '-c', RUN_TASK, SCRIPT, '2' if number else '0', command],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -165,12 +165,13 @@ def test_who_is_queued_again(
       'SLURM_JOB_ID': '7',
       'PATH': f'{tmp_path}:{os.environ["PATH"]}',
     },
-  )
-  assert process.stdout.readline() == 'begun\n'
-  if number:
-    time.sleep(0.3)  # from its first word to the handlers of who waits for it
-    process.send_signal(number)
-  out, err = process.communicate(timeout=60)
+  ) as process:
+    assert process.stdout.readline() == 'begun\n'
+    if number:
+      time.sleep(0.3)  # from its first word to the handlers of who waits for it
+      process.send_signal(number)
+    # Not by `communicate`, which does not see what came with the first line.
+    out, err = process.stdout.read(), process.stderr.read()
   assert (process.returncode, out.strip()) == (status, said), err
 
 
