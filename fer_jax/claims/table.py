@@ -20,8 +20,6 @@ _COLUMNS = (
 )
 
 
-_UNFINISHED = ' *'
-
 _PAGE_COLUMNS = (
   'claim',
   'claimed',
@@ -66,12 +64,11 @@ def markdown(
 
 
 def _page_cells(row: dict[str, Any], record: str) -> tuple[str, ...]:
-  claim, claimed, measures, its, *others, epochs = _cells(row)
+  claim, claimed, measures, its, *others = _cells(row, ', unfinished')
   link = f' ([record]({record}))' if record else ''
   if row['reading'] != 'accuracy':
     its += f' (accuracy {wording.percent(row["paper"]["accuracy"])})'
-  epochs = epochs.replace(_UNFINISHED, ', unfinished')
-  return (f'`{claim}`{link}', claimed, measures, its, *others, epochs)
+  return (f'`{claim}`{link}', claimed, measures, its, *others)
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
@@ -129,7 +126,7 @@ _LEGEND = (
 )
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], unfinished: str = ' *') -> tuple[str, ...]:
   paper, honest = row['paper'], row['honest']
   both = (paper, honest)
   return (
@@ -148,7 +145,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
       wording.percent(twin['audit']['share_of_test_seen']['subject'])
       for twin in both
     ),
-    ', '.join(map(_extent, both)) + ('' if finished(row) else _UNFINISHED),
+    ', '.join(map(_extent, both)) + ('' if finished(row) else unfinished),
   )
 
 

@@ -4,7 +4,9 @@ import pytest
 
 from fer_jax.benchmark import scaling
 
-SUM = '%s = f32[64]{0} all-reduce(%%p), channel_id=1, replica_groups=%s, to=%%a'
+SUM = (
+  '%%sum = f32[64]{0} all-reduce(%%p), channel_id=1, replica_groups=%s, to=%%a'
+)
 
 
 @pytest.mark.parametrize(
@@ -18,9 +20,9 @@ SUM = '%s = f32[64]{0} all-reduce(%%p), channel_id=1, replica_groups=%s, to=%%a'
   ],
 )
 def test_how_many_devices_take_part(groups, size):
-  assert scaling.group_sizes(SUM % ('%sum', groups)) == {size}
+  assert scaling.group_sizes(SUM % groups) == {size}
 
 
 def test_groups_of_another_form_are_told():
   with pytest.raises(ValueError, match='no groups in'):
-    scaling.group_sizes(SUM % ('%sum', 'all of them'))
+    scaling.group_sizes(SUM % 'all of them')

@@ -160,8 +160,7 @@ class RecurrentLayer(SequenceLayer):
 
 
 def check_recurrent(stage: spec.Recurrent) -> None:
-  """Raises ValueError where a field of the stage is not what it may be."""
-  check_plain(stage)
+  """Raises ValueError where a field that has a list or a range is not in it."""
   check_among(stage, 'cell', spec.CELLS)
   check_among(stage, 'returns', spec.RETURNS)
   arguments.share(f'{stage}: dropout', stage.dropout)
@@ -200,6 +199,7 @@ class PointwiseLayer(SequenceLayer):
     like = stage.matches
     if not isinstance(like, spec.Recurrent):
       arguments.refuse(f'{stage}: matches', 'a Recurrent', like)
+    check_plain(like)
     check_recurrent(like)
     width = like.units * (2 if like.bidirectional else 1)
     hidden = matched_width(recurrent_size(like, shape[1]), shape[1], width)
