@@ -6,12 +6,10 @@ float64, to 1e-9. The checks are in `on_devices`, for a process that was started
 with eight CPU devices.
 """
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
+import many_devices
 import pytest
 
 from fer_jax.errors import UserError
@@ -22,22 +20,11 @@ from fer_jax.training import population, sharding
   ('precision', 'checks'), [('float64', 4), ('float32', 7)]
 )
 def test_devices_train_as_one_does(precision, checks):
-  done = subprocess.run(
-    [sys.executable, '-W', 'error', 'on_devices.py', precision],
-    capture_output=True,
-    text=True,
-    cwd=pathlib.Path(__file__).parent,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_ENABLE_X64': str(int(precision == 'float64')),
-      'JAX_NUMPY_RANK_PROMOTION': 'raise',
-      'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
-      + ' --xla_force_host_platform_device_count=8',
-    },
+  script = pathlib.Path(__file__).with_name('on_devices.py')
+  passed = many_devices.checks_passed(
+    script, precision, devices=8, x64=precision == 'float64'
   )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.count('checked') == checks
+  assert passed == checks
 
 
 def test_one_device_has_no_mesh_and_a_batch_must_divide():

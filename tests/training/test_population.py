@@ -9,12 +9,10 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
+import many_devices
 import numpy as np
 import pytest
 import small_populations as small
@@ -311,76 +309,7 @@ def test_unknown_names_are_refused():
   assert mapping_lib.choose('in_turn', 'gpu') == 'in_turn'
 
 
-_WHOLE_TRAININGS = """
-import jax, numpy as np
-from fer_jax.models import specification
-specification.DTYPES += ('float64',)
-import small_populations as small
-
-OF_MODEL, EPOCHS = (2, 'float64'), 2
-assert len(jax.devices()) == 8
-
-def wide(member):
-  wider = {np.dtype('float32'): np.float64}
-  state = member.state
-  cast = {
-    name: jax.tree.map(
-      lambda x: x.astype(wider.get(x.dtype, x.dtype)), getattr(state, name)
-    )
-    for name in ('params', 'model_state', 'opt_state', 'ema')
-  }
-  return member._replace(state=state._replace(**cast))
-
-def check(a, b):
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
-
-members = [wide(small.member(n, *OF_MODEL)) for n in range(9)]
-alone = {
-  m: small.single_run(members[m], EPOCHS, *OF_MODEL) for m in (0, 1, 2, 8)
-}
-accuracy = [figures[-1][1]['accuracy'] for _, figures in alone.values()]
-assert min(accuracy) > 0.6, accuracy  # there was something to learn
-assert alone[8][0].params['logits']['kernel'].dtype == np.float64
-
-for mapping, devices in (('in_turn', 1), ('vmap', 8)):
-  made = small.population_of(
-    members, mapping, *OF_MODEL, devices=jax.devices()[:devices], epochs=EPOCHS
-  )
-  kernel = made._own.state.params['logits']['kernel']
-  assert len(kernel.sharding.device_set) == devices
-  assert kernel.shape[0] == (16 if devices == 8 else 9)
-  records = []
-  while made.training.any():
-    for _ in made.blocks():
-      pass
-    records.append(made.finish_epoch())
-  for m, (state, figures) in alone.items():
-    jax.tree.map(check, made.member_state(m), state)
-    for epoch, (training, validation) in enumerate(figures):
-      record = records[epoch][m]
-      jax.tree.map(check, record['train'], training)
-      jax.tree.map(check, record['validation'], validation)
-      assert record['step'] == (epoch + 1) * made.steps_per_epoch[m]
-  print('checked', mapping, devices)
-"""
-
-
 def test_whole_trainings_in_float64_on_one_device_and_on_eight():
   """Two epochs of nine members, validation and selection included."""
-  done = subprocess.run(
-    [sys.executable, '-W', 'error', '-c', _WHOLE_TRAININGS],
-    capture_output=True,
-    text=True,
-    cwd=pathlib.Path(__file__).parent,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_ENABLE_X64': '1',
-      'JAX_NUMPY_RANK_PROMOTION': 'raise',
-      'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
-      + ' --xla_force_host_platform_device_count=8',
-    },
-  )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.count('checked') == 2
+  script = pathlib.Path(__file__).with_name('members_on_devices.py')
+  assert many_devices.checks_passed(script, devices=8, x64=True) == 2
