@@ -198,8 +198,8 @@ def _rehearse(domains) -> int:
   values = flags.FLAGS
   _spread()
   settings = _settings()
-  if values.workdir and not values.study:
-    study = pathlib.Path(values.workdir).resolve().name
+  if values.workdir:
+    study = settings.study_in(pathlib.Path(values.workdir))
     settings = dataclasses.replace(settings, study=study)
   found = rehearsal.rehearse(values.config, domains, settings)
   print(rehearsal.text(found, values.config.train.batch_size))

@@ -67,6 +67,10 @@ class Settings:
   how: str = 'auto'
   profile_steps: int = 0
 
+  def study_in(self, workdir: pathlib.Path) -> str:
+    """The name of the study of a sweep in `workdir`."""
+    return self.study or workdir.resolve().name
+
 
 def run(
   config: config_lib.Config,
@@ -219,7 +223,7 @@ def _study(config, space, workdir, settings: Settings) -> Study:
   url = settings.storage or f'sqlite:///{workdir.resolve() / "study.db"}'
   storage = Storage(
     parse_url(url),
-    settings.study or workdir.resolve().name,
+    settings.study_in(workdir),
     settings.patience,
     known=(workdir / STUDY).exists(),
   )
