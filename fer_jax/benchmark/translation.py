@@ -99,7 +99,9 @@ def _stage(stage: spec.Stage, shape: Shape) -> tuple[list[Layer], Shape]:
       }
       return [attention], shape[1:]
     case spec.Dense():
-      return [_dense(shape[0], stage.width), {'layer': 'relu'}], (stage.width,)
+      dense = _dense(shape[0], stage.width)
+      relu = [{'layer': 'relu'}] if stage.activation == 'relu' else []
+      return [dense, *relu], (stage.width,)
   raise ValueError(f'peers cannot be asked for {stage!r}')
 
 

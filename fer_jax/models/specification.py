@@ -16,6 +16,7 @@ DTYPES = ('float32', 'bfloat16')
 INITIALIZERS = ('he_normal', 'glorot_uniform')
 PIXELS = ('standardised', 'unit', 'raw')
 CLIPS = ('frames', 'tokens')
+ACTIVATIONS = ('relu', 'linear')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +165,10 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-  """Dense layer with ReLU: vector to vector."""
+  """Dense layer, rectified unless it is to be linear: vector to vector."""
 
   width: int
+  activation: str = 'relu'
 
 
 Stage = (

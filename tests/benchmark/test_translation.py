@@ -269,7 +269,7 @@ OTHER_STAGES = {
       spec.Drop(0.1),
     ),
     body=(spec.GlobalAveragePool(), spec.Reshape((2, 3)), spec.Mean()),
-    head=(spec.Dense(5), spec.Drop(0.5)),
+    head=(spec.Dense(5), spec.Drop(0.5), spec.Dense(4, 'linear')),
   ),
   'last state of both directions': spec.Specification(
     input_shape=(3, 4, 2),

@@ -433,6 +433,11 @@ def test_mean_over_the_frames_there_are():
     ),
     (
       [],
+      [spec.Flatten(), spec.Dense(3, activation='tanh')],
+      r"activation must be one of \('relu', 'linear'\)",
+    ),
+    (
+      [],
       [spec.Grid(), spec.Recurrent('gru', 3, dropout=2.0)],
       r'dropout must be a number in \[0, 1\), got 2.0',
     ),
@@ -462,6 +467,22 @@ def test_what_a_specification_cannot_say_is_named(changes, message):
     )
   with pytest.raises(ValueError, match=r"a Specification, .* got 'cnn_model1'"):
     FusionModel('cnn_model1', num_classes=K, rngs=nnx.Rngs(0))
+
+
+def test_a_dense_layer_is_rectified_unless_it_is_to_be_linear():
+  for activation, negative in (('relu', False), ('linear', True)):
+    model = build([], [spec.Flatten()], [spec.Dense(9, activation)])
+    x = images(shape=(12, 10, 2))
+    _, features = model(x, return_features=True)
+    kernel = model.layers('head')[0][1].linear.kernel[...]
+    plain = x.reshape(len(x), -1) @ kernel
+    assert (features['dense1'] < 0).any() == negative
+    np.testing.assert_allclose(
+      features['dense1'],
+      plain if negative else jnp.maximum(plain, 0),
+      rtol=1e-5,
+      atol=1e-5,
+    )
 
 
 def test_lists_and_numbers_of_numpy_do_in_a_specification():

@@ -175,6 +175,18 @@ def test_heads_of_the_pretrained_networks():
   assert {s.pixels for s in (densenet, vgg, xception)} == {'raw'}
 
 
+def test_readings_of_the_dense_layer_of_model_1():
+  """P4's table 2 prints no activation."""
+  assert models.specify('cnn_model1').head == (
+    spec.Dense(32, 'relu'),
+    spec.Drop(0.6),
+  )
+  linear = models.specify('cnn_model1', dense_activation='linear')
+  assert linear.head == (spec.Dense(32, 'linear'), spec.Drop(0.6))
+  with pytest.raises(ValueError, match='one of relu, linear'):
+    models.specify('cnn_model1', dense_activation='tanh')
+
+
 @pytest.mark.parametrize(
   ('name', 'convolution'),
   [

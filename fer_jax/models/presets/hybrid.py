@@ -55,7 +55,15 @@ def fields_of(name: str) -> dict[str, Field]:
     'dtype': shared.DTYPE,
     'remat': shared.REMAT,
   }
-  if name in UNITS:
+  if name == 'cnn_model1':
+    found['dense_activation'] = Field(
+      'relu',
+      'inferred',
+      'P4, in a text that has 200 units there; table 2, which has 32, prints '
+      "none. Rectified, all 32 are dead within 100 steps; 'linear' trains",
+      fields.among(*spec.ACTIVATIONS),
+    )
+  else:
     found |= {
       'units': Field(
         UNITS[name],
@@ -113,7 +121,10 @@ def specify(name: str, values: dict[str, Any]) -> spec.Specification:
     input_shape=values['input_shape'],
     backbone=tuple(backbone),
     body=body,
-    head=(spec.Dense(values['dense']), spec.Drop(values['dropout'])),
+    head=(
+      spec.Dense(values['dense'], values.get('dense_activation', 'relu')),
+      spec.Drop(values['dropout']),
+    ),
     dtype=values['dtype'],
     pixels=values['pixels'],
     clip=values.get('clip', 'frames'),

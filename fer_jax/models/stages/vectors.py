@@ -62,6 +62,7 @@ class DenseLayer(Layer):
   takes = 1
 
   def build(self, stage: spec.Dense, shape, *, dtype, rngs):
+    self.require_among('activation', spec.ACTIVATIONS)
     self.linear = nnx.Linear(
       shape[0],
       stage.width,
@@ -72,4 +73,5 @@ class DenseLayer(Layer):
     self.output_shape = (stage.width,)
 
   def __call__(self, x, run):
-    return jax.nn.relu(self.linear(x))
+    x = self.linear(x)
+    return jax.nn.relu(x) if self.stage.activation == 'relu' else x
