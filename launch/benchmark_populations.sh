@@ -5,6 +5,7 @@
 #   launch/benchmark_populations.sh [FOLDER]  (default: docs/records/populations)
 #
 #   MODELS, BATCHES   lists, such as MODELS="cnn_lstm_model3" BATCHES="4 64"
+#   MAPPINGS, ROUNDS  of the benchmark (default: auto, 5)
 #   PYTHON            interpreter of an environment with the extra `bench`
 #
 # Records that are there already are left as they are.
@@ -20,6 +21,7 @@ for batch in ${BATCHES:-4 32 64}; do
     [ ! -e "$record" ] || continue
     "$python" -m fer_jax benchmark --what=population --members=10 \
       --model="$model" --batch_size="$batch" --peers=torch \
+      --mappings="${MAPPINGS:-auto}" \
       --rounds="${ROUNDS:-5}" --warm_up=1 --turn_seconds=1 --json="$record"
   done
 done

@@ -56,8 +56,9 @@ def hold(
   """Times the contenders, interleaved; the first is the reference.
 
   Args:
-    contenders: who takes part. One whose framework is not installed is left
-      out and named, except the reference.
+    contenders: who takes part. One whose framework is not installed, or finds
+      no accelerator where the reference has one, is left out and named, except
+      the reference.
     effort: how long is measured.
     images: images in a step.
     check: called with what the contenders say of themselves before anything
@@ -83,10 +84,11 @@ def hold(
         Worker(contender.module, environment=contender.environment)
       )
       info = worker.prepare(contender.case)
-      if 'absent' in info:
+      reason = info.get('absent') or _elsewhere(info, workers.get(reference))
+      if reason:
         if contender.name == reference:
-          raise WorkerError(f'{contender.name}: {info["absent"]}')
-        absent[contender.name] = info['absent']
+          raise WorkerError(f'{contender.name}: {reason}')
+        absent[contender.name] = reason
         worker.close()
       else:
         workers[contender.name] = worker
@@ -122,3 +124,11 @@ def hold(
     },
     'absent': absent,
   }
+
+
+def _elsewhere(info: dict, reference: Worker | None) -> str | None:
+  """Why one that computes on the CPU is not beside one that does not."""
+  if reference is None or info.get('device') != 'cpu':
+    return None
+  device = reference.info.get('device', 'cpu')
+  return None if device == 'cpu' else f'computes on the CPU, not on {device}'

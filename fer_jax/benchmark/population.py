@@ -9,7 +9,12 @@ POPULATION = 'population'
 
 
 def measure(
-  case: dict, peers: Sequence[str], effort: Effort, *, members: int
+  case: dict,
+  peers: Sequence[str],
+  effort: Effort,
+  *,
+  members: int,
+  mappings: Sequence[str] = ('auto',),
 ) -> dict:
   """Times a step of every member, side by side and in a row, interleaved.
 
@@ -18,6 +23,8 @@ def measure(
     peers: names of `train_step.PEERS`, whose runs go in a row.
     effort: how long is measured.
     members: how many runs.
+    mappings: names of `mapping.MAPPINGS` or 'auto', of a population each; the
+      first one's is the reference.
 
   Returns:
     What `contest.hold` returns, of steps of all members; with 'members', and
@@ -29,7 +36,14 @@ def measure(
   """
   case = {**case, 'what': 'train_step', 'members': members}
   place = f'{train_step.CONTENDERS}.own_population'
-  contenders = [Contender(POPULATION, place, {**case, 'mapping': 'auto'})]
+  contenders = [
+    Contender(
+      f'{POPULATION} {mapping}' if n else POPULATION,
+      place,
+      {**case, 'mapping': mapping},
+    )
+    for n, mapping in enumerate(mappings)
+  ]
   runs = {train_step.OWN: (f'{train_step.CONTENDERS}.own', {})}
   runs |= {peer: train_step.PEERS[peer] for peer in peers}
   for name, (module, environment) in runs.items():

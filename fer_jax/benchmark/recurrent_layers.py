@@ -1,7 +1,8 @@
 """Recurrent layers alone, forward and backward, against peers' layers."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -49,9 +50,11 @@ def measure(
   peers: Sequence[str],
   effort: Effort,
   *,
+  backends: Sequence[str] = ('auto',),
   sizes: Sequence[Size] = SIZES,
   cells: Sequence[str] = CELLS,
   seed: int = 0,
+  keep: Callable[[dict], None] = lambda result: None,
 ) -> dict:
   """Times a bidirectional layer and its gradients, contenders interleaved.
 
@@ -61,8 +64,10 @@ def measure(
   Args:
     peers: names of `PEERS`.
     effort: how long is measured, for each size and cell.
+    backends: of our layers, the first of which is the reference.
     sizes, cells: what is measured.
     seed: draws parameters and inputs.
+    keep: is given what there is after each case.
 
   Returns:
     For each cell and size what `contest.hold` returns, with 'cell' and 'size';
@@ -78,16 +83,23 @@ def measure(
         f'{", ".join(PEERS)}'
       )
   rows = []
-  for cell in cells:
-    for size in sizes:
-      case = {'cell': cell, 'seed': seed, **dataclasses.asdict(size)}
-      contenders = [Contender(OWN, f'{CONTENDERS}.recurrent_own', case)]
-      for peer in peers:
-        module, environment = PEERS[peer]
-        contenders.append(Contender(peer, module, case, environment))
-      result = contest.hold(contenders, effort, images=size.batch)
-      rows.append({'cell': cell, 'size': dataclasses.asdict(size), **result})
-  return {'cases': rows}
+  for cell, size in itertools.product(cells, sizes):
+    case = {'cell': cell, 'seed': seed, **dataclasses.asdict(size)}
+    contenders = [
+      Contender(
+        f'{OWN} {backend}' if n else OWN,
+        f'{CONTENDERS}.recurrent_own',
+        {**case, 'backend': backend},
+      )
+      for n, backend in enumerate(backends)
+    ]
+    for peer in peers:
+      module, environment = PEERS[peer]
+      contenders.append(Contender(peer, module, case, environment))
+    result = contest.hold(contenders, effort, images=size.batch)
+    rows.append({'cell': cell, 'size': dataclasses.asdict(size), **result})
+    keep({'backends': list(backends), 'cases': rows})
+  return {'backends': list(backends), 'cases': rows}
 
 
 def table(result: dict) -> list[str]:

@@ -1,9 +1,10 @@
 """Times this package on this machine against peers, all in the same run."""
 
 import datetime
+import functools
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 from ml_collections import config_flags
@@ -49,6 +50,21 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer(
     'members', 10, 'runs of --what=population', lower_bound=1
+  )
+  flags.DEFINE_list(
+    'mappings',
+    ['auto'],
+    'how the members of --what=population share a device: auto, vmap, in_turn; '
+    'each is timed, the first is the reference',
+  )
+  flags.DEFINE_list(
+    'backends',
+    ['auto'],
+    'of our layers of --what=recurrent: auto, scan, fused, cudnn; each is '
+    'timed, the first is the reference',
+  )
+  flags.DEFINE_list(
+    'cells', ['lstm', 'gru'], 'cells of --what=recurrent: lstm, gru'
   )
   flags.DEFINE_integer(
     'rounds',
@@ -99,13 +115,29 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
   """Measures, prints a table, and writes the record."""
-  from fer_jax.benchmark import contest, machine, train_step
+  from fer_jax.benchmark import (
+    contest,
+    machine,
+    recurrent_layers,
+    train_step,
+    worker,
+  )
+  from fer_jax.nn.recurrent.backends import BACKENDS
+  from fer_jax.training.mapping import MAPPINGS
 
   _no_arguments(argv)
   values = flags.FLAGS
   _known('--what', values.what, MEASUREMENTS)
   _known('--peers', values.peers, train_step.PEERS)
   _known('--loops', values.loops, LOOPS)
+  for flag, given, known in (
+    ('--mappings', values.mappings, ('auto', *MAPPINGS)),
+    ('--backends', values.backends, ('auto', *BACKENDS)),
+    ('--cells', values.cells, recurrent_layers.CELLS),
+  ):
+    _known(flag, given, known)
+    if not given:
+      raise UserError(f'{flag} is empty: expected some of {", ".join(known)}')
   if 'sweep' in values.what:
     _require_search(values)
   usual_rounds = 1 if set(values.what) == {'sweep'} else contest.Effort.rounds
@@ -134,12 +166,27 @@ def main(argv: list[str]) -> None:
       **_settings(values.what, case, effort),
       'statistic': 'median over rounds; ratios are formed inside each round',
     },
-    **_measure(values.what, case, values.peers, effort, startup_config),
   }
+
+  def keep(name: str, result: dict) -> None:
+    record[name] = result
+    files.write_result(values.json, record)
+
+  failures = []
+  measurements = _measurements(case, values.peers, effort, startup_config)
+  for name in MEASUREMENTS:
+    if name in values.what:
+      try:
+        keep(name, measurements[name](functools.partial(keep, name)))
+      except worker.WorkerError as error:
+        failures.append(f'--what={name}: {error}')
   print(render(record))
-  files.write_result(values.json, record)
   if values.json:
     print(f'record: {values.json}')
+  if failures:
+    for failure in failures:
+      print(failure, file=sys.stderr)
+    raise UserError('; '.join(f.partition('\n')[0] for f in failures))
 
 
 def _settings(what: Iterable[str], case: dict, effort) -> dict:
@@ -156,7 +203,13 @@ def _settings(what: Iterable[str], case: dict, effort) -> dict:
   }
 
 
-def _measure(what, case, peers, effort, startup_config) -> dict:
+def _measurements(
+  case, peers, effort, startup_config
+) -> dict[str, Callable[[Callable[[dict], None]], dict]]:
+  """For each name what gives its result.
+
+  It is called with what takes a result that is not whole yet.
+  """
   from fer_jax.benchmark import (
     compilation,
     data_path,
@@ -166,38 +219,24 @@ def _measure(what, case, peers, effort, startup_config) -> dict:
     startup,
     train_step,
   )
-  from fer_jax.benchmark.worker import WorkerError
 
-  results = {}
-  try:
-    if 'train_step' in what:
-      results['train_step'] = train_step.measure(case, peers, effort)
-    if 'input' in what:
-      results['input'] = input_path.measure(case, effort)
-    if 'startup' in what:
-      results['startup'] = startup.measure(
-        startup_config, starts=flags.FLAGS.starts
-      )
-    if 'compilation' in what:
-      results['compilation'] = compilation.measure(case)
-    if 'population' in what:
-      results['population'] = population.measure(
-        case, peers, effort, members=flags.FLAGS.members
-      )
-    if 'recurrent' in what:
-      results['recurrent'] = recurrent_layers.measure(peers, effort)
-    if 'data' in what:
-      results['data'] = data_path.measure(
-        case, effort, examples=flags.FLAGS.data_examples
-      )
-    if 'sweep' in what:
-      results['sweep'] = _search()
-  except WorkerError as error:
-    first, _, rest = str(error).partition('\n')
-    if rest:
-      print(rest, file=sys.stderr)
-    raise UserError(first) from error
-  return results
+  values = flags.FLAGS
+  return {
+    'train_step': lambda _: train_step.measure(case, peers, effort),
+    'input': lambda _: input_path.measure(case, effort),
+    'startup': lambda _: startup.measure(startup_config, starts=values.starts),
+    'compilation': lambda _: compilation.measure(case),
+    'population': lambda _: population.measure(
+      case, peers, effort, members=values.members, mappings=values.mappings
+    ),
+    'recurrent': lambda keep: recurrent_layers.measure(
+      peers, effort, backends=values.backends, cells=values.cells, keep=keep
+    ),
+    'data': lambda _: data_path.measure(
+      case, effort, examples=values.data_examples
+    ),
+    'sweep': lambda _: _search(),
+  }
 
 
 def _require_search(values) -> None:

@@ -37,6 +37,7 @@ def prepare(case):
     'steps_per_dispatch': 2,
     'parameters': case['parameters'],
     'threads': os.environ['OMP_NUM_THREADS'],
+    'device': case['device'],
   }
 """
 
@@ -51,6 +52,7 @@ def contender(tmp_path):
       'name': name,
       'seconds': seconds,
       'parameters': 5,
+      'device': 'cpu',
       'log': str(tmp_path / 'log'),
       **case,
     }
@@ -126,6 +128,21 @@ def test_a_framework_that_is_not_installed_is_named_and_left_out(contender):
     'peer': 'a_framework_that_nobody_has is not installed'
   }
   assert list(result['contenders']) == ['ours']
+
+
+def test_who_finds_no_accelerator_is_not_beside_one(contender):
+  result = contest.hold(
+    [
+      contender('ours', device='NVIDIA H200'),
+      contender('peer'),
+      contender('other', device='NVIDIA H200 NVL'),
+    ],
+    Effort(rounds=1, warm_up=1, turn_seconds=0.0),
+    images=1,
+    say=lambda line: None,
+  )
+  assert result['absent'] == {'peer': 'computes on the CPU, not on NVIDIA H200'}
+  assert list(result['contenders']) == ['ours', 'other']
 
 
 def test_a_contender_that_dies_says_its_last_words(contender):

@@ -12,12 +12,16 @@ from fer_jax.errors import UserError
 
 def test_own_and_flax_layers_are_timed_and_have_the_same_parameters():
   size = Size(batch=2, steps=3, inputs=4, units=5)
+  kept = []
   result = recurrent_layers.measure(
     ['flax'],
     Effort(rounds=2, warm_up=1, turn_seconds=0.0),
+    backends=['auto', 'scan'],
     sizes=[size],
     cells=['gru'],
+    keep=kept.append,
   )
+  assert kept == [result]
   (row,) = result['cases']
   assert row['cell'] == 'gru'
   assert row['size'] == dataclasses.asdict(size)
@@ -26,7 +30,7 @@ def test_own_and_flax_layers_are_timed_and_have_the_same_parameters():
   for contender in row['contenders'].values():
     assert contender['parameters'] == expected
     assert len(contender['rounds']) == 2
-  assert list(row['contenders']) == ['fer_jax', 'flax']
+  assert list(row['contenders']) == ['fer_jax', 'fer_jax scan', 'flax']
   lines = recurrent_layers.table(result)
   assert len(lines) == 3
   assert '(2, 3, 4) -> 5' in lines[-1]

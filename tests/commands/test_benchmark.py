@@ -7,8 +7,14 @@ import os
 import forked
 import pytest
 
-from fer_jax.benchmark import compilation, contest, train_step
-from fer_jax.benchmark.worker import Worker
+from fer_jax.benchmark import (
+  compilation,
+  contest,
+  population,
+  startup,
+  train_step,
+)
+from fer_jax.benchmark.worker import Worker, WorkerError
 from fer_jax.commands import benchmark
 from fer_jax.errors import UserError
 from fer_jax.training import cores
@@ -106,6 +112,55 @@ def test_the_input_is_a_part_of_a_step(tmp_path, command_line, monkeypatch):
   assert record['input_share']['min'] > 0
 
 
+def test_what_fails_takes_nothing_else_with_it(
+  tmp_path, command_line, monkeypatch
+):
+  def fails(*_):
+    raise WorkerError('flax: its process ended: out of memory\nlast words')
+
+  monkeypatch.setattr(train_step, 'measure', fails)
+  spread = {'median': 2.0, 'min': 1.0, 'max': 3.0}
+  started = {'config': 'c', 'seconds_to_first_step': spread, 'cold': 9.0}
+  monkeypatch.setattr(startup, 'measure', lambda *_, **__: started)
+  target = tmp_path / 'record.json'
+  status, said, complaints = command_line(
+    *['benchmark', *TINY, '--model=residual_lstm', '--batch_size=2'],
+    *['--what=train_step,startup', f'--json={target}'],
+  )
+  assert status == 2
+  assert json.loads(target.read_text())['startup'] == started
+  assert 'start-up of c' in said
+  assert 'last words' in complaints
+  assert complaints.splitlines()[-1].endswith(
+    '--what=train_step: flax: its process ended: out of memory'
+  )
+
+
+def test_a_population_for_each_mapping(monkeypatch):
+  held = []
+  spread = {'median': 2.0, 'min': 1.0, 'max': 4.0}
+
+  def hold(contenders, *_, **__):
+    held.extend((c.name, c.case.get('mapping')) for c in contenders)
+    return {
+      'contenders': {
+        c.name: {'speedup_of_reference': spread} for c in contenders
+      }
+    }
+
+  monkeypatch.setattr(contest, 'hold', hold)
+  case = {'batch_size': 2, 'layers': []}
+  result = population.measure(
+    case, [], contest.Effort(), members=3, mappings=['vmap', 'in_turn']
+  )
+  assert held == [
+    ('population', 'vmap'),
+    ('population in_turn', 'in_turn'),
+    ('fer_jax in a row', None),
+  ]
+  assert result['share_of_in_a_row'] == {'median': 0.5, 'min': 0.25, 'max': 1.0}
+
+
 def test_another_network_is_not_compared():
   layers = [{'layer': 'dense', 'inputs': 8, 'units': 7}]
   case = {
@@ -131,6 +186,8 @@ def test_another_network_is_not_compared():
     (['--peers=toch'], "did you mean 'torch'"),
     (['--what=startup', '--startup_config=none.py'], 'none.py is no file'),
     (['--what=sweep'], '--what=sweep needs --config'),
+    (['--mappings=scan'], '--mappings scan is not one of auto, vmap, in_turn'),
+    (['--backends='], '--backends is empty: expected some of auto, scan'),
     (['--json=/no/such/folder/x.json'], 'no such folder'),
     (['--what=train_step', '--set=dtype=bfloat16'], 'float32'),
     (['--set=unit=3'], "did you mean 'units'"),

@@ -165,6 +165,17 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
   return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
 
 
+def compute_as_jax_does() -> None:
+  """On NVIDIA GPUs: products in TF32, and convolutions chosen by trial.
+
+  Both are what XLA does unless told otherwise; PyTorch rounds convolutions
+  alone to TF32, and takes cuDNN's first guess.
+  """
+  torch.backends.cuda.matmul.allow_tf32 = True
+  torch.backends.cudnn.allow_tf32 = True
+  torch.backends.cudnn.benchmark = True
+
+
 def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
   threads = provenance.cores()
@@ -172,6 +183,8 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   torch.manual_seed(case['seed'])
   cuda = torch.cuda.is_available()
   device = torch.device('cuda' if cuda else 'cpu')
+  if cuda:
+    compute_as_jax_does()
   model = stack(case['layers']).to(device)
   model = model.to(memory_format=torch.channels_last)  # pyright: ignore
   model.train()

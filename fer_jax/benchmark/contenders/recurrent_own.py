@@ -1,4 +1,7 @@
-"""`fer_jax.nn.Bidirectional` as `fer_jax.benchmark.recurrent_layers` asks."""
+"""`fer_jax.nn.Bidirectional` as `fer_jax.benchmark.recurrent_layers` asks.
+
+The case's 'backend' is that of its cells.
+"""
 
 from collections.abc import Callable
 
@@ -13,9 +16,9 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
   kind = {'lstm': LSTM, 'gru': GRU}[case['cell']]
   rngs = nnx.Rngs(case['seed'])
+  sizes = (case['inputs'], case['units'])
   layer = Bidirectional(
-    kind(case['inputs'], case['units'], rngs=rngs),
-    kind(case['inputs'], case['units'], rngs=rngs),
+    *(kind(*sizes, backend=case['backend'], rngs=rngs) for _ in range(2))
   )
   graphdef, params = nnx.split(layer)
   return recurrent_jax.prepare(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fer_jax import provenance
+from fer_jax.benchmark.contenders import pytorch
 from fer_jax.benchmark.recurrent_layers import draws
 
 
@@ -19,6 +20,8 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   torch.manual_seed(case['seed'])
   cuda = torch.cuda.is_available()
   device = torch.device('cuda' if cuda else 'cpu')
+  if cuda:
+    pytorch.compute_as_jax_does()
   kind = {'lstm': nn.LSTM, 'gru': nn.GRU}[case['cell']]
   layer = kind(
     case['inputs'], case['units'], batch_first=True, bidirectional=True
