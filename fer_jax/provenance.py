@@ -69,6 +69,23 @@ def environment(devices: Sequence[Any] | None = None) -> dict[str, Any]:
     'cpu': cpu_name(),
     'cores': cores(),
     'system': f'{platform.system()} {platform.machine()}',
+    **numerics(),
+    # On GPUs CUDA's and the driver's.
+    'platform_version': devices[0].client.platform_version,
+  }
+
+
+def numerics() -> dict[str, str]:
+  """What decides how products round, beside machine and versions.
+
+  'matmul_precision' is of JAX, where 'default' is TF32 on recent NVIDIA GPUs
+  and bfloat16 on TPUs.
+  """
+  import jax
+
+  return {
+    'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
   }
 
 

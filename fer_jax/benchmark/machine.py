@@ -13,6 +13,7 @@ def describe() -> dict:
     'cores': provenance.cores(),
     'system': f'{platform.system()} {platform.machine()}',
     'python': platform.python_version(),
+    **provenance.numerics(),
     # Of the minute before, with what a script ran in it for an earlier case;
     # else above a few tenths something else was running too.
     'load_average_before': os.getloadavg()[0],

@@ -6,10 +6,11 @@ measures them, `table` shows claimed and honest figures side by side.
 
 from fer_jax.claims.claim import (
   Claim,
+  Mark,
   chosen,
   config_of,
   inferred,
   stated,
 )
 
-__all__ = ['Claim', 'chosen', 'config_of', 'inferred', 'stated']
+__all__ = ['Claim', 'Mark', 'chosen', 'config_of', 'inferred', 'stated']

@@ -434,8 +434,12 @@ def test_choice_by_platform():
   assert choice(platform='cuda', units=[6, 3]) == 'fused'
   assert choice(platform='cuda', masked=True) == 'fused'
   assert choice('cudnn', platform='cuda', masked=True) == 'cudnn'
-  with jax.default_matmul_precision('bfloat16'):
-    assert choice(platform='cuda') == 'fused'
+  for precision in ('bfloat16', 'F32_F32_F32', 'BF16_BF16_F32'):
+    with jax.default_matmul_precision(precision):
+      assert choice(platform='cuda') == 'fused'
+  for precision in ('highest', 'float32', 'high', 'tensorfloat32'):
+    with jax.default_matmul_precision(precision):
+      assert choice(platform='cuda') == 'cudnn'
   for name in ('scan', 'fused'):
     assert choice(name, platform='cuda') == name
 

@@ -12,6 +12,13 @@ from fer_jax.nn.recurrent import cudnn, fused, scan
 BACKENDS = {'scan': scan.run, 'fused': fused.run, 'cudnn': cudnn.run}
 """For each name the function; all have the signature in `cells`."""
 
+CUDNN_PRECISIONS = (
+  *(None, 'high', 'tensorfloat32', 'bfloat16_3x'),
+  *('highest', 'float32'),
+)
+"""Values of `jax_default_matmul_precision` that it heeds: TF32, and float32.
+Of an algorithm, such as 'F32_F32_F32', JAX passes it nothing on."""
+
 
 def check_backend(backend: str, cell: str) -> None:
   """Raises ValueError where no cell of this kind could run on `backend`."""
@@ -72,8 +79,9 @@ def _refusal_of_cudnn(platform, cells, units, dtype) -> str | None:
     return f'needs one number of units in both directions, not {units}'
   if jnp.dtype(dtype) != jnp.float32:
     return f'computes in float32, not {jnp.dtype(dtype)}'
-  if _config('jax_default_matmul_precision') in ('default', 'bfloat16'):
-    return 'cannot compute at the default precision that JAX is set to'
+  precision = _config('jax_default_matmul_precision')
+  if precision not in CUDNN_PRECISIONS:
+    return f"cannot compute at JAX's default_matmul_precision {precision!r}"
   return None
 
 
