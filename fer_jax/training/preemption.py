@@ -102,9 +102,10 @@ class Pace:
 def watched(grace: float = GRACE_SECONDS) -> Iterator[Notice]:
   """Hears SIGTERM and SIGINT while it is open; in the main thread only.
 
-  A second Ctrl-C leaves at once. What fails after the signal was heard, such
-  as reading from worker processes that the scheduler ended as well, is said in
-  one line and leaves with the status of the signal.
+  A second Ctrl-C leaves at once; a first one after SIGTERM does not. What fails
+  after the signal was heard, such as reading from worker processes that the
+  scheduler ended as well, is said in one line and leaves with the status of the
+  signal.
 
   Args:
     grace: seconds from the first signal to the end of the process.
@@ -148,6 +149,8 @@ def _heard(number, frame) -> None:
 def _watch(reader: int, notice: Notice, grace: float) -> None:
   """Waits for signals, then for the end of the time for leaving."""
   deadline = None
+  # A Ctrl-C may come with a SIGTERM of the parent, which it reached as well.
+  interrupts = 0
   while True:
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     if not select.select([reader], [], [], left)[0]:
@@ -158,19 +161,22 @@ def _watch(reader: int, notice: Notice, grace: float) -> None:
     number = heard[0]
     if number not in _HEARD:
       continue
-    if not notice.asked:
-      if number == signal.SIGINT:
-        notice.status = INTERRUPTED_STATUS
+    if number == signal.SIGINT:
+      interrupts += 1
+      notice.status = INTERRUPTED_STATUS
+    if interrupts > 1:
+      _leave(notice, 'interrupted again')
+    first = not notice.asked
+    if first:
       notice.asked = True
       deadline = time.monotonic() + grace
       if notice.starting:
         _leave(notice, f'{signal.Signals(number).name}: nothing to save')
+    if first or number == signal.SIGINT:
       _say(
         f'{signal.Signals(number).name}: finishing the block under way, then '
         f'saving and leaving with status {notice.status}'
       )
-    elif number == signal.SIGINT:
-      _leave(notice, 'interrupted again')
 
 
 def _leave(notice: Notice, why: str) -> None:

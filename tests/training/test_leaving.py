@@ -88,6 +88,30 @@ def test_a_signal_is_heard_and_handlers_are_given_back(capfd):
   assert line.startswith('fer_jax: SIGTERM: finishing the block under way')
 
 
+def test_a_ctrl_c_that_a_parent_passes_on_is_one(monkeypatch, capfd):
+  """The terminal sends SIGINT to all, the parent SIGTERM to its children."""
+  left, seen = [], []
+  monkeypatch.setattr(preemption, '_leave', lambda _, why: left.append(why))
+  with preemption.watched() as notice:
+    for number, heard in (
+      (signal.SIGTERM, lambda: notice.asked),
+      (signal.SIGINT, lambda: left or notice.status == 130),
+      (signal.SIGTERM, lambda: True),
+      (signal.SIGINT, lambda: left),
+    ):
+      signal.raise_signal(number)
+      deadline = time.monotonic() + 10
+      while not heard() and time.monotonic() < deadline:
+        time.sleep(0.01)
+      seen.append((notice.status, *left))
+  assert seen == [(75,), (130,), (130,), (130, 'interrupted again')]
+  first, second, *_ = capfd.readouterr().err.splitlines()
+  assert first.startswith('fer_jax: SIGTERM: finishing')
+  assert first.endswith('leaving with status 75')
+  assert second.startswith('fer_jax: SIGINT: finishing')
+  assert second.endswith('leaving with status 130')
+
+
 def test_what_fails_while_leaving_is_one_line(capfd):
   def fail(number=None):
     with preemption.watched() as notice:
