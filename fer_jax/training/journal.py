@@ -20,7 +20,8 @@ finite.
     pruned       trial: epoch
     finished     run: epoch, step; group: nothing else
     left         run of `train`: epoch, step; both: why, 'asked' or 'time limit'
-    failed       why, in a line; of a trial, that it is not taken over again
+    failed       why, in a line; of a trial, that it is not taken over again,
+                 or was ended in the study
 
 A process that was killed leaves no last word: `resumed` then follows on
 `started` or `resumed`. Lines are only appended, what was undone by a kill

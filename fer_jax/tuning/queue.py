@@ -36,6 +36,9 @@ FINALISTS = 'finalists'
 OUTCOME = 'outcome.json'
 """In a finalist's workdir: what came of it."""
 
+ENDED = 'it was ended in the study'
+"""Why a trial failed that no worker has ended."""
+
 LOCK = '.ask.lock'
 
 
@@ -161,9 +164,9 @@ class Trials:
         runs.append(self._claimed(new))
     return runs
 
-  def report(self, run: Run, epoch: int, value: float) -> None:
-    """Reports the metric after an epoch."""
-    self._study.report(_id(run), epoch, value)
+  def report(self, run: Run, epoch: int, value: float) -> bool:
+    """Reports the metric after an epoch; False where somebody has ended it."""
+    return self._study.report(_id(run), epoch, value)
 
   def unpromising(self, run: Run) -> bool:
     """Whether a run is to be stopped after its last report."""
@@ -233,11 +236,11 @@ class Trials:
   def _drawn(
     self, number: int, trial_id: int, kept: dict[str, Any] | None = None
   ) -> '_Drawn | None':
-    """A running trial with parameters; ends one that somebody gave others than
-    the space has."""
+    """A running trial with parameters, if it is; ends one that somebody gave
+    others than the space has."""
     try:
       params = self._study.parameters(trial_id, kept)
-      return _Drawn(number, trial_id, params)
+      return None if params is None else _Drawn(number, trial_id, params)
     except OutsideError as error:
       print(f'trial {number} cannot be trained: {error}', flush=True)
       self._study.note_of_trial(trial_id, failure=str(error))
@@ -368,8 +371,9 @@ class Repeats:
     """Up to so many more of a shape."""
     return self._take(shape, count)
 
-  def report(self, run: Run, epoch: int, value: float) -> None:
-    """Nothing: these are not searched over."""
+  def report(self, run: Run, epoch: int, value: float) -> bool:
+    """Reports nothing, since these are not searched over."""
+    return True
 
   def unpromising(self, run: Run) -> bool:
     """Never: each is trained to its end."""

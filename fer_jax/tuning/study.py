@@ -2,7 +2,8 @@
 
 Every call goes to the storage, which may go away for a while (a database that
 is restarted): such calls are made again, later and later, for as long as
-`Storage.patience`. All of them may be made twice without harm.
+`Storage.patience`. All of them may be made twice without harm. A trial that
+somebody has ended, such as in Optuna's dashboard, takes nothing more.
 """
 
 import contextlib
@@ -28,6 +29,8 @@ from fer_jax.tuning import search
 from fer_jax.tuning.space import OutsideError, Space
 
 T = TypeVar('T')
+
+_EndedError = optuna.exceptions.UpdateFinishedTrialError
 
 RUN_NOTE = 'device_seconds'
 """What is noted of every trial that was trained."""
@@ -169,8 +172,9 @@ class Study:
 
   def parameters(
     self, trial_id: int, shape: dict[str, Any] | None = None
-  ) -> dict[str, Any]:
-    """The parameters of a running trial; those that it lacks are drawn.
+  ) -> dict[str, Any] | None:
+    """The parameters of a running trial; those that it lacks are drawn. None
+    where it has ended without them.
 
     Args:
       trial_id: its id.
@@ -196,17 +200,24 @@ class Study:
         raise OutsideError(str(error)) from error
 
     self._take_sampler(self._number(trial_id), shape)
-    return self._patiently(suggest)
+    with contextlib.suppress(_EndedError):
+      return self._patiently(suggest)
 
-  def report(self, trial_id: int, epoch: int, value: float) -> None:
-    """Reports the metric after an epoch, counted from 1, once."""
+  def report(self, trial_id: int, epoch: int, value: float) -> bool:
+    """Reports the metric after an epoch, counted from 1, once.
+
+    Returns:
+      Whether the trial has not ended.
+    """
 
     def tell():
       trial = optuna.trial.Trial(self._study, trial_id)
       if epoch not in self._of(trial_id).intermediate_values:
         trial.report(value, epoch)
 
-    self._patiently(tell)
+    with contextlib.suppress(_EndedError):
+      self._patiently(tell)
+    return self.is_running(trial_id)
 
   def unpromising(self, trial_id: int) -> bool:
     """Whether the pruner would stop a trial after its last report."""
@@ -221,14 +232,15 @@ class Study:
     )
 
   def note_of_trial(self, trial_id: int, **values: Any) -> None:
-    """Notes something of a running trial."""
+    """Notes something of a trial; nothing where it has ended."""
 
     def write():
       trial = optuna.trial.Trial(self._study, trial_id)
       for key, value in values.items():
         trial.set_user_attr(key, value)
 
-    self._patiently(write)
+    with contextlib.suppress(_EndedError):
+      self._patiently(write)
 
   def tell(
     self, trial_id: int, state: TrialState, value: float | None = None
@@ -240,7 +252,8 @@ class Study:
         self._of(trial_id).number, value, state, skip_if_finished=True
       )
 
-    self._patiently(end)
+    with contextlib.suppress(_EndedError):  # between its look and its word
+      self._patiently(end)
 
   def values_of(self, trial: FrozenTrial) -> dict[str, Any]:
     """A trial's parameters as its config takes them."""

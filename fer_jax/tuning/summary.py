@@ -154,7 +154,9 @@ def _trial(
     'epochs': params.get('train.epochs', space.base.train.epochs),
     'device_seconds': seconds,
     'shape': space.shape_text(params),
-    'failure': notes.get('failure') if state == 'failed' else None,
+    'failure': (
+      notes.get('failure', queue.ENDED) if state == 'failed' else None
+    ),
     'workdir': folder,
     'started': _time(trial.datetime_start),
     'ended': _time(trial.datetime_complete),

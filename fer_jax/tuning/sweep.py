@@ -139,7 +139,7 @@ def run(
         finished = not again.left() if notice.asked else worker.work(again)
     content = writer.write(ended=finished)
     if finished and content['best'] is None:
-      reasons = [t.user_attrs.get('failure') for t in study.trials()]
+      reasons = [t['failure'] for t in content['trials']]
       raise UserError(
         f'none of the {len(reasons)} trials in {workdir} was completed; the '
         f'first failed since {next(filter(None, reasons), "it was pruned")}'

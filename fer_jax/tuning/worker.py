@@ -28,7 +28,7 @@ from fer_jax.training import (
 )
 from fer_jax.training.observer import Observer
 from fer_jax.tuning import takeovers
-from fer_jax.tuning.queue import Ending, Run
+from fer_jax.tuning.queue import ENDED, Ending, Run
 
 TURN = 2
 """Runs that a turn asks for, in populations: where shapes can differ, one must
@@ -50,7 +50,7 @@ class Queue(Protocol):
   def left(self) -> bool: ...
   def head(self) -> Run | None: ...
   def more(self, shape: str, count: int) -> list[Run]: ...
-  def report(self, run: Run, epoch: int, value: float) -> None: ...
+  def report(self, run: Run, epoch: int, value: float) -> bool: ...
   def unpromising(self, run: Run) -> bool: ...
   def compiled(self, run: Run) -> None: ...
   def end(self, run: Run, ending: Ending) -> None: ...
@@ -401,25 +401,25 @@ class Seats:
 
   def _judge(self, results: Sequence[dict[str, Any] | None]) -> None:
     """Reports all that validated, then ends those that are over."""
-    reported = []
+    reported, ended = set(), set()
     for m, (run, result) in enumerate(zip(self._runs, results, strict=True)):
       if run is None or result is None:
         continue
       value = result.get('validation', {}).get(self._metric, math.nan)
       if math.isfinite(value):
-        self._queue.report(run, result['epoch'], value)
-        reported.append(m)
+        known = self._queue.report(run, result['epoch'], value)
+        (reported if known else ended).add(m)
     for m, (run, result) in enumerate(zip(self._runs, results, strict=True)):
       if run is None or result is None:
         continue
-      if not self._together.training[m]:
+      if m in ended:
+        journal.note(run.workdir, 'failed', why=ENDED)
+        self._stop(m, Ending('failed', reason=ENDED))
+      elif not self._together.training[m]:
         self._end(m, self._ending(m))
       elif m in reported and self._queue.unpromising(run):
         journal.note(run.workdir, 'pruned', epoch=result['epoch'])
-        # Saved as one that trains on: killed before it is told, it is no
-        # complete one.
-        self._end(m, Ending('pruned'))
-        self._together.stop(m)
+        self._stop(m, Ending('pruned'))
 
   def _ending(self, m: int) -> Ending:
     """Of a run that trains no more."""
@@ -430,6 +430,12 @@ class Seats:
       return Ending('failed', reason='no validation gave a finite value')
     # A loss enters with its sign turned.
     return Ending('complete', -best if self._metric == 'loss' else best)
+
+  def _stop(self, m: int, ending: Ending) -> None:
+    """Ends a run that would train on."""
+    # Saved as one that does: killed before it is told, it is no complete one.
+    self._end(m, ending)
+    self._together.stop(m)
 
   def _end(self, m: int, ending: Ending) -> None:
     """Leaves a whole workdir behind before anyone is told."""

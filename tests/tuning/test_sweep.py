@@ -470,6 +470,71 @@ def test_trials_put_in_by_hand_are_trained_or_refused_once(
   assert 'cannot be' not in capsys.readouterr().out
 
 
+def test_a_trial_that_somebody_ends_fails_and_the_rest_goes_on(
+  config, tmp_path, monkeypatch, capsys
+):
+  """As Optuna's dashboard does, amid the second epoch."""
+  config.train.epochs = 3
+  judge, judged = worker.Seats._judge, []
+
+  def ended_before(seats, results):
+    judged.append(None)
+    if len(judged) == 2:
+      there = {'study': 'one', 'storage': f'sqlite:///{home / "study.db"}'}
+      small_sweeps.stored(there).tell(0, state=optuna.trial.TrialState.FAIL)
+    judge(seats, results)
+
+  monkeypatch.setattr(worker.Seats, '_judge', ended_before)
+  home = tmp_path / 'one'
+  domains = {'optim.learning_rate': choice(1e-2, 1e-3, 1e-4)}
+  settings = small_sweeps.settings(search='grid', population=2)
+  finished, content = sweep.run(config, domains, home, settings)
+  assert finished
+  first, *others = content['trials']
+  assert (first['state'], first['value'], first['epoch']) == ('failed', None, 2)
+  assert first['failure'] == queue.ENDED
+  assert list(first['values']) == ['1']
+  assert [(t['state'], t['epoch']) for t in others] == [('complete', 3)] * 2
+  assert len(judged) == 5  # the third takes the place of the first
+  assert f'trial 0: failed after epoch 2 ({queue.ENDED})' in (
+    capsys.readouterr().out
+  )
+  event = journal.read(home / first['workdir'])[-1]
+  assert (event['event'], event['why']) == ('failed', queue.ENDED)
+
+
+def test_a_trial_that_somebody_ended_is_left_as_it_is(
+  config, domains, tmp_path, monkeypatch
+):
+  space = Space(domains, config)
+  study = sweep._study(config, space, tmp_path, small_sweeps.settings())
+  there = {'study': study.name, 'storage': study.storage.url}
+  failed = optuna.trial.TrialState.FAIL
+  end = functools.partial(small_sweeps.stored(there).tell, state=failed)
+  first, second = study.ask(), study.ask()
+  params = study.parameters(second)
+  assert study.report(second, 1, 0.5)
+  end(0)
+  assert study.parameters(first) is None
+  study.note_of_trial(first, turn='free')
+  write = study._study._storage.set_trial_state_values
+
+  def too_late(*arguments, **options):
+    end(1)
+    return write(*arguments, **options)
+
+  monkeypatch.setattr(study._study._storage, 'set_trial_state_values', too_late)
+  study.tell(second, optuna.trial.TrialState.COMPLETE, 0.5)
+  assert study.parameters(second) == params
+  assert not study.report(second, 1, 0.5)
+  assert not study.report(second, 2, 0.6)
+  assert [(t.state, t.user_attrs, t.value) for t in study.trials()] == [
+    (failed, {}, None)
+  ] * 2
+  content = summary.build(study, space, tmp_path, {})
+  assert [t['failure'] for t in content['trials']] == [queue.ENDED] * 2
+
+
 def test_locks_are_those_that_nfs_gives(config, tmp_path, monkeypatch):
   """Of files that are open for writing; `flock` is turned into one of fcntl."""
   flock = fcntl.flock
