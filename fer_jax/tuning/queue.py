@@ -168,9 +168,9 @@ class Trials:
     """Reports the metric after an epoch; False where somebody has ended it."""
     return self._study.report(_id(run), epoch, value)
 
-  def unpromising(self, run: Run) -> bool:
-    """Whether a run is to be stopped after its last report."""
-    return self._study.unpromising(_id(run))
+  def unpromising(self, run: Run, epoch: int) -> bool:
+    """Whether a run is to be stopped after its report of an epoch."""
+    return self._study.unpromising(_id(run), epoch)
 
   def compiled(self, run: Run) -> None:
     """Notes that a shape was compiled for a run."""
@@ -375,7 +375,7 @@ class Repeats:
     """Reports nothing, since these are not searched over."""
     return True
 
-  def unpromising(self, run: Run) -> bool:
+  def unpromising(self, run: Run, epoch: int) -> bool:
     """Never: each is trained to its end."""
     return False
 

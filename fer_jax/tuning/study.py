@@ -219,11 +219,15 @@ class Study:
       self._patiently(tell)
     return self.is_running(trial_id)
 
-  def unpromising(self, trial_id: int) -> bool:
-    """Whether the pruner would stop a trial after its last report."""
-    return self._patiently(
-      lambda: optuna.trial.Trial(self._study, trial_id).should_prune()
-    )
+  def unpromising(self, trial_id: int, epoch: int) -> bool:
+    """Whether the pruner would stop a trial after its report of an epoch; not
+    after one that a later one followed, which was judged then."""
+
+    def judge():
+      trial = optuna.trial.Trial(self._study, trial_id)
+      return self._of(trial_id).last_step == epoch and trial.should_prune()
+
+    return self._patiently(judge)
 
   def is_running(self, trial_id: int) -> bool:
     """Whether a trial has not ended, asked anew."""

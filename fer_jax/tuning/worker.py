@@ -8,6 +8,7 @@ over the places of the one before.
 
 import dataclasses
 import math
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from fer_jax.training import (
   memory,
   population,
   preemption,
+  records,
   side_by_side,
   task,
 )
@@ -51,7 +53,7 @@ class Queue(Protocol):
   def head(self) -> Run | None: ...
   def more(self, shape: str, count: int) -> list[Run]: ...
   def report(self, run: Run, epoch: int, value: float) -> bool: ...
-  def unpromising(self, run: Run) -> bool: ...
+  def unpromising(self, run: Run, epoch: int) -> bool: ...
   def compiled(self, run: Run) -> None: ...
   def end(self, run: Run, ending: Ending) -> None: ...
   def release(self, run: Run) -> None: ...
@@ -335,7 +337,8 @@ class Seats:
     return self._runs.count(None)
 
   def fill(self, runs: Sequence[Run]) -> None:
-    """Gives places to runs; ends those that had only not been told."""
+    """Gives places to runs; ends those that had only not been told or judged
+    yet."""
     empty = [m for m, run in enumerate(self._runs) if run is None]
     places = dict(zip(empty, runs, strict=False))
     for m, run in places.items():
@@ -351,8 +354,12 @@ class Seats:
         self._bench.together.replace(m, member)
     for m, run in places.items():
       self._desk.seat(m, run.workdir, members[m])
+    results: list[dict[str, Any] | None] = [None] * len(self._runs)
+    for m, run in places.items():
+      results[m] = _last_epoch(run.workdir, members[m].epoch)
+    self._judge(results)
     for m in places:
-      if not self._together.training[m]:
+      if self._runs[m] is not None and not self._together.training[m]:
         self._end(m, self._ending(m))
     self._observer.look(self._together)
 
@@ -400,7 +407,11 @@ class Seats:
     return self._bench.member(run)
 
   def _judge(self, results: Sequence[dict[str, Any] | None]) -> None:
-    """Reports all that validated, then ends those that are over."""
+    """Reports all that validated, then ends those that are over.
+
+    Who is killed meanwhile has reported and judged some: of an epoch that is
+    judged again the first report counts.
+    """
     reported, ended = set(), set()
     for m, (run, result) in enumerate(zip(self._runs, results, strict=True)):
       if run is None or result is None:
@@ -417,7 +428,7 @@ class Seats:
         self._stop(m, Ending('failed', reason=ENDED))
       elif not self._together.training[m]:
         self._end(m, self._ending(m))
-      elif m in reported and self._queue.unpromising(run):
+      elif m in reported and self._queue.unpromising(run, result['epoch']):
         journal.note(run.workdir, 'pruned', epoch=result['epoch'])
         self._stop(m, Ending('pruned'))
 
@@ -452,3 +463,9 @@ class Seats:
       f'{run.name}: {ending.state}{value} after epoch '
       f'{int(np.asarray(self._together.epoch)[m])}{reason}'
     )
+
+
+def _last_epoch(workdir: pathlib.Path, epoch: int) -> dict[str, Any] | None:
+  """The record of the epoch that a checkpoint is of, if there is one."""
+  kept = records.read_metrics(workdir)
+  return kept[-1] if kept and kept[-1]['epoch'] == epoch else None

@@ -285,6 +285,56 @@ def test_the_end_of_one_that_was_only_not_told_is_told(
   )
 
 
+@pytest.mark.parametrize('call', ['report', 'unpromising'])
+def test_who_was_not_reported_or_not_judged_is(
+  config, tmp_path, monkeypatch, call
+):
+  """As if the storage had gone away as the second of three was."""
+  config.train.epochs = 3
+  config.train.select = 'loss'
+  domains = {'optim.learning_rate': choice(1e-2, 1e-7, 1e-8)}
+  settings = small_sweeps.settings(search='grid', prune='halving', population=3)
+
+  original = getattr(queue.Trials, call)
+
+  def gone(trials, run, *arguments):
+    if run.number == 1:
+      raise UserError('the storage has gone away')
+    return original(trials, run, *arguments)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(queue.Trials, call, gone)
+    with pytest.raises(UserError, match='gone away'):
+      sweep.run(config, domains, tmp_path, settings)
+  finished, content = sweep.run(config, domains, tmp_path, settings)
+  assert finished
+  assert [(t['state'], t['epoch']) for t in content['trials']] == [
+    ('complete', 3),
+    *[('pruned', 1)] * 2,
+  ]
+  pruned = tmp_path / content['trials'][2]['workdir']
+  event = journal.read(pruned)[-1]
+  assert (event['event'], event['epoch']) == ('pruned', 1)
+
+
+def test_a_trial_is_judged_by_its_last_report_alone(config, domains, tmp_path):
+  """Epochs that a kill undid are trained again, and were judged before."""
+  config.train.epochs = 3
+  settings = small_sweeps.settings(prune='halving')
+  study = sweep._study(config, Space(domains, config), tmp_path, settings)
+  good, bad = study.ask(), study.ask()
+  for trial, value in ((good, 0.9), (bad, 0.1)):
+    study.report(trial, 1, value)
+  assert not study.unpromising(good, 1)
+  assert study.unpromising(bad, 1)
+  assert not study.unpromising(bad, 0)
+  study.report(bad, 3, 0.1)
+  study.report(good, 3, 0.9)
+  assert not study.unpromising(bad, 1)
+  assert not study.unpromising(bad, 2)
+  assert study.unpromising(bad, 3)
+
+
 def test_mistakes(config, domains, tmp_path, monkeypatch):
   config.train.epochs = 1
   settings = functools.partial(small_sweeps.settings, trials=1)
