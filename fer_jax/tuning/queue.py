@@ -498,7 +498,8 @@ def _taken_over(
   if cost.fails or (cost.alone and shape is not None):
     return None
   takeovers.settle(workdir, cost)
-  journal.note(workdir, 'taken_over', **cost._asdict())
+  if workdir.exists():  # somebody has claimed it before
+    journal.note(workdir, 'taken_over', **cost._asdict())
   return cost
 
 

@@ -110,6 +110,23 @@ def test_finalists_that_cost_as_much_train_alone_and_then_fail(
   }
 
 
+def test_what_nobody_has_claimed_is_not_taken_over(
+  config, domains, tmp_path, caplog
+):
+  """A finalist that is new, a trial whose process died as it had asked."""
+  space = Space(domains, config)
+  settings = small_sweeps.settings(search='random')
+  study = sweep._study(config, space, tmp_path, settings)
+  study.ask()
+  trial = queue.Trials(study, space, tmp_path, 1).head()
+  repeat = queue.Repeat(0, 7, config, tmp_path / 'new', '')
+  finalist = queue.Repeats([repeat], tmp_path).head()
+  for run in (trial, finalist):
+    assert journal.read(run.workdir) == []
+    run.claim.close()
+  assert not caplog.records
+
+
 def test_who_lets_a_trial_go_or_is_asked_to_leave_is_not_counted(
   config, domains, tmp_path
 ):
