@@ -74,6 +74,30 @@ class Outcome:
   waves: int
 
 
+class _Limit:
+  """Of the time that a call takes, under which it trains an epoch all the same.
+
+  Attributes:
+    trained: whether that epoch is over; of folds that were finished before
+      there is none.
+  """
+
+  def __init__(self, seconds: float) -> None:
+    """Begins now; 0 seconds are no limit."""
+    self._until = time.monotonic() + seconds if seconds else math.inf
+    self.trained = False
+
+  @property
+  def passed(self) -> bool:
+    """Whether the time is over."""
+    return time.monotonic() > self._until
+
+  @property
+  def reached(self) -> bool:
+    """Whether nothing more is to be trained."""
+    return self.trained and self.passed
+
+
 def train(
   config: config_lib.Config,
   workdir: str | pathlib.Path,
@@ -92,8 +116,8 @@ def train(
     workdir: made where it is missing.
     seeds: how many runs each fold is given, of seeds that count up from the
       config's.
-    max_seconds: leaves in good order after the epoch that passes it; 0 is no
-      limit.
+    max_seconds: leaves in good order after the epoch that passes it, one epoch
+      of some fold at least; 0 is no limit.
     how: a name of `mapping.MAPPINGS`, or 'auto'.
     notice: leaves after the block under way once it is asked.
     profile_steps: how many steps are traced.
@@ -108,7 +132,7 @@ def train(
   workdir = pathlib.Path(workdir)
   notice = notice or preemption.Notice()
   begun = time.monotonic()
-  until = begun + max_seconds if max_seconds else math.inf
+  limit = _Limit(max_seconds)
   number, count = part
   facts: dict[str, Any] = {'worker': number} if count > 1 else {}
   with (
@@ -149,7 +173,7 @@ def train(
         if those:
           _say(places, those, part)
           done, took = _train(
-            those, folds, places, shared, notice, member, observer, until
+            those, folds, places, shared, notice, member, observer, limit
           )
           waves += took
           if not done:
@@ -158,9 +182,11 @@ def train(
         notice.starting |= count > 1
         observer.idle()
         those = folds.more(jax.local_device_count())
-        if folds.ended or notice.agreed() or time.monotonic() > until:
+        if folds.ended or notice.agreed() or limit.reached:
           break
         if not those:
+          if limit.passed:
+            break
           time.sleep(WAIT_SECONDS)
       finished, lost = folds.ended, folds.diverged
     if lost and finished:
@@ -190,7 +216,7 @@ def _train(
   notice: preemption.Notice,
   member: Callable[[Place], population.Member],
   observer: Observer,
-  until: float,
+  limit: _Limit,
 ) -> tuple[bool, int]:
   """(whether those folds were trained to their end, populations it took)."""
   members = {m: member(places[m]) for m in those}
@@ -198,16 +224,11 @@ def _train(
     [those[n] for n in wave]
     for wave in side_by_side.waves(shared, list(members.values()), len(those))
   ]
-  trained = 0
+  made = 0
   stale: set[int] = set()  # members of waves that did not fit
   while waves:
-    left = until - time.monotonic()
-    if notice.agreed():
-      return False, trained
-    if left <= 0:
-      if trained:
-        return False, trained
-      left = 1e-9  # one epoch all the same
+    if notice.agreed() or limit.reached:
+      return False, made
     wave = waves.pop(0)
     for m in stale.intersection(wave):
       members[m] = member(places[m])
@@ -220,7 +241,7 @@ def _train(
           notice,
           member,
           observer,
-          max_seconds=left,
+          limit,
         )
     except memory.ExhaustedError as error:
       # More than was predicted: from the checkpoints on, in smaller ones.
@@ -235,14 +256,14 @@ def _train(
       ]
       stale.update(wave)
       continue
-    trained += 1
+    made += 1
     if not done:
-      return False, trained
+      return False, made
     lost = {place.workdir for place in diverged}
     for m in wave:
       bad = places[m].workdir in lost
       folds.end(m, shares.DIVERGED if bad else shares.TRAINED)
-  return True, trained
+  return True, made
 
 
 def require_folds(config: config_lib.Config) -> None:
@@ -301,10 +322,9 @@ def places_of(
 
 
 def _train_wave(
-  places, members, shared, notice, member, observer, *, max_seconds: float
+  places, members, shared, notice, member, observer, limit: _Limit
 ) -> tuple[bool, list[Place]]:
   """(whether it was trained to its end, folds whose loss was not finite)."""
-  begun = time.monotonic()
   together = side_by_side.population_of(shared, members)
   observer.look(together)
   desk = side_by_side.Desk(len(places), shared.config)
@@ -323,7 +343,8 @@ def _train_wave(
       ):
         return False, []
       earlier = 0.0
-      if max_seconds and time.monotonic() - begun > max_seconds:
+      limit.trained = True
+      if limit.reached:
         break
     desk.save_all(together)
   finally:

@@ -169,6 +169,26 @@ def test_an_interrupted_one_goes_on_to_the_same_end(config, tmp_path):
   assert (tmp_path / 'parts' / 'config.json').read_text() == written
 
 
+@pytest.mark.parametrize('part', [(0, 1), (1, 2)], ids=['waves', 'taken over'])
+def test_what_is_over_is_no_epoch_under_a_time_limit(
+  config, tmp_path, monkeypatch, part
+):
+  """Each call trains a fold, though the limit is over before it begins."""
+  config.train.epochs = 1
+  monkeypatch.setattr(
+    side_by_side, 'waves', lambda *given: memory.split(range(given[-1]), 1)
+  )
+
+  def trained():
+    return len(list(tmp_path.glob('fold_*/metrics.jsonl')))
+
+  for call in range(FOLDS):
+    assert trained() == call
+    outcome = crossval.train(config, tmp_path, max_seconds=1e-6, part=part)
+  assert trained() == FOLDS
+  assert outcome.finished
+
+
 def test_seeds_repeat_every_fold(config, tmp_path):
   outcome = crossval.train(config, tmp_path, seeds=2)
   assert [(p.fold, p.seed) for p in outcome.places] == [
@@ -229,7 +249,7 @@ def test_folds_that_do_not_fit_together_are_trained_one_after_another(
   """They take more than was predicted, and go on as their workdirs are then."""
   waves, seen, fits = [range(2), range(2, FOLDS)], [], 1
 
-  def train_wave(places, members, *_, max_seconds):
+  def train_wave(places, members, *_):
     seen.append(members)
     if len(places) > fits:
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
