@@ -6,7 +6,7 @@ The folder is a cross-validation's workdir, or a sweep worker's own.
 
 import pathlib
 
-from fer_jax import hosts
+from fer_jax import files, hosts
 from fer_jax.training import journal, memory, population
 from fer_jax.training.heartbeat import Heartbeat
 from fer_jax.training.profile import Profile
@@ -37,7 +37,13 @@ class Observer:
       workdir: of the events.
       profile_steps: how many steps are traced, 0 for none.
       **facts: of each event.
+
+    Raises:
+      UserError: the folder cannot be made.
     """
+    if hosts.first():
+      with files.writing(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
     self._workdir = workdir
     self._facts = facts
     self._at = {'step': 0, 'epoch': 1}

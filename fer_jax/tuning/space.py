@@ -426,6 +426,9 @@ def _require_searchable(field: Any, known: Mapping[str, Any]) -> None:
     )
   elif field == 'train.select':
     why = 'trials are compared by it'
+  elif field == 'train.loss' and known['train.select'] == 'loss':
+    # Of label smoothing and class weights validation knows nothing.
+    why = "train.select is 'loss', and each trial's would be another measure"
   elif field == 'model.name':
     why = 'models have fields of their own; allowed is one sweep a model'
   elif field in config_lib.FREE_ON_RESUME:

@@ -18,6 +18,7 @@ from fer_jax.training import (
   journal,
   loop,
   memory,
+  observer,
   profile,
   records,
   rehearsal,
@@ -158,6 +159,12 @@ def test_events_are_read_past_torn_lines_and_stop_nothing(tmp_path, caplog):
   path.mkdir()
   journal.note(tmp_path, 'finished')
   assert f'cannot write {path}: Is a directory' in caplog.text
+
+
+def test_one_of_several_processes_has_a_heartbeat_of_its_own(tmp_path):
+  observer.Observer(observer.worker_folder(tmp_path, 1), tmp_path).close()
+  (beat,) = tmp_path.glob(f'workers/1/{heartbeat.FILE}')
+  assert json.loads(beat.read_text())['running'] is False
 
 
 def test_the_heartbeat_goes_on_and_stops_nothing(tmp_path, caplog):

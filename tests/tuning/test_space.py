@@ -204,6 +204,22 @@ def test_a_sweep_needs_something_that_selects(base):
     Space({'model.dropout': uniform(0.0, 0.5)}, config)
 
 
+def test_the_loss_that_selects_is_one(base):
+  """Of soft targets one loss is never above the other."""
+  losses = {'train.loss': choice('cross_entropy', 'multi_target')}
+  assert Space(losses, base).domains
+  config = base.copy_and_resolve_references()
+  config.train.select = 'loss'
+  with pytest.raises(UserError, match=r"train\.loss cannot .*select is 'loss'"):
+    Space(losses, config)
+  # What validation leaves out of its loss may be searched.
+  others = {
+    'train.label_smoothing': uniform(0.0, 0.2),
+    'train.class_weights': choice('none', 'balanced'),
+  }
+  assert Space(others, config).domains
+
+
 def test_a_grid_that_has_no_end_or_multiplies_beyond_measure(base):
   with pytest.raises(UserError, match=r'model\.dropout is uniform, and'):
     Space({'model.dropout': uniform(0.0, 0.5)}, base).grid()
