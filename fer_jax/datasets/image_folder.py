@@ -48,6 +48,7 @@ MEANINGS = {
   'two that are all but equal are copies',
 }
 NEEDS_SOURCE = True
+IDS_ARE_PLACES = True
 
 SPLITS = {
   'train': 'train',

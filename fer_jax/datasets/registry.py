@@ -23,6 +23,10 @@ It must not import TensorFlow Datasets, and it offers
                                  or more are copies of one photograph; or a
                                  function `near_twins_are_copies(options)`
                                  where the options decide
+  IDS_ARE_PLACES: bool           optional; True where an id is a place that
+                                 another source or other options may give to
+                                 another picture; else equal ids are the same
+                                 photograph, whatever it was built from
   check_options(options)         optional; raises UserError on a bad value
   OFFICIAL_COUNTS                optional; {split: (images per class, ...)};
                                  or a function `official_counts(options)`

@@ -66,6 +66,7 @@ DESCRIPTION = (
 )
 LICENCE = 'made by fer_jax itself (Apache-2.0); no real person is depicted'
 NEEDS_SOURCE = False
+IDS_ARE_PLACES = True
 OPTIONS = {
   'images': 8000,
   'size': 48,

@@ -16,6 +16,7 @@ import numpy as np
 from fer_jax import config as config_lib
 from fer_jax import files, forms, hosts, provenance
 from fer_jax.data import ledger, protocol, resident
+from fer_jax.datasets import registry
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
 from fer_jax.evaluation import groups, scores
@@ -409,7 +410,8 @@ def record_look(
   """Records the look; returns how many there have been at just these examples.
 
   Looks at the same ids are looks at the same examples, whatever their order
-  and number, the protocol, and who trained. One at a part of them, or at more,
+  and number, the protocol, and who trained; of a set whose ids are places, only
+  where the checksum is the same, too. One at a part of them, or at more,
   is in the ledger and is not counted.
   """
   name, digest = metrics['protocol']['name'], metrics['protocol']['digest']
@@ -447,14 +449,19 @@ def looks(
     digest: of the protocol's id lists.
     test_digest: of the ids looked at.
   """
-  # Older entries have a digest of all lists, and none of the test ids alone.
-  return sum(
-    entry['test_digest'] == test_digest
-    if entry.get('test_digest')
-    else (entry['protocol'], entry['split'], entry.get('digest'))
-    == (protocol, split, digest)
-    for entry in ledger.read(dataset)
-  )
+  module = registry.builder_module(dataset.name)
+  of_one_build = getattr(module, 'IDS_ARE_PLACES', False)
+
+  def same_examples(entry: dict[str, Any]) -> bool:
+    if of_one_build and entry.get('checksum') != dataset.checksum:
+      return False
+    if entry.get('test_digest'):
+      return entry['test_digest'] == test_digest
+    # Older entries have a digest of all lists, and none of the test ids alone.
+    found = (entry['protocol'], entry['split'], entry.get('digest'))
+    return found == (protocol, split, digest)
+
+  return sum(map(same_examples, ledger.read(dataset)))
 
 
 def _examples(

@@ -1,5 +1,6 @@
 """Evaluation of a small run as training leaves it, its model untrained."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -146,6 +147,34 @@ def test_looks_do_not_depend_on_order_and_copies(trained):
     for rows in ((0, 1, 2), (2, 0, 1, 1), (0, 1))
   ]
   assert looks == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+  ('name', 'counted'),
+  [
+    ('synthetic_faces', [1, 1, 2]),
+    ('image_folder', [1, 1, 2]),
+    # A row's number or a published file name is one picture, however it came.
+    ('fer2013', [1, 2, 3]),
+    ('ferplus', [1, 2, 3]),
+  ],
+)
+def test_equal_ids_of_other_builds_are_the_same_where_they_say_so(
+  trained, tmp_path, name, counted
+):
+  metrics = evaluate.evaluate_once(trained, 'test').metrics
+  one, other = (
+    dataclasses.replace(
+      _dataset(trained), name=name, checksum=checksum, root=tmp_path / 'build'
+    )
+    for checksum in ('c0', 'ff')
+  )
+  ids = np.array(['a', 'b'])
+  looks = [
+    evaluate.record_look(trained, build, metrics, ids)
+    for build in (one, other, other)
+  ]
+  assert looks == counted
 
 
 def test_copies_in_a_list_do_not_narrow_the_intervals(trained):
