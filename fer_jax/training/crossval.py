@@ -190,10 +190,11 @@ def train(
           time.sleep(WAIT_SECONDS)
       finished, lost = folds.ended, folds.diverged
     if lost and finished:
+      others = '; the other folds are trained' * (len(lost) < len(places))
       raise UserError(
         'the loss is not finite in '
-        f'{", ".join(str(places[m].workdir) for m in lost)}; the other folds '
-        'are trained; a smaller optim.learning_rate or optim.clip_norm may help'
+        f'{", ".join(str(places[m].workdir) for m in lost)}{others}; a smaller '
+        'optim.learning_rate or optim.clip_norm may help'
       )
     asked = not finished and notice.agreed()
     journal.ended(workdir, finished, asked, **facts)

@@ -3,6 +3,9 @@
 A rollback is an entry of run.json's 'rollbacks' that names the step gone back
 to. It takes effect whenever the state of that step is restored, so a run that
 is killed at any moment of this goes on as if it had not been.
+
+Of runs side by side, run.json also has what an epoch that came to nothing took
+of the device: in its rollback, or under 'diverged' where the run ends with it.
 """
 
 import datetime
@@ -12,6 +15,7 @@ from typing import Any
 from fer_jax import files, hosts
 from fer_jax.errors import UserError
 from fer_jax.training import checkpoint, journal
+from fer_jax.training import workdir as workdir_lib
 from fer_jax.training.state import TrainState
 from fer_jax.training.workdir import read_run
 
@@ -22,6 +26,9 @@ LIMIT = 3
 """How many a run is given."""
 
 KEY = 'rollbacks'
+
+END = 'diverged'
+"""Of run.json: what came of an epoch that nothing came after."""
 
 
 class DivergenceError(UserError):
@@ -45,7 +52,8 @@ class DivergenceError(UserError):
 def noted(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
   """The rollbacks of a run up to a step; later ones are forgotten.
 
-  They are of a future that the run gave up, and will happen again.
+  They are of a future that the run gave up, and will happen again; so will what
+  it ended with.
   """
   return hosts.on_first(lambda: _noted(workdir, step))
 
@@ -57,7 +65,8 @@ def _noted(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
   run = read_run(workdir)
   there = run.get(KEY, [])
   kept = [entry for entry in there if entry['to_step'] <= step]
-  if kept != there:
+  if kept != there or END in run:
+    run.pop(END, None)
     files.write_json(path, {**run, KEY: kept})
   return kept
 
@@ -72,8 +81,30 @@ def slowed(state: TrainState, entries: list[dict[str, Any]]) -> TrainState:
   return state._replace(progress=progress._replace(lr_factor=factor))
 
 
-def note(workdir: pathlib.Path, diverged: DivergenceError) -> str:
+def undone(workdir: pathlib.Path) -> list[float]:
+  """Device seconds of each epoch that a loss that was not finite undid."""
+  path = workdir / 'run.json'
+  run = read_run(workdir) if path.exists() else {}
+  entries = [*run.get(KEY, []), run.get(END, {})]
+  return [e['device_seconds'] for e in entries if 'device_seconds' in e]
+
+
+def note_end(workdir: pathlib.Path, device_seconds: float) -> None:
+  """Notes of a run that ends here what its last epoch took of a device."""
+  workdir_lib.note(workdir, {END: {'device_seconds': device_seconds}})
+
+
+def note(
+  workdir: pathlib.Path,
+  diverged: DivergenceError,
+  device_seconds: float | None = None,
+) -> str:
   """Goes back to the last intact checkpoint at an epoch's end.
+
+  Args:
+    workdir: of the run.
+    diverged: where.
+    device_seconds: that the epoch took, of one of several runs.
 
   Returns:
     One line that says so.
@@ -93,6 +124,8 @@ def note(workdir: pathlib.Path, diverged: DivergenceError) -> str:
     'factor': FACTOR,
     'time': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
   }
+  if device_seconds is not None:
+    entry['device_seconds'] = device_seconds
 
   def write():
     # In this order: killed in between, the run diverges and rolls back again.

@@ -13,7 +13,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -290,6 +290,20 @@ class _Seat:
   saved: bool = True
 
 
+class Effort(NamedTuple):
+  """What an epoch took.
+
+  Attributes:
+    seconds: of the clock.
+    rate: images a second of all runs together, which share the device.
+    device_seconds: each run's share of the device's time, by its place.
+  """
+
+  seconds: float
+  rate: float
+  device_seconds: dict[int, float]
+
+
 class Desk:
   """Writes what the runs' workdirs hold while they train."""
 
@@ -327,18 +341,44 @@ class Desk:
       len(rollback.noted(workdir, step)),
     )
 
+  def effort(
+    self, results: Sequence[dict[str, Any] | None], seconds: float
+  ) -> Effort:
+    """What an epoch took of each run that ended it, whatever came of it.
+
+    Args:
+      results: of `finish_epoch`.
+      seconds: that the epoch took.
+    """
+    examples = {
+      m: seat.examples
+      for m, (seat, result) in enumerate(zip(self._seats, results, strict=True))
+      if seat is not None and result is not None
+    }
+    total = sum(examples.values())
+    return Effort(
+      seconds,
+      total / seconds,
+      {m: n / total * seconds * _devices() for m, n in examples.items()},
+    )
+
   def roll_back(
     self,
     together: population.Population,
     results: list[dict[str, Any] | None],
     member: Callable[[int], population.Member],
+    effort: Effort,
   ) -> None:
     """Notes who diverged in this epoch; takes them back, if the config says so.
+
+    Who is not taken back is written of no more: a checkpoint of it is worth
+    nothing, nor is one of what led to it.
 
     Args:
       together: after `finish_epoch`.
       results: what that returned; of who goes back it becomes None.
       member: the run in a place, as its workdir then has it.
+      effort: of the epoch.
     """
     for m in map(int, np.flatnonzero(together.diverged)):
       seat, result = self._seats[m], results[m]
@@ -351,14 +391,16 @@ class Desk:
         step=result['step'],
       )
       diverged.note(seat.workdir)
-      if not self._rolls_back:
-        continue
       self._seats[m] = None
       _close(seat)
+      device_seconds = effort.device_seconds[m]
       try:
-        line = rollback.note(seat.workdir, diverged)
-      except UserError as refused:
-        self.line(f'{seat.workdir.name}: {refused}')
+        if not self._rolls_back:
+          raise diverged
+        line = rollback.note(seat.workdir, diverged, device_seconds)
+      except UserError as final:
+        rollback.note_end(seat.workdir, device_seconds)
+        self.line(f'{seat.workdir.name}: {final}')
         continue
       self.line(f'{seat.workdir.name}: {line}')
       again = member(m)
@@ -370,14 +412,14 @@ class Desk:
     self,
     together: population.Population,
     results: Sequence[dict[str, Any] | None],
-    seconds: float,
+    effort: Effort,
   ) -> None:
     """Records an epoch; saves runs that improved, all of them now and then.
 
     Args:
       together: after `finish_epoch`.
       results: what that returned.
-      seconds: that the epoch took.
+      effort: of the epoch.
     """
     done = {
       m: (seat, result)
@@ -386,24 +428,19 @@ class Desk:
     }
     if not done:
       return
-    examples = sum(seat.examples for seat, _ in done.values())
-    rate = examples / seconds
     now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
     for m, (seat, result) in done.items():
-      share = seat.examples / examples
       seat.recorder.write(
         {
           **result,
           'time': now,
-          # Of all runs together: they share the device.
-          'images_per_second': rate,
-          'seconds': seconds,
-          'device_seconds': share * seconds * _devices(),
+          'images_per_second': effort.rate,
+          'seconds': effort.seconds,
+          'device_seconds': effort.device_seconds[m],
           **({'rollbacks': seat.rollbacks} if seat.rollbacks else {}),
         }
       )
-      # What diverged is not worth a checkpoint, nor is what led to it.
-      seat.saved = bool(together.diverged[m])
+      seat.saved = False
     # What is gone back to is the epoch before, as in a run by itself.
     overdue = self._rolls_back
     overdue |= self._since_all() > SAVE_SECONDS
@@ -412,13 +449,15 @@ class Desk:
       if seat is not None and not seat.saved and worth_it[m]:
         self._save(together, m, seat, together.member_state(m))
     for m, (seat, result) in done.items():
-      if not (together.training[m] or together.diverged[m]):
+      if not together.training[m]:
         epoch, step = result['epoch'], result['step']
         journal.note(seat.workdir, 'finished', epoch=epoch, step=step)
     if overdue:
       self._saved_at = time.monotonic()
     self._display.line(
-      _epoch_line([result for _, result in done.values()], self._epochs, rate)
+      _epoch_line(
+        [result for _, result in done.values()], self._epochs, effort.rate
+      )
     )
 
   def line(self, text: str) -> None:
@@ -538,8 +577,9 @@ def train_epoch(
     if asked:
       return None
   results = together.finish_epoch()
-  desk.roll_back(together, results, member)
-  desk.write(together, results, time.monotonic() - begun)
+  effort = desk.effort(results, time.monotonic() - begun)
+  desk.roll_back(together, results, member, effort)
+  desk.write(together, results, effort)
   observer.look(together)
   return results
 

@@ -26,7 +26,8 @@ _RUN = {
   'class_names': _classes,
   'dataset?': {},
   'protocol?': {},
-  'rollbacks?': [{'to_step': forms.count}],
+  'rollbacks?': [{'to_step': forms.count, 'device_seconds?': forms.number}],
+  'diverged?': {'device_seconds': forms.number},
 }
 
 

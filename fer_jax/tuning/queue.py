@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fer_jax import config as config_lib
 from fer_jax import files
-from fer_jax.training import journal, records
+from fer_jax.training import journal, records, rollback
 from fer_jax.training.workdir import claimed
 from fer_jax.tuning import shapes, takeovers
 from fer_jax.tuning.space import OutsideError, Space
@@ -184,6 +184,7 @@ class Trials:
   def _tell(self, trial_id: int, workdir: pathlib.Path, ending: Ending) -> None:
     notes: dict[str, Any] = {
       'epoch': epochs_done(workdir),
+      'undone': len(rollback.undone(workdir)),
       RUN_NOTE: device_seconds(workdir),
     }
     if ending.reason:
@@ -313,11 +314,12 @@ class Trials:
     complete = trial.state == TrialState.COMPLETE
     sign = 1 if self._study.larger_is_better else -1
     epochs = params.get('train.epochs', self._space.base.train.epochs)
+    trained = notes['epoch'] + notes.get('undone', 0)
     return shapes.Tried(
       self._space.shape_text(params),
       sign * (trial.value or 0.0) if complete else None,
       notes[RUN_NOTE],
-      1.0 if complete else notes['epoch'] / epochs,
+      1.0 if complete else trained / epochs,
     )
 
   def _shape_values(
@@ -438,10 +440,11 @@ def asking(workdir: pathlib.Path) -> Iterator[None]:
 
 def device_seconds(workdir: pathlib.Path) -> float:
   """What a run took of a device's time, epochs that a kill undid left out."""
-  return sum(
+  recorded = sum(
     record.get('device_seconds', record['seconds'])
     for record in records.read_metrics(workdir)
   )
+  return recorded + sum(rollback.undone(workdir))
 
 
 def epochs_done(workdir: pathlib.Path) -> int:

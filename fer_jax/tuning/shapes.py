@@ -39,7 +39,7 @@ class Tried:
     shape: of it.
     score: its value, larger is better; None where it did not complete.
     seconds: that it took of a device.
-    share: of a whole trial that it was.
+    share: of a whole trial that it was, epochs that came to nothing included.
   """
 
   shape: str

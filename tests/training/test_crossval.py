@@ -24,6 +24,7 @@ from fer_jax.training import (
   loop,
   memory,
   records,
+  rollback,
   side_by_side,
   task,
 )
@@ -237,10 +238,22 @@ def test_mistakes(config, tmp_path):
     crossval.train(config, tmp_path)
 
 
-def test_a_diverging_fold_is_named_and_the_others_are_kept(config, tmp_path):
+def test_a_diverging_fold_is_named_and_the_others_are_kept(
+  config, tmp_path, monkeypatch
+):
   config.optim.learning_rate = 1e30
-  with pytest.raises(UserError, match=r'not finite in .*fold_0, .*fold_2'):
+  with pytest.raises(UserError, match=r'fold_0, .*fold_2; a smaller optim'):
     crossval.train(config, tmp_path)
+  # As of a run by itself, nothing of that epoch is recorded.
+  assert (tmp_path / 'fold_0' / records.METRICS).read_text() == ''
+  (undone,) = rollback.undone(tmp_path / 'fold_0')
+  assert undone > 0
+
+  monkeypatch.setattr(
+    crossval, '_train_wave', lambda places, *_: (True, places[:1])
+  )
+  with pytest.raises(UserError, match='fold_0; the other folds are trained; a'):
+    crossval.train(config, tmp_path / 'others')
 
 
 def test_folds_that_do_not_fit_together_are_trained_one_after_another(

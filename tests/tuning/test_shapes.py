@@ -3,6 +3,7 @@
 import pytest
 
 from fer_jax import files
+from fer_jax.training import rollback
 from fer_jax.tuning import (
   Space,
   choice,
@@ -62,12 +63,12 @@ def test_a_shape_is_not_cheap_for_being_pruned_soon():
   tried = [
     *(Tried('good', value, 9.0) for value in (0.9, 0.8)),
     *(Tried('pruned', None, 1.0, 1 / 9) for _ in range(2)),
-    Tried('rolled back', None, 0.0, 0.0),
+    Tried('rolled back', None, 4.0, 4 / 9),
   ]
   promised = shapes.promises(tried)
   assert promised['good'] == pytest.approx(3 / 6 / 9)
   assert promised['pruned'] == pytest.approx(1 / 6 / 9)
-  assert promised['rolled back'] == 0
+  assert promised['rolled back'] == pytest.approx(1 / 5 / 9)
 
 
 def test_a_shape_is_not_favoured_for_having_been_tried_most():
@@ -142,6 +143,20 @@ def test_other_shapes_are_looked_at_before_any_is_kept(queues):
   assert kept.startswith(max(shape.split()[0] for shape in looked))
   again, _ = queues('two', looks)
   assert _turns(again, 1) == turns  # the draws are the seed's
+
+
+def test_epochs_that_came_to_nothing_are_part_of_a_trial(queues, monkeypatch):
+  monkeypatch.setattr(queue, 'device_seconds', lambda workdir: 4.0)
+  monkeypatch.setattr(rollback, 'undone', lambda workdir: [1.0] * 4)
+  tried = []
+  monkeypatch.setattr(
+    shapes, 'choose', lambda all_of, **_: tried.extend(all_of)
+  )
+  trials, _ = queues('one', 0)
+  trials.end(trials.head(), queue.Ending('failed', reason='not finite'))
+  trials.head()
+  (one,) = tried
+  assert (one.score, one.seconds, one.share) == (None, 4.0, 4 / 2)
 
 
 def test_workers_do_not_look_at_one_shape(queues):

@@ -24,6 +24,7 @@ from fer_jax.training import (
   memory,
   population,
   records,
+  rollback,
   side_by_side,
   task,
   workdir,
@@ -462,6 +463,20 @@ def test_a_trial_that_diverges_rolls_back_before_it_fails(config, tmp_path):
   run = json.loads((tmp_path / 'trials/0001/run.json').read_text())
   assert [entry['to_step'] for entry in run['rollbacks']] == [0, 0, 0]
   assert records.read_metrics(tmp_path / 'trials/0001') == []
+
+  # What came to nothing took as much of the device as what did not.
+  (record,) = records.read_metrics(tmp_path / 'trials/0000')
+  images = 2 * run['protocol']['train']
+  rate = record['images_per_second']
+  assert rate * record['seconds'] == pytest.approx(images)
+  assert record['device_seconds'] == pytest.approx(record['seconds'] / 2)
+  undone = rollback.undone(tmp_path / 'trials/0001')
+  assert len(undone) == 4  # the last one is gone back from no more
+  assert undone[0] == record['device_seconds']
+  assert min(undone) > 0
+  assert content['trials'][1]['device_seconds'] == pytest.approx(sum(undone))
+  told = small_sweeps.stored(content).trials[1]
+  assert (told.user_attrs['epoch'], told.user_attrs['undone']) == (0, 4)
 
 
 def test_trials_put_in_by_hand_are_trained_or_refused_once(
