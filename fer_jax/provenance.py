@@ -12,6 +12,8 @@ from typing import Any
 
 _IMPORTED = time.time()
 
+_PRECISION = 'jax_default_matmul_precision'
+
 PACKAGES = (
   'fer-jax',
   'jax',
@@ -84,7 +86,7 @@ def numerics() -> dict[str, str]:
   import jax
 
   return {
-    'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+    'matmul_precision': getattr(jax.config, _PRECISION) or 'default',
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
   }
 
