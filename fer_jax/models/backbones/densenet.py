@@ -82,6 +82,14 @@ class Transition(nnx.Module):
     return avg_pool(self.conv(x), 2)
 
 
+def _out_features() -> int:
+  """1,024 channels of the last map."""
+  features = STEM_FEATURES
+  for layers in BLOCKS[:-1]:
+    features = (features + layers * GROWTH) // 2
+  return features + BLOCKS[-1] * GROWTH
+
+
 class DenseNet121(Backbone):
   """DenseNet121 without its classifier.
 
@@ -106,7 +114,7 @@ class DenseNet121(Backbone):
     dtype: Any = None,
     rngs: nnx.Rngs,
   ):
-    super().__init__(family, in_features, out_features=1024)
+    super().__init__(family, in_features, out_features=_out_features())
     parts = Parts(self.family, EPSILON, dtype=dtype, rngs=rngs)
     self.add_block('stem', Stem(parts, in_features))
     features = STEM_FEATURES
