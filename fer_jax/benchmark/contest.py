@@ -45,6 +45,19 @@ class Effort:
   turn_seconds: float = 2.0
 
 
+def variants(
+  name: str, module: str, case: dict, field: str, values: Sequence[str]
+) -> list[Contender]:
+  """A contender for each value of a field of the case.
+
+  The first has the name, the others their value with it.
+  """
+  return [
+    Contender(f'{name} {value}' if n else name, module, {**case, field: value})
+    for n, value in enumerate(values)
+  ]
+
+
 def hold(
   contenders: Sequence[Contender],
   effort: Effort,

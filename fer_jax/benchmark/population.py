@@ -36,14 +36,7 @@ def measure(
   """
   case = {**case, 'what': 'train_step', 'members': members}
   place = f'{train_step.CONTENDERS}.own_population'
-  contenders = [
-    Contender(
-      f'{POPULATION} {mapping}' if n else POPULATION,
-      place,
-      {**case, 'mapping': mapping},
-    )
-    for n, mapping in enumerate(mappings)
-  ]
+  contenders = contest.variants(POPULATION, place, case, 'mapping', mappings)
   runs = {train_step.OWN: (f'{train_step.CONTENDERS}.own', {})}
   runs |= {peer: train_step.PEERS[peer] for peer in peers}
   for name, (module, environment) in runs.items():

@@ -82,24 +82,19 @@ def measure(
         f'--peers {peer} has no part in --what=recurrent: name some of '
         f'{", ".join(PEERS)}'
       )
-  rows = []
+  result: dict = {'backends': list(backends), 'cases': []}
   for cell, size in itertools.product(cells, sizes):
     case = {'cell': cell, 'seed': seed, **dataclasses.asdict(size)}
-    contenders = [
-      Contender(
-        f'{OWN} {backend}' if n else OWN,
-        f'{CONTENDERS}.recurrent_own',
-        {**case, 'backend': backend},
-      )
-      for n, backend in enumerate(backends)
-    ]
+    place = f'{CONTENDERS}.recurrent_own'
+    contenders = contest.variants(OWN, place, case, 'backend', backends)
     for peer in peers:
       module, environment = PEERS[peer]
       contenders.append(Contender(peer, module, case, environment))
-    result = contest.hold(contenders, effort, images=size.batch)
-    rows.append({'cell': cell, 'size': dataclasses.asdict(size), **result})
-    keep({'backends': list(backends), 'cases': rows})
-  return {'backends': list(backends), 'cases': rows}
+    held = contest.hold(contenders, effort, images=size.batch)
+    row = {'cell': cell, 'size': dataclasses.asdict(size), **held}
+    result['cases'].append(row)
+    keep(result)
+  return result
 
 
 def table(result: dict) -> list[str]:

@@ -172,21 +172,22 @@ def main(argv: list[str]) -> None:
     record[name] = result
     files.write_result(values.json, record)
 
-  failures = []
+  failures: list[str] = []
   measurements = _measurements(case, values.peers, effort, startup_config)
   for name in MEASUREMENTS:
     if name in values.what:
       try:
         keep(name, measurements[name](functools.partial(keep, name)))
       except worker.WorkerError as error:
-        failures.append(f'--what={name}: {error}')
+        first, _, rest = str(error).partition('\n')
+        failures.append(f'--what={name}: {first}')
+        if rest:
+          print(rest, file=sys.stderr)
   print(render(record))
   if values.json:
     print(f'record: {values.json}')
   if failures:
-    for failure in failures:
-      print(failure, file=sys.stderr)
-    raise UserError('; '.join(f.partition('\n')[0] for f in failures))
+    raise UserError('; '.join(failures))
 
 
 def _settings(what: Iterable[str], case: dict, effort) -> dict:

@@ -20,15 +20,14 @@ TRAIN_FLAGS = (
 
 
 def check(out, **environ):
-  kept = {k: v for k, v in os.environ.items() if not k.startswith('FER')}
+  data = ('FER2013_CSV', 'FER_JAX_DATA')
   return subprocess.run(
     ['bash', LAUNCH / 'accelerator_check.sh', out],
     capture_output=True,
     text=True,
     check=False,
     env={
-      **kept,
-      'FER_JAX_TEST_PROGRAMS': os.environ['FER_JAX_TEST_PROGRAMS'],
+      **{k: v for k, v in os.environ.items() if k not in data},
       'FER_JAX_VENV': sys.prefix,
       'EXTRAS': '',
       'REHEARSE': 'yes',

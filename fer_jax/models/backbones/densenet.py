@@ -82,12 +82,14 @@ class Transition(nnx.Module):
     return avg_pool(self.conv(x), 2)
 
 
-def _out_features() -> int:
-  """1,024 channels of the last map."""
-  features = STEM_FEATURES
-  for layers in BLOCKS[:-1]:
-    features = (features + layers * GROWTH) // 2
-  return features + BLOCKS[-1] * GROWTH
+def _widths() -> list[int]:
+  """Channels that each dense block gives, 1,024 the last; the next takes half
+  of them."""
+  widths, features = [], STEM_FEATURES
+  for layers in BLOCKS:
+    widths.append(features + layers * GROWTH)
+    features = widths[-1] // 2
+  return widths
 
 
 class DenseNet121(Backbone):
@@ -114,17 +116,17 @@ class DenseNet121(Backbone):
     dtype: Any = None,
     rngs: nnx.Rngs,
   ):
-    super().__init__(family, in_features, out_features=_out_features())
+    widths = _widths()
+    super().__init__(family, in_features, out_features=widths[-1])
     parts = Parts(self.family, EPSILON, dtype=dtype, rngs=rngs)
     self.add_block('stem', Stem(parts, in_features))
     features = STEM_FEATURES
-    for n, layers in enumerate(BLOCKS, 1):
+    for n, (layers, width) in enumerate(zip(BLOCKS, widths, strict=True), 1):
       self.add_block(f'denseblock{n}', DenseBlock(parts, features, layers))
-      features += layers * GROWTH
       if n < len(BLOCKS):
-        self.add_block(f'transition{n}', Transition(parts, features))
-        features //= 2
-    self.final_norm = parts.norm(features)
+        self.add_block(f'transition{n}', Transition(parts, width))
+        features = width // 2
+    self.final_norm = parts.norm(widths[-1])
 
   @staticmethod
   def _map_side(side: int) -> int:
