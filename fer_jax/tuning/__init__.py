@@ -2,8 +2,8 @@
 
 `space` says what is varied, `study` holds Optuna's part, `queue` hands trials
 to workers and takes back those of killed ones, `shapes` chooses what is worth
-compiling, `worker` trains populations of trials, `sweep` does it all and
-`summary` writes what came of it.
+compiling, `worker` trains populations of trials in the places of `seats`,
+`sweep` does it all and `summary` writes what came of it.
 
 A sweep file names its ranges with the functions below.
 """

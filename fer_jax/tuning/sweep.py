@@ -21,9 +21,10 @@ from fer_jax.errors import UserError
 from fer_jax.training import journal, preemption, side_by_side, task
 from fer_jax.training.observer import Observer, worker_folder
 from fer_jax.tuning import queue, search, shapes, summary
+from fer_jax.tuning.seats import Manner
 from fer_jax.tuning.space import Domain, Space
 from fer_jax.tuning.study import Storage, Study, parse_url
-from fer_jax.tuning.worker import Manner, Worker, population_size
+from fer_jax.tuning.worker import Worker, population_size
 
 STUDY = 'study.json'
 """In a sweep's workdir: which study it belongs to."""

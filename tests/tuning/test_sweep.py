@@ -35,6 +35,7 @@ from fer_jax.tuning import (
   integer,
   log_uniform,
   queue,
+  seats,
   summary,
   sweep,
   uniform,
@@ -540,17 +541,17 @@ def test_a_trial_that_somebody_ends_fails_and_the_rest_goes_on(
 ):
   """As Optuna's dashboard does, amid the second epoch."""
   config.train.epochs = 3
-  judge, judged = worker.Seats._judge, []
+  judge, judged = seats.Seats._judge, []
 
-  def ended_before(seats, results):
+  def ended_before(turn, results):
     epoch = any(results)  # not on taking their seats
     judged.extend([None] * epoch)
     if epoch and len(judged) == 2:
       there = {'study': 'one', 'storage': f'sqlite:///{home / "study.db"}'}
       small_sweeps.stored(there).tell(0, state=optuna.trial.TrialState.FAIL)
-    judge(seats, results)
+    judge(turn, results)
 
-  monkeypatch.setattr(worker.Seats, '_judge', ended_before)
+  monkeypatch.setattr(seats.Seats, '_judge', ended_before)
   home = tmp_path / 'one'
   domains = {'optim.learning_rate': choice(1e-2, 1e-3, 1e-4)}
   settings = small_sweeps.settings(search='grid', population=2)

@@ -6,7 +6,7 @@ import pytest
 import small_sweeps
 
 from fer_jax.training import checkpoint, journal, preemption, records
-from fer_jax.tuning import Space, queue, sweep, takeovers, worker
+from fer_jax.tuning import Space, queue, seats, sweep, takeovers
 
 
 @pytest.fixture
@@ -141,11 +141,11 @@ def test_who_lets_a_trial_go_or_is_asked_to_leave_is_not_counted(
     trials.release(run)
 
   notice = preemption.Notice()
-  bench = worker.Bench('', _Shared(config), None)
-  seats = worker.Seats(trials, bench, worker.Manner(notice=notice), None)
+  bench = seats.Bench('', _Shared(config), None)
+  turn = seats.Seats(trials, bench, seats.Manner(notice=notice), None)
   run = queue.Trials(study, space, tmp_path, 1).head()
-  with seats:
-    seats._runs[0] = run
+  with turn:
+    turn._runs[0] = run
     takeovers.mark(run.workdir)
     notice.parting()  # as it ends at once, compiling
     assert takeovers.lost(run.workdir).processes == 0
