@@ -100,7 +100,9 @@ def stratified_parts(
 def _leave_none_empty(
   part: np.ndarray, group: np.ndarray, order: np.ndarray, count: int
 ) -> None:
-  """Gives a part that no group fitted the smallest of the largest part.
+  """Gives a part that no group fitted the smallest of the largest part's.
+
+  The largest of those that have several.
 
   Args:
     part: int (n,), changed in place.
@@ -109,13 +111,16 @@ def _leave_none_empty(
     count: of parts.
   """
   for empty in np.setdiff1d(np.arange(count), part):
-    fullest = np.bincount(part, minlength=count).argmax()
-    inside = order[part[order] == fullest]
+    held = np.bincount(part, minlength=count)
+    groups = [len(np.unique(group[part == one])) for one in range(count)]
+    can_give = np.greater(groups, 1)
+    if not can_give.any():
+      return
+    inside = order[part[order] == np.where(can_give, held, 0).argmax()]
     names, first, sizes = np.unique(
       group[inside], return_index=True, return_counts=True
     )
-    if len(names) > 1:
-      part[group == names[np.lexsort((first, sizes))[0]]] = empty
+    part[group == names[np.lexsort((first, sizes))[0]]] = empty
 
 
 def _whole_shares(total: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -193,7 +198,7 @@ def stratified_share(
   room = np.round(share * np.bincount(label, minlength=len(classes)))
   by_group = np.lexsort((ids, group))
   starts = np.flatnonzero(np.diff(group[by_group], prepend=-1))
-  members = np.split(by_group, starts[1:])
+  members = np.split(by_group, starts)[1:]
   rank = [
     hashlib.sha256(f'{seed} {ids[rows[0]]}'.encode()).digest()
     for rows in members

@@ -127,3 +127,21 @@ def test_no_part_is_left_empty_while_there_are_groups():
     _ids(120), label, group, shares=[0.97, 0.03], seed=0
   )
   np.testing.assert_array_equal(np.bincount(part), [100, 20])
+
+
+def test_a_part_that_is_one_group_leaves_it_to_others_to_give():
+  # The largest part, of 3 rows, is one group.
+  sizes = [3, 1, 2, 1, 1, 1, 1]
+  group = np.repeat(np.arange(7), sizes)
+  for seed in range(20):
+    part = folds.stratified_parts(
+      _ids(10), group % 3, group, shares=[1 / 6] * 6, seed=seed
+    )
+    np.testing.assert_array_equal(np.unique(part), np.arange(6))
+    assert np.unique([part, group], axis=1).shape[1] == 7
+
+
+def test_no_rows_have_no_share():
+  none = np.zeros(0, int)
+  drawn = folds.stratified_share(_ids(0), none, none, share=0.5, seed=0)
+  assert drawn.shape == (0,)
