@@ -103,8 +103,9 @@ def accuracy_gap(
 
   Returns:
     {`best`, `worst`, `accuracy` (their difference), `interval` ([low, high],
-    below 0 where the order may be the other one)}, or None where fewer than
-    two groups have `LEAST_IN_GAP` units.
+    below 0 where the order may be the other one; None where the units of each
+    are all alike)}, or None where fewer than two groups have `LEAST_IN_GAP`
+    units.
   """
   accuracy = {
     name: float(of_group[:, 1].sum() / of_group[:, 0].sum())

@@ -28,7 +28,7 @@ DEFINITIONS = {
     'that occurs several times drawn with all its copies (`unit` says which). '
     "Where all is right or nothing, Clopper and Pearson's interval of the "
     'units. It holds the noise of sampling units, not that of training seeds; '
-    'of a single unit there is none'
+    'of a single unit there is none, nor of units that are all alike'
   ),
   'macro': 'mean over the classes that occur among the true labels',
   'weighted': 'mean over classes weighted by how often each is true',
@@ -43,6 +43,8 @@ DEFINITIONS = {
 }
 """What each figure means, in words that a report can print."""
 
+# A deviation below it is rounding: one wrong of a million units makes 1e-6.
+_LEAST_SPREAD = 1e-12
 # Resamples at a time: memory stays flat on splits of any size.
 _DRAWS_AT_ONCE = 500
 
@@ -234,9 +236,9 @@ def bootstrap_intervals(
     seed: of the draws.
 
   Returns:
-    [low, high] of `accuracy`, `balanced_accuracy` and `macro_f1`; None of a
-    single unit. A class that a resample misses is left out of that resample's
-    means.
+    [low, high] of `accuracy`, `balanced_accuracy` and `macro_f1`; None as of
+    `share_interval`. A class that a resample misses is left out of that
+    resample's means.
   """
   confusion = confusion_counts(labels, predicted, num_classes)
   estimates = _figures_of_confusion(confusion)
@@ -274,7 +276,7 @@ def intervals_of(
     units: (n,) what was drawn as one.
 
   Returns:
-    figure -> [low, high]; None of a single unit.
+    figure -> [low, high]; None as of `share_interval`.
   """
   unit = np.unique(units, return_inverse=True)[1]
   count = int(unit.max()) + 1
@@ -308,7 +310,8 @@ def share_interval(
       Pearson 1934).
 
   Returns:
-    None of a single unit.
+    None of a single unit, and of units that are all alike: two people who are
+    right as often as each other do not show how far others are from them.
   """
   if units < 2:
     return None
@@ -318,7 +321,10 @@ def share_interval(
   if estimate <= 0:
     return [0.0, 1 - tail ** (1 / at_bounds)]
   centre = scipy.special.logit(estimate)
-  half = _half_width(draws, units) / (estimate * (1 - estimate))
+  half = _half_width(draws, units)
+  if half is None:
+    return None
+  half /= estimate * (1 - estimate)
   return [float(scipy.special.expit(centre + d)) for d in (-half, half)]
 
 
@@ -333,17 +339,19 @@ def difference_interval(
     units: how many there are, of two groups in the smaller one.
 
   Returns:
-    None of a single unit.
+    None as of `share_interval`.
   """
-  if units < 2:
-    return None
   half = _half_width(draws, units)
-  return [estimate - half, estimate + half]
+  return None if half is None else [estimate - half, estimate + half]
 
 
-def _half_width(draws: np.ndarray, units: int) -> float:
-  """Of the interval by Student's t; a bootstrap's variance is (m - 1) / m of
-  that of m units."""
+def _half_width(draws: np.ndarray, units: int) -> float | None:
+  """Of the interval by Student's t, None where no spread was seen.
+
+  A bootstrap's variance is (m - 1) / m of that of m units.
+  """
+  if units < 2 or np.std(draws) < _LEAST_SPREAD:
+    return None
   quantile = scipy.stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, units - 1)
   return float(quantile * np.std(draws) * np.sqrt(units / (units - 1)))
 

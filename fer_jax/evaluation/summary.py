@@ -170,7 +170,7 @@ def _groups(metrics: dict[str, Any]) -> list[str]:
 def _interval(figures: dict[str, Any], name: str) -> str:
   bounds = figures['intervals'][name]
   if bounds is None:
-    return '[no interval of one unit]'
+    return '[no interval: one unit, or all alike]'
   return f'[{100 * bounds[0]:.2f}, {100 * bounds[1]:.2f}]'
 
 

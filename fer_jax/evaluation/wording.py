@@ -46,10 +46,13 @@ def gap(found: dict[str, Any] | None) -> str:
       f'No gap: fewer than two groups have {groups.LEAST_IN_GAP} examples, or '
       'people or recordings where these are known.'
     )
-  low, high = (100 * bound for bound in found['interval'])
+  bounds = ''
+  if found['interval']:
+    low, high = (100 * bound for bound in found['interval'])
+    bounds = f' [{low:.1f}, {high:.1f}]'
   return (
-    f'Largest gap: {100 * found["accuracy"]:.1f} points [{low:.1f}, '
-    f'{high:.1f}], {found["best"]} over {found["worst"]}.'
+    f'Largest gap: {100 * found["accuracy"]:.1f} points{bounds}, '
+    f'{found["best"]} over {found["worst"]}.'
   )
 
 

@@ -332,7 +332,7 @@ _GAP = {
   'best': forms.text,
   'worst': forms.text,
   'accuracy': forms.number,
-  'interval': forms.pair,
+  'interval': forms.optional(forms.pair),
 }
 _MEMBERS = {'*': forms.anything}
 _METRICS = {

@@ -267,7 +267,19 @@ def test_the_ensemble_is_compared_with_its_best_member():
     _ids(90), labels, {'a': logits['a'], 'b': logits['a']}, n_boot=N_BOOT
   )['ensemble']
   assert (same['better'], same['best_member']) == (None, 'a')
-  assert same['accuracy_difference'] == {'difference': 0, 'interval': [0, 0]}
+  assert same['accuracy_difference'] == {'difference': 0, 'interval': None}
+
+
+def test_two_people_alike_do_not_show_that_an_ensemble_is_better():
+  labels, units = np.arange(40) % 2, np.repeat(['anne', 'bob'], 20)
+  place = np.arange(40) % 20
+  # Each member is wrong on one picture of each person, together on none.
+  logits = {n: _logits(labels, place != k) for k, n in enumerate('abc')}
+  found = compare.compare_predictions(units, labels, logits, n_boot=N_BOOT)
+  ensemble = found['ensemble']
+  assert ensemble['accuracy_difference']['difference'] == pytest.approx(0.05)
+  assert ensemble['accuracy_difference']['interval'] is None
+  assert ensemble['better'] is None
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fer_jax.evaluation import groups
+from fer_jax.evaluation import groups, wording
 
 NAMES = ('happy', 'sad')
 
@@ -116,6 +116,12 @@ def test_equal_groups_have_a_gap_of_chance_alone():
   assert gap['accuracy'] == 0
   low, high = gap['interval']
   assert low < 0 < high
+
+
+def test_groups_without_a_mistake_have_a_gap_of_unknown_interval():
+  gap = groups.accuracy_gap({name: _counts(50, 50) for name in 'ab'})
+  assert (gap['accuracy'], gap['interval']) == (0, None)
+  assert wording.gap(gap) == 'Largest gap: 0.0 points, a over b.'
 
 
 def test_figures_are_json_and_none_without_attributes():

@@ -182,10 +182,8 @@ def test_the_interval_is_seeded():
 def test_as_many_resamples_are_drawn_as_asked_for():
   predictions = _of_confusion([[30, 20], [10, 40]])
   for ids in (None, np.arange(100) // 2):
-    low, high = scores.bootstrap_intervals(
-      *predictions, 2, units=ids, n_boot=1
-    )['accuracy']
-    assert low == high
+    found = scores.bootstrap_intervals(*predictions, 2, units=ids, n_boot=1)
+    assert found['accuracy'] is None  # one resample has no spread
   counts = np.arange(12).reshape(6, 2)
   sums = scores.resampled_sums(counts, n_boot=600, rng=np.random.default_rng(0))
   assert sums.shape == (600, 2)
@@ -268,11 +266,11 @@ def test_intervals_of_few_people_hold_the_truth_as_often_as_they_say(
   truth = _logistic(rng.normal(level, 1, 100_000)).mean()
   units = np.repeat(np.arange(people), 20)
   labels = np.tile(np.arange(20) % 2, people)
-  held = 0
+  held = []
   for n in range(200):
     of_people = _logistic(rng.normal(level, 1, people))
     right = rng.random(len(units)) < of_people[units]
-    low, high = scores.bootstrap_intervals(
+    found = scores.bootstrap_intervals(
       labels,
       np.where(right, labels, 1 - labels),
       2,
@@ -280,8 +278,10 @@ def test_intervals_of_few_people_hold_the_truth_as_often_as_they_say(
       n_boot=300,
       seed=n,
     )['accuracy']
-    held += low <= truth <= high
-  assert 0.92 <= held / 200 <= 0.99
+    if found is not None:  # people who are all alike
+      held.append(found[0] <= truth <= found[1])
+  assert len(held) > 190
+  assert 0.92 <= np.mean(held) <= 0.99
 
 
 def _logistic(x):
@@ -311,6 +311,20 @@ def test_a_single_example_has_no_interval():
   one = np.zeros(1, int)
   found = scores.bootstrap_intervals(one, one, 2)
   assert set(found.values()) == {None}
+
+
+def test_people_who_are_all_alike_have_no_interval():
+  # Half of the pictures of each, so that no resample differs.
+  labels, predicted = np.array([0, 1] * 20), np.zeros(40, int)
+  units = np.repeat(['anne', 'bob'], 20)
+  found = scores.bootstrap_intervals(labels, predicted, 2, units=units)
+  assert set(found.values()) == {None}
+  # One picture tells them apart.
+  predicted[1] = 1
+  found = scores.bootstrap_intervals(labels, predicted, 2, units=units)
+  low, high = found['accuracy']
+  assert low < 0.4 < 0.6 < high
+  assert scores.difference_interval(0.05, np.full(50, 0.05), 2) is None
 
 
 def test_a_difference_has_the_interval_of_students_t():
