@@ -31,7 +31,7 @@ from typing import Any
 from fer_jax.datasets import layout, sources
 from fer_jax.errors import UserError
 
-VERSION = '1.2.0'
+VERSION = '1.3.0'
 DESCRIPTION = 'Your own pictures, as <split>/<class>/<file> or <class>/<file>'
 LICENCE = 'as whoever made the pictures gives them to you'
 OPTIONS: dict[str, Any] = {
@@ -119,7 +119,7 @@ def class_names_in(
         f'{source.path}: class folders {one!r} and {other!r} differ in '
         'capitals alone; one name for a class is expected'
       )
-  wanted = options['classes']
+  wanted = tuple(map(sources.composed, options['classes']))
   if not wanted:
     return tuple(found)
   for name in wanted:

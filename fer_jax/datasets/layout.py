@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax.datasets import pictures
-from fer_jax.datasets.sources import Source
+from fer_jax.datasets.sources import Source, composed
 from fer_jax.errors import UserError
 
 PICTURE_SUFFIXES = (
@@ -52,7 +52,7 @@ def find(source: Source, tail: str) -> str | None:
   Raises:
     UserError: there are several.
   """
-  wanted = tail.lower().split('/')
+  wanted = composed(tail).lower().split('/')
   found = [
     name
     for name in source.members
@@ -106,7 +106,7 @@ def lines(source: Source, name: str) -> Iterator[tuple[str, str]]:
 
   Yields:
     (where, text): where is as 'labels.txt line 3', text without blanks at
-    its ends.
+    its ends, `composed` as names of members are.
 
   Raises:
     UserError: not a text file in UTF-8, or one of absurd size.
@@ -125,7 +125,8 @@ def lines(source: Source, name: str) -> Iterator[tuple[str, str]]:
     ) from None
   if '\x00' in text:
     raise UserError(f'{label}: not a text file (it holds null bytes)')
-  for number, line in enumerate(io.StringIO(text, newline=None), 1):
+  text = io.StringIO(composed(text), newline=None)
+  for number, line in enumerate(text, 1):
     if line.strip():
       yield f'{label} line {number:,}', line.strip()
 

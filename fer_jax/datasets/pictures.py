@@ -14,6 +14,9 @@ MAX_PIXELS = 1 << 25
 # Formats that are stored as they came; others are stored anew, as PNG.
 STORED_FORMATS = ('PNG', 'JPEG')
 _FORMATS = (*STORED_FORMATS, 'BMP', 'TIFF', 'WEBP', 'PPM')
+# What Pillow calls a JPEG that carries others, such as the depth or brightness
+# that a telephone adds; other programs show the first, which is the picture.
+_WITH_OTHERS = 'MPO'
 # What stands a picture upright, by the orientation that its camera noted (Exif
 # 2.32, tag 274).
 _ORIENTATION = 274
@@ -105,7 +108,7 @@ def decode_with_format(encoded: bytes) -> tuple[np.ndarray, str]:
       width, height = image.size
       if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError
-      if getattr(image, 'n_frames', 1) > 1:
+      if getattr(image, 'n_frames', 1) > 1 and image.format != _WITH_OTHERS:
         raise ValueError('several pictures in one file')
       if image.mode not in ('L', 'RGB'):
         grey = image.mode in ('1', 'LA')
@@ -125,6 +128,7 @@ def decode_with_format(encoded: bytes) -> tuple[np.ndarray, str]:
   except Exception as error:
     raise ValueError(f'a damaged picture file ({error})') from None
   form = image.format or ''
+  form = 'JPEG' if form == _WITH_OTHERS else form
   return (array[..., None] if array.ndim == 2 else array), form
 
 

@@ -18,6 +18,7 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ _SUSPECT_RATIO = 200
 MAX_MEMBERS = 1 << 20
 # The longest extended header of a tar: it holds a name.
 _LONGEST_HEADER = 1 << 16
+# What a zip says of where it was made. Some programs there separate folders by
+# backslashes, which no name has there.
+_WINDOWS = 0
 _CHUNK = 1 << 20
 _COMPRESSIONS = {
   b'\x1f\x8b': gzip.open,
@@ -60,6 +64,15 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
   """SHA-256 of a file, in hexadecimal."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def composed(name: str) -> str:
+  """A name whose accents are letters of their own (Unicode's form C).
+
+  Some systems keep `ö` as `o` with two dots (form D): the same name to whoever
+  reads it, and another one to a program.
+  """
+  return unicodedata.normalize('NFC', name)
 
 
 def _is_litter(name: str) -> bool:
@@ -152,7 +165,7 @@ class Source:
 
   @property
   def members(self) -> list[str]:
-    """Sorted names with forward slashes; system litter left out."""
+    """Sorted names with forward slashes, `composed`; system litter left out."""
     return sorted(self._sizes)
 
   def member_size(self, name: str) -> int:
@@ -169,7 +182,9 @@ class Source:
       return sha256_of(self.path)
     whole = hashlib.sha256()
     for name in self.members:
-      whole.update(f'{sha256_of(self.path / name)}  {name}\n'.encode())
+      with self.open(name) as file:
+        content = hashlib.file_digest(file, 'sha256').hexdigest()
+      whole.update(f'{content}  {name}\n'.encode())
     return whole.hexdigest()
 
   def describe(self) -> dict[str, Any]:
@@ -233,9 +248,7 @@ class Source:
         f'{path}: a link to {os.readlink(path)}, which is not there'
       )
     if path.is_file():
-      _check_text(self.path, name)
-      self._sizes[name] = path.stat().st_size
-      self._openers[name] = lambda: path.open('rb')
+      self._enter(name, path.stat().st_size, lambda: path.open('rb'))
 
   def _list_file(self) -> None:
     with self.path.open('rb') as file:
@@ -273,14 +286,18 @@ class Source:
   def _add_member(self, name: str, size: int, opener: Any) -> None:
     if _is_litter(name):
       return
-    _check_text(self.path, name)
-    if name in self._sizes:
-      raise UserError(f'{self.path}: member {name!r} occurs twice')
     if len(self._sizes) == MAX_MEMBERS:
       raise UserError(
         f'{self.path}: more than {MAX_MEMBERS:,} members; the archive is '
         'refused'
       )
+    self._enter(name, size, opener)
+
+  def _enter(self, name: str, size: int, opener: Any) -> None:
+    _check_text(self.path, name)
+    name = composed(name)
+    if name in self._sizes:
+      raise UserError(f'{self.path}: member {name!r} occurs twice')
     self._sizes[name] = size
     self._openers[name] = opener
 
@@ -305,12 +322,15 @@ class Source:
       mode = entry.external_attr >> 16
       if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         self._refuse_link(entry.filename)
-      if entry.is_dir():
+      name = entry.filename
+      if entry.create_system == _WINDOWS:
+        name = name.replace('\\', '/')
+      if name.endswith('/'):
         continue
       if entry.flag_bits & 1:
         raise UserError(f'{self.path}: an encrypted zip file')
       self._add_member(
-        entry.filename,
+        name,
         entry.file_size,
         lambda entry=entry: archive.open(entry),
       )

@@ -1,6 +1,7 @@
 """Anyone's folders: splits, classes, subjects, and what has no place there."""
 
 import io
+import unicodedata
 
 import numpy as np
 import pytest
@@ -129,6 +130,18 @@ def test_subjects(base, tmp_path):
   dataset = _build(tmp_path, files, subjects='who.csv')
   expected = ['person 0', 'person 0', 'person 1', 'person 1']
   assert dataset.table['subject'].tolist() == expected
+
+
+def test_accents_may_be_written_in_either_way(tmp_path):
+  composed, parted = (
+    unicodedata.normalize(way, 'fröhlich') for way in ('NFC', 'NFD')
+  )
+  places = (f'{parted}/é.png', 'sad/1.png')
+  given = [place.replace(parted, composed) for place in places]
+  files = _files(places) | {'who.csv': _subjects(given)}
+  dataset = _build(tmp_path, files, subjects='who.csv', classes=('sad', parted))
+  assert dataset.class_names == ('sad', composed)
+  assert dataset.table['id'][0] == f'image_folder/{given[0]}'
 
 
 SUBJECT_FAULTS = {

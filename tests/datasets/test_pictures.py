@@ -37,6 +37,22 @@ def test_modes_become_grey_or_colour(mode, channels):
   assert image.dtype == np.uint8
 
 
+def test_what_a_telephone_adds_to_its_picture_is_passed_over():
+  noise = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3))
+  shown, added = (Image.fromarray(n.astype(np.uint8)) for n in noise)
+  exif = Image.Exif()
+  exif[274] = 6  # held so that what is up lies to the right
+  alone, both = io.BytesIO(), io.BytesIO()
+  shown.save(alone, 'JPEG')
+  shown.save(both, 'MPO', save_all=True, append_images=[added], exif=exif)
+  expected = pictures.decode(alone.getvalue())
+  image, form = pictures.decode_with_format(both.getvalue())
+  assert form == 'JPEG'
+  np.testing.assert_array_equal(image, expected)
+  turned, _ = pictures.decode_upright(both.getvalue())
+  np.testing.assert_array_equal(turned, np.rot90(expected, -1))
+
+
 def test_a_claimed_size_is_refused_before_decoding():
   encoded = bytearray(pictures.encode_png(np.zeros((2, 2, 1), np.uint8)))
   for side in (40_000, 60_000):
@@ -57,3 +73,8 @@ def test_what_is_no_picture():
     pictures.decode(b'hello, world')
   with pytest.raises(ValueError, match='empty file'):
     pictures.decode(b'')
+  pages = io.BytesIO()
+  page = Image.fromarray(noise)
+  page.save(pages, 'TIFF', save_all=True, append_images=[page])
+  with pytest.raises(ValueError, match='several pictures in one file'):
+    pictures.decode(pages.getvalue())

@@ -7,9 +7,11 @@ import io
 import os
 import pathlib
 import tarfile
+import unicodedata
 import zipfile
 
 import pytest
+import trees
 
 from fer_jax.datasets import sources
 from fer_jax.errors import UserError
@@ -101,6 +103,36 @@ def test_checksums_follow_contents_and_names(tmp_path):
   assert sources.Source(folder).checksum() == expected
   (folder / 'b.txt').rename(folder / 'c.txt')
   assert sources.Source(folder).checksum() != expected
+
+
+@pytest.mark.parametrize('form', trees.FORMS)
+def test_a_name_is_one_however_its_accents_are_written(form, tmp_path):
+  checksums = []
+  for way in ('NFC', 'NFD'):
+    name = unicodedata.normalize(way, 'fröhlich/Zoé.txt')
+    path = trees.write(tmp_path / way, {name: b'glad'}, form)
+    with sources.Source(path, spool_dir=tmp_path) as source:
+      assert source.members == ['fr\xf6hlich/Zo\xe9.txt']
+      assert source.read('fr\xf6hlich/Zo\xe9.txt') == b'glad'
+      checksums.append(source.checksum())
+  # Of an archive it is that of the file.
+  assert (checksums[0] == checksums[1]) == (form == 'folder')
+  if form != 'tar':
+    return
+  twice = {unicodedata.normalize(way, 'é'): b'' for way in ('NFC', 'NFD')}
+  with pytest.raises(UserError, match='occurs twice'):
+    sources.Source(trees.write(tmp_path / 'twice', twice, form))
+
+
+def test_a_zip_may_have_backslashes_if_it_is_of_windows(tmp_path):
+  for system, members in ((0, ['a/b/c.txt']), (3, ['a\\b\\', 'a\\b\\c.txt'])):
+    with zipfile.ZipFile(tmp_path / 'in.zip', 'w') as archive:
+      for name in ('a\\b\\', 'a\\b\\c.txt'):
+        entry = zipfile.ZipInfo(name)
+        entry.create_system = system
+        archive.writestr(entry, b'')
+    with sources.Source(tmp_path / 'in.zip') as source:
+      assert source.members == members
 
 
 def test_nothing_of_a_folder_is_passed_over_in_silence(tmp_path, monkeypatch):
