@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import importlib
+import io
 import logging
 import os
 import pathlib
@@ -284,6 +285,10 @@ def main(argv: list[str]) -> int:
 
 def run() -> None:
   """The console script."""
+  for stream in (sys.stdout, sys.stderr):
+    # A result is worth more than its dashes, where the encoding has none.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='replace')
   try:
     status = main(sys.argv)
   except Exception:

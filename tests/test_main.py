@@ -1,5 +1,6 @@
 """The command line as its user meets it: in a process of its own."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -16,12 +17,13 @@ def get_config():
 """
 
 
-def _run(*arguments, cwd=None):
+def _run(*arguments, cwd=None, **environ):
   return subprocess.run(
     [sys.executable, '-m', 'fer_jax', *arguments],
     capture_output=True,
     text=True,
     cwd=cwd,
+    env=os.environ | environ,
     check=False,
   )
 
@@ -42,6 +44,12 @@ def test_without_a_verb_all_verbs_are_listed_with_a_line_each():
       line.split()[:1] == [verb] and len(line.split()) > 3
       for line in done.stdout.splitlines()
     ), verb
+
+
+def test_what_the_terminal_cannot_show_ends_no_verb():
+  done = _run('data', 'list', '--data_dir=/d\xe9', PYTHONIOENCODING='ascii')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('data sets, builds in /d?\n')
 
 
 @pytest.mark.parametrize('verb', verbs())
