@@ -159,7 +159,7 @@ def _extent(twin: dict[str, Any]) -> str:
 
 def _bounds(interval: Sequence[float] | None) -> str:
   if interval is None:
-    return 'of one person'
+    return 'no interval'
   low, high = interval
   return f'{100 * low:.1f} to {100 * high:.1f}'
 

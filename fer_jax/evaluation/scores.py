@@ -28,7 +28,9 @@ DEFINITIONS = {
     'that occurs several times drawn with all its copies (`unit` says which). '
     "Where all is right or nothing, Clopper and Pearson's interval of the "
     'units. It holds the noise of sampling units, not that of training seeds; '
-    'of a single unit there is none, nor of units that are all alike'
+    'of a single unit there is none, nor of units that are all alike. Of '
+    'balanced accuracy and macro F1 it is too narrow where a class has few '
+    'examples, of which all or none are right'
   ),
   'macro': 'mean over the classes that occur among the true labels',
   'weighted': 'mean over classes weighted by how often each is true',
