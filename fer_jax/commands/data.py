@@ -338,14 +338,10 @@ def _describe(
 
 def _digests(dataset: datasets.Dataset) -> list[str]:
   """SHA-256 over each row's uint8 pixels in C order (frames in turn)."""
-  digests = []
-  for start in range(0, len(dataset), 1024):
-    rows = np.arange(start, min(start + 1024, len(dataset)))
-    digests += [
-      hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
-      for pixels in dataset.read(rows)
-    ]
-  return digests
+  return [
+    hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+    for pixels in dataset.each()
+  ]
 
 
 def _export(data_dir: pathlib.Path, options: dict[str, str]) -> dict[str, Any]:

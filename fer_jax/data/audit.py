@@ -398,7 +398,7 @@ def _labels_by_image(image, label, count) -> np.ndarray:
 def _constant_rows(dataset: Dataset) -> np.ndarray:
   constant = [
     row
-    for row, image in twins.stored_images(dataset)
+    for row, image in enumerate(dataset.each())
     if image.min() == image.max()
   ]
   return np.array(constant, np.int64)

@@ -1,7 +1,7 @@
 """A whole data set in device memory as uint8, and batches gathered from it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,10 +11,6 @@ import numpy as np
 from fer_jax.data import resize
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
-
-# Decoding this many images, or frames of clips, at a time bounds the host
-# memory beside the result.
-_ROWS_A_READ = 1024
 
 ALIGNMENT = 64
 """Bytes. A host array that begins at a multiple of it is read where it lies by
@@ -103,10 +99,7 @@ def load_resident(
       'data.image_size, or raise data.resident_gib'
     )
   resident = empty_images(len(index), image_size, channels, frames)
-  step = max(_ROWS_A_READ // max(frames, 1), 1)
-  for start in range(0, len(index), step):
-    stored = dataset.read(index[start : start + step])
-    fill_images(resident, start, stored)
+  fill_images(resident, dataset.each(index))
   return {
     **resident,
     'label': np.asarray(dataset.table['label'][index], np.int32),
@@ -136,12 +129,12 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def fill_images(
-  arrays: dict[str, np.ndarray], start: int, stored: list[np.ndarray]
+  arrays: dict[str, np.ndarray], stored: Iterable[np.ndarray]
 ) -> None:
-  """Fits images as stored into the arrays, from row `start` on."""
+  """Fits images as stored into the arrays, from their first row on."""
   image = arrays['image']
   size, channels = image.shape[-3:-1], image.shape[-1]
-  for n, one in enumerate(stored, start):
+  for n, one in enumerate(stored):
     fitted = resize.convert(one, size=size, channels=channels)
     if 'frame_mask' in arrays:
       image[n, : len(fitted)] = fitted

@@ -15,7 +15,6 @@ import io
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
@@ -33,7 +32,7 @@ MIRRORED_THRESHOLD = 0.93
 
 # Raised when the same images would give other twins.
 _FORMAT = 2
-_ROWS_A_READ = 1024
+_PAIRS_AT_ONCE = 1024
 # Rows of a block of the product: 2,048 x 2,048 float32 is 16 MB.
 _BLOCK = 2048
 # float32 products of unit vectors are right to 1e-6; whatever is this near
@@ -253,8 +252,8 @@ def correlated_pairs(
   pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
   correlation = np.concatenate(
     [
-      _exact_correlation(pixels, others, pairs[start : start + _ROWS_A_READ])
-      for start in range(0, max(len(pairs), 1), _ROWS_A_READ)
+      _exact_correlation(pixels, others, pairs[start : start + _PAIRS_AT_ONCE])
+      for start in range(0, max(len(pairs), 1), _PAIRS_AT_ONCE)
     ]
   )
   kept = correlation >= threshold
@@ -298,11 +297,9 @@ def grey_images(
   pixels = np.zeros(
     (len(rows), size[0] * size[1]), np.float32 if clips else np.uint8
   )
-  for start in range(0, len(rows), _ROWS_A_READ):
-    few = np.asarray(rows[start : start + _ROWS_A_READ])
-    for n, stored in enumerate(dataset.read(few), start):
-      grey = resize.convert(stored, size=size, channels=1)
-      pixels[n] = (grey.mean(0) if clips else grey).reshape(-1)
+  for n, stored in enumerate(dataset.each(rows)):
+    grey = resize.convert(stored, size=size, channels=1)
+    pixels[n] = (grey.mean(0) if clips else grey).reshape(-1)
   return pixels
 
 
@@ -367,7 +364,7 @@ def image_numbers(dataset: Dataset) -> np.ndarray:
   """int32 (N,): rows of equal pixels share a number, 0 to U - 1."""
   number: dict[bytes, int] = {}
   image = np.zeros(len(dataset), np.int32)
-  for row, stored in stored_images(dataset):
+  for row, stored in enumerate(dataset.each()):
     digest = hashlib.sha256(repr(stored.shape).encode())
     digest.update(stored.tobytes())
     image[row] = number.setdefault(digest.digest(), len(number))
@@ -376,14 +373,7 @@ def image_numbers(dataset: Dataset) -> np.ndarray:
 
 def _shapes(dataset: Dataset) -> set[tuple[int, ...]]:
   """(H, W, C) of all images and frames."""
-  return {stored.shape[-3:] for _, stored in stored_images(dataset)}
-
-
-def stored_images(dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
-  """Every row with its image or clip, a thousand in memory at a time."""
-  for start in range(0, len(dataset), _ROWS_A_READ):
-    rows = range(start, min(start + _ROWS_A_READ, len(dataset)))
-    yield from zip(rows, dataset.read(rows), strict=True)
+  return {stored.shape[-3:] for stored in dataset.each()}
 
 
 def _read_cache(dataset: Dataset, threshold: float) -> Twins | None:

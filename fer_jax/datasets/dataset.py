@@ -18,11 +18,12 @@ lock, so that an interrupted build is never read and the next one starts clean.
 import dataclasses
 import functools
 import importlib
+import math
 import os
 import pathlib
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,10 @@ from fer_jax.errors import UserError
 RECORD_SPLIT = 'examples'
 # What the columns of the table that hold attributes begin with.
 ATTRIBUTE = 'attribute.'
+# What `each` has in memory at a time: of pictures of one size as many as fit;
+# of others, each of which may be a photograph, so many pictures or frames.
+_BYTES_AT_ONCE = 1 << 26
+_PICTURES_AT_ONCE = 32
 # What dataset.json holds, whatever the version.
 _METADATA = {
   'name': forms.text,
@@ -230,6 +235,24 @@ class Dataset:
     if self._pixels is not None:
       return list(self._pixels[self._stored(rows)])
     return self.read_records(rows)
+
+  def each(
+    self, index: Sequence[int] | np.ndarray | None = None
+  ) -> Iterator[np.ndarray]:
+    """As `read`, one after the other, few in memory at a time.
+
+    Args:
+      index: (n,) row numbers in the table; None for all of them.
+    """
+    rows = np.arange(len(self)) if index is None else np.asarray(index)
+    if self.shape:
+      step = _BYTES_AT_ONCE // math.prod(self.shape)
+    else:
+      frames = self.table['frame_count'].max() if self.is_clips else 1
+      step = _PICTURES_AT_ONCE // int(frames)
+    step = max(step, 1)
+    for start in range(0, len(rows), step):
+      yield from self.read(rows[start : start + step])
 
   def _stored(self, rows: np.ndarray) -> np.ndarray:
     return rows if self.rows is None else self.rows[rows]

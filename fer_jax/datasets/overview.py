@@ -55,15 +55,14 @@ def contact_sheet(
   if not len(members):
     return None
   if dataset.is_clips:
-    clips = dataset.read(_row_choice(members, rows))
     cells = []
-    for clip in clips:
+    for clip in dataset.each(_row_choice(members, rows)):
       chosen = _row_choice(np.arange(len(clip)), columns)
       line = [_cell(clip[frame]) for frame in chosen]
       cells += [*line, *[None] * (columns - len(line))]
   else:
     chosen = _row_choice(members, rows * columns)
-    cells = [_cell(picture) for picture in dataset.read(chosen)]
+    cells = [_cell(picture) for picture in dataset.each(chosen)]
   lines = -(-len(cells) // columns)
   pitch = _CELL + _GAP
   shape = (lines * pitch + _GAP, columns * pitch + _GAP, 3)

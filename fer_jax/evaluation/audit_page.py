@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.data import audit
+from fer_jax.data import audit, resize
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.evaluation import page, pictures, wording
 from fer_jax.evaluation.page import Html
@@ -24,6 +24,9 @@ COVERAGE = {
   'none': 'examples in the test of no fold',
 }
 """What the tests of all folds together hold, as a reader is told."""
+
+LARGEST = 256
+"""Pixels a side: a page holds its pictures, and photographs have megabytes."""
 
 SAID = {True: 'leaks', False: 'honest', None: 'cannot be told'}
 """What a protocol says of itself."""
@@ -175,7 +178,7 @@ def shared_photographs(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _pairs(first: Dataset, second: Dataset, pairs: audit.Pairs) -> Html:
   faces = []
-  ours, theirs = first.read(pairs.rows[:, 0]), second.read(pairs.rows[:, 1])
+  ours, theirs = first.each(pairs.rows[:, 0]), second.each(pairs.rows[:, 1])
   for (a, b), one, other, correlation in zip(
     pairs.rows, ours, theirs, pairs.correlation, strict=True
   ):
@@ -197,9 +200,12 @@ def _pairs(first: Dataset, second: Dataset, pairs: audit.Pairs) -> Html:
 
 
 def side_by_side(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """uint8 (H, W, 3): two images, or the middle frames of two clips."""
+  """uint8 (H, W, 3): two images, or the middle frames of two clips.
+
+  Each of at most `LARGEST` pixels a side.
+  """
   still = [
-    pictures.rgb(image[len(image) // 2] if image.ndim == 4 else image)
+    pictures.rgb(_shrunk(image[len(image) // 2] if image.ndim == 4 else image))
     for image in (one, other)
   ]
   height = max(image.shape[0] for image in still)
@@ -213,3 +219,10 @@ def side_by_side(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     for image in still
   ]
   return np.concatenate([padded[0], gap, padded[1]], axis=1)
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+  height, width, channels = image.shape
+  scale = min(LARGEST / max(height, width), 1)
+  size = (max(round(scale * height), 1), max(round(scale * width), 1))
+  return resize.convert(image, size=size, channels=channels)

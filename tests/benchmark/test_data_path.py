@@ -125,9 +125,9 @@ def test_a_reader_reads_what_is_counted_and_no_more(
     monkeypatch.setattr(datasets.Dataset, method, spy)
   fill = resident.fill_images
 
-  def spy_on_fill(arrays, start, stored):
+  def spy_on_fill(arrays, stored):
     fitted.append(arrays['image'].shape)
-    fill(arrays, start, stored)
+    fill(arrays, stored)
 
   monkeypatch.setattr(resident, 'fill_images', spy_on_fill)
   # So that five steps are two passes and the end of a third.

@@ -160,6 +160,15 @@ def test_a_protocol_that_cannot_tell_and_leaks_is_exit_status_one(
   ) in said
 
 
+def test_photographs_are_shown_small_and_clips_by_their_middle():
+  large = np.zeros((900, 600, 3), np.uint8)
+  clip = np.stack([np.full((200, 200, 1), n, np.uint8) for n in (1, 2, 3)])
+  shown = audit_page.side_by_side(large, clip)
+  # The photograph 256 high and 171 wide, a gap of 2, the clip's frame.
+  assert shown.shape == (256, 171 + 2 + 200, 3)
+  assert set(shown[:200, 173:].ravel()) == {2}
+
+
 @pytest.mark.parametrize(
   ('leaks', 'found', 'shown'),
   [

@@ -25,3 +25,6 @@ class MemorySet:
 
   def read(self, index):
     return [self.images[i] for i in index]
+
+  def each(self, index=None):
+    return iter(self.images if index is None else self.read(index))

@@ -14,6 +14,7 @@ from PIL import Image
 from fer_jax import datasets
 from fer_jax.data import resident, resize
 from fer_jax.datasets import ckplus
+from fer_jax.datasets import dataset as dataset_lib
 from fer_jax.errors import UserError
 
 # Sequence: frames, shape of each, label as published (None: unlabelled).
@@ -153,7 +154,7 @@ def test_clips_reach_a_batch_with_their_masks(source, monkeypatch):
     'ckplus', data_dir=source.parent / 'data', form='clips', frames=6
   )
   # Memory is bounded by frames: here by those of one clip.
-  monkeypatch.setattr(resident, '_ROWS_A_READ', 6)
+  monkeypatch.setattr(dataset_lib, '_PICTURES_AT_ONCE', 6)
   read, counts = dataset.read, []
   monkeypatch.setattr(
     dataset, 'read', lambda index: counts.append(len(index)) or read(index)

@@ -89,6 +89,42 @@ def test_images_come_back_in_order(register, tmp_path):
     built.read([-1])
 
 
+def _ragged(source, options, intake):
+  for row in range(options['count']):
+    yield _example(row, image=_image(row, side=4 + row % 3))
+
+
+def _ragged_clips(source, options, intake):
+  for row in range(options['count']):
+    yield _example(row, frames=np.stack([_image(row)] * (1 + row % 4)))
+
+
+@pytest.mark.parametrize(
+  ('make', 'at_once'),
+  # Of one size by their bytes, else by number, of clips by their frames.
+  [(_grey, [3, 3, 1]), (_ragged, [4, 3]), (_ragged_clips, [1] * 7)],
+)
+def test_few_pictures_are_in_memory_at_a_time(
+  make, at_once, register, tmp_path, monkeypatch
+):
+  register(make)
+  built = datasets.build('tiny', data_dir=tmp_path, count=7)
+  monkeypatch.setattr(dataset_lib, '_BYTES_AT_ONCE', 3 * 64 + 1)
+  monkeypatch.setattr(dataset_lib, '_PICTURES_AT_ONCE', 4)
+  read, counts = built.read, []
+  monkeypatch.setattr(
+    built, 'read', lambda index: counts.append(len(index)) or read(index)
+  )
+  for row, image in enumerate(built.each()):
+    np.testing.assert_array_equal(image, read([row])[0])
+  assert counts == at_once
+  counts.clear()
+  last, first = built.each([6, 0])
+  np.testing.assert_array_equal(last, read([6])[0])
+  np.testing.assert_array_equal(first, read([0])[0])
+  assert sum(counts) == 2
+
+
 def test_nothing_is_left_among_temporary_files(register, tmp_path, monkeypatch):
   place = tmp_path / 'temporary'
   place.mkdir()
