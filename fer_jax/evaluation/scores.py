@@ -47,8 +47,10 @@ DEFINITIONS = {
 
 # A deviation below it is rounding: one wrong of a million units makes 1e-6.
 _LEAST_SPREAD = 1e-12
-# Resamples at a time: memory stays flat on splits of any size.
+# Resamples at a time, and numbers that they take: memory stays flat on splits
+# of any size.
 _DRAWS_AT_ONCE = 500
+_NUMBERS_AT_ONCE = 1 << 22
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -253,7 +255,7 @@ def bootstrap_intervals(
   # Resampling n examples with replacement and counting them is a multinomial
   # draw of the confusion matrix.
   n, rng, parts = len(labels), np.random.default_rng(seed), []
-  for size in _chunks(n_boot):
+  for size in _chunks(n_boot, num_classes**2):
     drawn = rng.multinomial(n, confusion.ravel() / n, size=size)
     drawn = drawn.reshape(size, num_classes, num_classes)
     parts.append(_figures_of_confusion(drawn))
@@ -367,11 +369,10 @@ def _figures_of_confusion(counts: np.ndarray) -> dict[str, np.ndarray]:
   )
 
 
-def _chunks(n_boot: int) -> list[int]:
-  return [
-    min(_DRAWS_AT_ONCE, n_boot - start)
-    for start in range(0, n_boot, _DRAWS_AT_ONCE)
-  ]
+def _chunks(n_boot: int, cells: int) -> list[int]:
+  """How many resamples of so many cells are drawn, time after time."""
+  at_once = max(min(_DRAWS_AT_ONCE, _NUMBERS_AT_ONCE // cells), 1)
+  return [min(at_once, n_boot - start) for start in range(0, n_boot, at_once)]
 
 
 def resampled_figures(
@@ -437,7 +438,7 @@ def resampled_sums(
   return np.concatenate(
     [
       rng.multinomial(m, frequency / m, size=size) @ cells
-      for size in _chunks(n_boot)
+      for size in _chunks(n_boot, len(cells))
     ]
   )
 

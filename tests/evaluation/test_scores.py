@@ -254,6 +254,22 @@ def test_the_interval_is_the_same_however_many_draws_are_made_at_once(
   )
 
 
+def test_memory_does_not_grow_with_the_number_of_people(monkeypatch):
+  monkeypatch.setattr(scores, '_NUMBERS_AT_ONCE', 1000)
+  drawn = []
+
+  class Watched:
+    def multinomial(self, n, shares, size):
+      drawn.append((len(shares), size))
+      return np.random.default_rng(0).multinomial(n, shares, size)
+
+  # Four kinds of people, then 300 of whom no two are alike.
+  for counts in (np.arange(8).reshape(4, 2), np.arange(600).reshape(300, 2)):
+    sums = scores.resampled_sums(counts, n_boot=501, rng=Watched())
+    assert sums.shape == (501, 2)
+  assert drawn == [(4, 250), (4, 250), (4, 1)] + [(300, 3)] * 167
+
+
 @pytest.mark.parametrize(('people', 'level'), [(3, 0.8), (5, 0.8), (10, 3.0)])
 def test_intervals_of_few_people_hold_the_truth_as_often_as_they_say(
   people, level
