@@ -285,10 +285,9 @@ def main(argv: list[str]) -> int:
 
 def run() -> None:
   """The console script."""
-  for stream in (sys.stdout, sys.stderr):
+  if isinstance(sys.stdout, io.TextIOWrapper):
     # A result is worth more than its dashes, where the encoding has none.
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='replace')
+    sys.stdout.reconfigure(errors='replace')
   try:
     status = main(sys.argv)
   except Exception:
