@@ -315,15 +315,7 @@ def _text(dataset: datasets.Dataset, result: dict[str, Any]) -> str:
     cells = audit_page.covered(entries, key)
     if cells:
       lines.append(row(said, cells))
-  for key, said in (
-    ('accuracy', '1-nearest-neighbour on raw pixels'),
-    ('accuracy_without_seen', '  without copies and near twins'),
-    ('majority_class', 'always naming the largest class'),
-  ):
-    cells = [
-      wording.percent(e['figures']['nearest_neighbour'][key]) for e in entries
-    ]
-    lines.append(row(said, cells))
+  lines += [row(said, cells) for said, cells in audit_page.baselines(entries)]
   lines += [f'  {note}' for entry in entries for note in _notes(entry)]
   if result.get('overlap'):
     shared = audit_page.shared_photographs(result['overlap'])

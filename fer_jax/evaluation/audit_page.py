@@ -95,13 +95,7 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
     cells = covered(protocols, key)
     if cells:
       rows.append([said, *cells])
-  neighbours = [entry['figures']['nearest_neighbour'] for entry in protocols]
-  for key, said in (
-    ('accuracy', 'accuracy of 1-nearest-neighbour on raw pixels'),
-    ('accuracy_without_seen', 'the same, without copies and near twins'),
-    ('majority_class', 'accuracy of always naming the largest class'),
-  ):
-    rows.append([said, *(wording.percent(n[key]) for n in neighbours)])
+  rows += [[said, *cells] for said, cells in baselines(protocols)]
   for side in ('train', 'validation', 'test'):
     counts = (examples(entry['figures'], side) for entry in protocols)
     rows.append([f'examples in {side}', *counts])
@@ -117,6 +111,22 @@ def _protocols(protocols: list[dict[str, Any]]) -> Html:
     'Protocols',
     page.table('What each protocol lets through', headers, rows),
   )
+
+
+def baselines(protocols: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+  """What learns nothing: what is measured, and its figure of each protocol."""
+  shares = [entry['figures']['share_of_test_seen'] for entry in protocols]
+  compared = any(share['twin'] is not None for share in shares)
+  left_out = 'copies and near twins' if compared else 'copies'
+  neighbours = [entry['figures']['nearest_neighbour'] for entry in protocols]
+  return [
+    (said, [wording.percent(n[key]) for n in neighbours])
+    for key, said in (
+      ('accuracy', 'accuracy of 1-nearest-neighbour on raw pixels'),
+      ('accuracy_without_seen', f'the same, without {left_out}'),
+      ('majority_class', 'accuracy of always naming the largest class'),
+    )
+  ]
 
 
 def examples(figures: dict[str, Any], side: str) -> str:

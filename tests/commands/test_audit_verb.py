@@ -89,7 +89,7 @@ def test_a_leaky_protocol_stands_beside_the_honest_one(place, capsys):
   assert line.split() == ['protocol', 'oversample_then_split', 'fer2013_dev']
   assert 'several folds' not in said
   # Of which a mirrored twin is none.
-  assert '  without copies and near twins' in said
+  assert 'the same, without copies and near twins' in said
 
 
 def test_the_tests_of_all_folds_are_counted(place, capsys):
@@ -158,6 +158,8 @@ def test_a_protocol_that_cannot_tell_and_leaks_is_exit_status_one(
     'LEAK: protocol official does not say that it leaks, and part of its test '
     'was seen in training (an exact copy 25.0\u00a0%)'
   ) in said
+  # Where no near twins are sought, none are left out.
+  assert 'the same, without copies  ' in said
 
 
 def test_photographs_are_shown_small_and_clips_by_their_middle():
