@@ -32,7 +32,8 @@ MIRRORED_THRESHOLD = 0.93
 
 # Raised when the same images would give other twins.
 _FORMAT = 2
-_PAIRS_AT_ONCE = 1024
+# Pixels of pairs that are computed again at a time, 64 MB of both in float64.
+_PIXELS_AT_ONCE = 1 << 22
 # Rows of a block of the product: 2,048 x 2,048 float32 is 16 MB.
 _BLOCK = 2048
 # float32 products of unit vectors are right to 1e-6; whatever is this near
@@ -250,10 +251,11 @@ def correlated_pairs(
       found.append(pairs[pairs[:, 0] < pairs[:, 1]] if below else pairs)
   pairs = np.concatenate(found)
   pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+  step = max(_PIXELS_AT_ONCE // pixels.shape[1], 1)
   correlation = np.concatenate(
     [
-      _exact_correlation(pixels, others, pairs[start : start + _PAIRS_AT_ONCE])
-      for start in range(0, max(len(pairs), 1), _PAIRS_AT_ONCE)
+      _exact_correlation(pixels, others, pairs[start : start + step])
+      for start in range(0, max(len(pairs), 1), step)
     ]
   )
   kept = correlation >= threshold

@@ -47,6 +47,23 @@ def test_pairs_are_all_those_of_corrcoef(threshold, monkeypatch):
   np.testing.assert_allclose(correlation, values, atol=1e-6)
 
 
+def test_pairs_of_large_images_are_computed_again_a_few_at_a_time(monkeypatch):
+  images = _planted().reshape(60, -1)
+  expected = twins.near_pairs(images, 0.5)
+  monkeypatch.setattr(twins, '_PIXELS_AT_ONCE', 10 * 24 * 24)
+  exactly, counts = twins._exact_correlation, []
+  monkeypatch.setattr(
+    twins,
+    '_exact_correlation',
+    lambda *given: counts.append(len(given[-1])) or exactly(*given),
+  )
+  found = twins.near_pairs(images, 0.5)
+  assert max(counts) == 10
+  assert sum(counts) >= len(found[0]) > 40
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 def test_pairs_at_the_threshold_do_not_depend_on_float32(monkeypatch):
   images = _planted().reshape(60, -1)
   _, values = _brute_force(images.reshape(60, 24, 24), 0.5)
