@@ -50,7 +50,7 @@ class _Batches:
     batch = resident.empty_images(
       len(rows), self.image_size, self.channels, self.frames
     )
-    resident.fill_images(batch, self.dataset.read(rows))
+    resident.fill_images(batch, self.dataset.each(rows))
     return {
       **batch,
       'target': resident.soft_targets(self.dataset, rows),

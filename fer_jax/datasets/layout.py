@@ -162,7 +162,7 @@ def csv_rows(
           how = 'occurs twice' if column in header else 'is missing'
           raise UserError(
             f'{where}: column {column!r} {how}; a header line with '
-            f'{", ".join(columns)} is expected'
+            f'{", ".join(columns)}, parted by commas, is expected'
           )
       continue
     if len(fields) != len(header):

@@ -105,6 +105,25 @@ def test_each_host_reads_its_part_of_every_batch(memory_set):
   assert set(read_rows) == set(range(11))
 
 
+def test_pictures_of_a_batch_are_read_one_after_the_other(memory_set):
+  data = memory_set(_images(5))
+
+  class OneByOne(type(data)):
+    def read(self, index):
+      raise AssertionError('large photographs would all be in memory')
+
+    def each(self, index):
+      return (self.images[row] for row in index)
+
+  given = {'batch_size': 4, 'image_size': (10, 10), 'channels': 1}
+  streams = (
+    stream.Stream(one, np.arange(5), **given)
+    for one in (data, OneByOne(**vars(data)))
+  )
+  for batch, same in zip(*(read.epoch(0) for read in streams), strict=True):
+    _assert_same(same, batch)
+
+
 def test_without_a_key_rows_keep_their_order(memory_set):
   images = _images(5)
   read = stream.Stream(
