@@ -938,6 +938,11 @@ def _official(dataset: Dataset, settings: Settings) -> Lists:
     )
   seen = np.concatenate([train, validation])
   leaks, said = _verdict_on_published(dataset, seen, test)
+  if leaks is None and settings.twins == 'keep':
+    said += (
+      ' Copies of a photograph on both sides are not looked for; an audit '
+      'counts them.'
+    )
   return Lists(train, validation, test, leaks, reason + said)
 
 

@@ -74,6 +74,9 @@ def test_official_takes_the_published_splits(whole_set):
 def test_published_splits_are_looked_at_where_people_are_known(whole_set):
   got = protocol.resolve(whole_set, 'official')
   assert got.leaks is None
+  assert got.reason.endswith('not looked for; an audit counts them.')
+  dropped = protocol.resolve(whole_set, 'official', twins='drop_from_test')
+  assert 'not looked for' not in dropped.reason
   assert 'cannot be told' in got.reason
   people = np.array([f'P{n // 2:02d}' for n in range(60)])
   whole_set.table['subject'] = people
