@@ -38,9 +38,11 @@ RECORD_SPLIT = 'examples'
 # What the columns of the table that hold attributes begin with.
 ATTRIBUTE = 'attribute.'
 # What `each` has in memory at a time: of pictures of one size as many as fit;
-# of others, each of which may be a photograph, so many pictures or frames.
+# of others, each of which may be a photograph of 36 MB, so many, or frames of
+# clips, which are smaller.
 _BYTES_AT_ONCE = 1 << 26
 _PICTURES_AT_ONCE = 32
+_FRAMES_AT_ONCE = 512
 # What dataset.json holds, whatever the version.
 _METADATA = {
   'name': forms.text,
@@ -247,9 +249,10 @@ class Dataset:
     rows = np.arange(len(self)) if index is None else np.asarray(index)
     if self.shape:
       step = _BYTES_AT_ONCE // math.prod(self.shape)
+    elif self.is_clips:
+      step = _FRAMES_AT_ONCE // int(self.table['frame_count'].max())
     else:
-      frames = self.table['frame_count'].max() if self.is_clips else 1
-      step = _PICTURES_AT_ONCE // int(frames)
+      step = _PICTURES_AT_ONCE
     step = max(step, 1)
     for start in range(0, len(rows), step):
       yield from self.read(rows[start : start + step])

@@ -154,7 +154,7 @@ def test_clips_reach_a_batch_with_their_masks(source, monkeypatch):
     'ckplus', data_dir=source.parent / 'data', form='clips', frames=6
   )
   # Memory is bounded by frames: here by those of one clip.
-  monkeypatch.setattr(dataset_lib, '_PICTURES_AT_ONCE', 6)
+  monkeypatch.setattr(dataset_lib, '_FRAMES_AT_ONCE', 6)
   read, counts = dataset.read, []
   monkeypatch.setattr(
     dataset, 'read', lambda index: counts.append(len(index)) or read(index)

@@ -102,7 +102,7 @@ def _ragged_clips(source, options, intake):
 @pytest.mark.parametrize(
   ('make', 'at_once'),
   # Of one size by their bytes, else by number, of clips by their frames.
-  [(_grey, [3, 3, 1]), (_ragged, [4, 3]), (_ragged_clips, [1] * 7)],
+  [(_grey, [3, 3, 1]), (_ragged, [4, 3]), (_ragged_clips, [2, 2, 2, 1])],
 )
 def test_few_pictures_are_in_memory_at_a_time(
   make, at_once, register, tmp_path, monkeypatch
@@ -111,6 +111,7 @@ def test_few_pictures_are_in_memory_at_a_time(
   built = datasets.build('tiny', data_dir=tmp_path, count=7)
   monkeypatch.setattr(dataset_lib, '_BYTES_AT_ONCE', 3 * 64 + 1)
   monkeypatch.setattr(dataset_lib, '_PICTURES_AT_ONCE', 4)
+  monkeypatch.setattr(dataset_lib, '_FRAMES_AT_ONCE', 9)
   read, counts = built.read, []
   monkeypatch.setattr(
     built, 'read', lambda index: counts.append(len(index)) or read(index)
