@@ -63,14 +63,19 @@ class AdditiveAttention(nnx.Module):
 
     Args:
       h_btd: the sequence.
-      mask_bt: True for steps that take part. The weights of the others are 0;
-        where no step takes part, so are all weights and the context.
+      mask_bt: True for steps that take part. The weights of the others are 0,
+        whatever the sequence holds there; where no step takes part, so are all
+        weights and the context.
 
     Raises:
       ValueError: for shapes that do not fit.
     """
     arguments.check_sequence('attention', h_btd, mask_bt, self.features)
     arguments.check_floating('attention takes a sequence', h_btd)
+    if mask_bt is not None:
+      mask_bt = mask_bt > 0
+      # A weight of 0 times what is no number would be none either.
+      h_btd = jnp.where(mask_bt[..., None], h_btd, 0)
     scores_bt = self.score(jnp.tanh(self.hidden(h_btd)))[..., 0]
     scores_bt = scores_bt.astype(jnp.promote_types(h_btd.dtype, jnp.float32))
     if mask_bt is not None:

@@ -37,7 +37,7 @@ def conv2d(
   """Cross-correlates images with a kernel, as `lax.conv_general_dilated`.
 
   Args:
-    x_bhwc: images (B, H, W, C).
+    x_bhwc: images (B, H, W, C), floating.
     kernel_hwio: kernel (kh, kw, C, O) of the same dtype.
     bias_o: (O,), added to every pixel, of the same dtype; None for none.
     strides: steps down and across, or one number for both.
@@ -61,6 +61,7 @@ def conv2d(
   arguments.check_shape(
     'conv2d takes a kernel (kh, kw, C, O)', kernel_hwio, any_size
   )
+  arguments.check_floating('conv2d takes images', x_bhwc)
   if x_bhwc.shape[3] != kernel_hwio.shape[2]:
     raise ValueError(
       f'images have {x_bhwc.shape[3]} channels, the kernel expects '

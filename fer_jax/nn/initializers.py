@@ -1,10 +1,12 @@
-"""Initialisers of convolution kernels."""
+"""Initialisers of kernels."""
 
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+_ORTHOGONAL = jax.nn.initializers.orthogonal()
 
 
 def he_normal(
@@ -78,3 +80,23 @@ def kaiming_normal(
   deviation = math.sqrt(2 / math.prod(kept))
   flat = jax.random.normal(key, (math.prod(shape),), dtype)
   return (flat * jnp.asarray(deviation, dtype)).reshape(shape)
+
+
+def orthogonal(
+  key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
+  """Rows, or columns where they are fewer, orthogonal and of length one.
+
+  `jax.nn.initializers.orthogonal()`, of any floating dtype: its QR
+  decomposition knows none of half precision, so those are rounded here.
+
+  Args:
+    key: PRNG key.
+    shape: (..., inputs, outputs).
+    dtype: of the result; None is JAX's default.
+
+  Source: Saxe et al., arXiv 1312.6120.
+  """
+  dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+  wide_dtype = jnp.promote_types(dtype, jnp.float32)
+  return _ORTHOGONAL(key, shape, wide_dtype).astype(dtype)

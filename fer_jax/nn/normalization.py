@@ -126,9 +126,10 @@ class BatchNorm(nnx.Module):
     if mask is None:
       examples = x.shape[0]
     else:
-      kept_b1 = (mask > 0).astype(x.dtype)[:, None]
-      sums_bc, squares_bc = sums_bc * kept_b1, squares_bc * kept_b1
-      examples = kept_b1.sum()
+      kept_b1 = (mask > 0)[:, None]
+      sums_bc = jnp.where(kept_b1, sums_bc, 0)
+      squares_bc = jnp.where(kept_b1, squares_bc, 0)
+      examples = kept_b1.sum(dtype=x.dtype)
     sums_c, squares_c = sums_bc.sum(0), squares_bc.sum(0)
     if self.axis_name is not None:
       # In one message: on many devices its latency is what it costs.

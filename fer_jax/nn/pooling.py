@@ -41,7 +41,7 @@ def max_pool(
     (B, H', W', C).
 
   Raises:
-    ValueError: where the window does not fit.
+    ValueError: where the window does not fit, or images are not floating.
   """
   window, strides, pads = _geometry(x_bhwc, window, strides, padding)
   if any(p >= w for pad, w in zip(pads, window, strict=True) for p in pad):
@@ -71,6 +71,7 @@ def _geometry(
   x, window, strides, padding
 ) -> tuple[tuple[int, int], tuple[int, int], Pads]:
   arguments.check_shape('pooling takes images (B, H, W, C)', x, (None,) * 4)
+  arguments.check_floating('pooling takes images', x)
   window = arguments.pair('window', window)
   strides = arguments.pair('strides', window if strides is None else strides)
   pads = resolve_padding(padding, x.shape[1:3], window, strides)

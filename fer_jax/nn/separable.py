@@ -36,7 +36,7 @@ def depthwise_conv2d(
   """Cross-correlates every channel with a window of its own.
 
   Args:
-    x_bhwc: images (B, H, W, C).
+    x_bhwc: images (B, H, W, C), floating.
     kernel_hw1c: kernel (kh, kw, 1, C) of the same dtype.
     strides, padding: as for `conv2d`.
     form: how it is computed, one of `FORMS`; 'auto' is 'shifts' on CPU and
@@ -57,6 +57,7 @@ def depthwise_conv2d(
     kernel_hw1c,
     (None, None, 1, None),
   )
+  arguments.check_floating('depthwise_conv2d takes images', x_bhwc)
   if x_bhwc.shape[3] != kernel_hw1c.shape[3]:
     raise ValueError(
       f'images have {x_bhwc.shape[3]} channels, the kernel has '

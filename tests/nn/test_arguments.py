@@ -136,6 +136,7 @@ def test_other_arguments_are_named(call, message):
 
 
 IMAGES = jnp.ones((1, 4, 4, 3))
+WHOLE = IMAGES.astype(int)
 KERNEL, WINDOWS = jnp.ones((3, 3, 3, 3)), jnp.ones((3, 3, 1, 3))
 
 
@@ -160,6 +161,10 @@ def test_functions_take_numpys_numbers():
     (lambda: max_pool(IMAGES, 2.0), 'window must be .* got 2.0'),
     (lambda: max_pool(IMAGES, 2, True), 'strides must be .* got True'),
     (lambda: avg_pool([1]), 'images .B, H, W, C., got a list of 1'),
+    (lambda: conv2d(WHOLE, KERNEL.astype(int)), 'floating .* got int32'),
+    (lambda: depthwise_conv2d(WHOLE, WINDOWS.astype(int)), 'floating .* int32'),
+    (lambda: max_pool(WHOLE), 'pooling takes images of floating .* got int32'),
+    (lambda: avg_pool(WHOLE), 'pooling takes images of floating .* got int32'),
     (lambda: make(Conv)([1]), r'images \(B, H, W, 3\), got a list of 1'),
     (lambda: make(DepthwiseConv)(IMAGES[0]), r'W, 3\), got \(4, 4, 3\)'),
     (lambda: make(BatchNorm)(jnp.ones((2, 3), int)), 'floating .* got int32'),

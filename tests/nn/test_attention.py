@@ -70,6 +70,24 @@ def test_masked_steps_have_no_gradient(layer):
   assert np.all(np.any(np.asarray(gradient)[MASK], -1))
 
 
+@pytest.mark.parametrize('hidden', [np.nan, np.inf])
+def test_what_a_mask_hides_may_be_no_number(layer, hidden):
+  """Values and gradients are those of zeros in its place; exact."""
+  graphdef, params = nnx.split(layer)
+
+  def loss(params, h):
+    context, weights = nnx.merge(graphdef, params)(h, jnp.asarray(MASK))
+    return jnp.sum(context**2) + jnp.sum(weights**2)
+
+  found, expected = (
+    jax.value_and_grad(loss, (0, 1))(
+      params, jnp.where(MASK[..., None], sequence(), value)
+    )
+    for value in (hidden, 0.0)
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_bfloat16_weighs_in_float32(layer):
   """Against float32: 0.02 on weights, 0.05 on contexts of size 2."""
   half = AdditiveAttention(D, A, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))

@@ -77,7 +77,8 @@ def make(kind, in_features=D, units=H, seed=0, **options):
     options['reset_after'] = False
   cls = LSTM if kind == 'lstm' else GRU
   layer = cls(in_features, units, rngs=nnx.Rngs(seed), **options)
-  layer.bias[...] = layer.bias[...] + sequence(seed + 100, layer.bias.shape)
+  noise = sequence(seed + 100, layer.bias.shape).astype(layer.bias.dtype)
+  layer.bias[...] = layer.bias[...] + noise
   return layer
 
 
@@ -207,6 +208,14 @@ def test_stacked_dropout_acts_between_layers_only_with_a_key():
   np.testing.assert_array_equal(single.final_hidden(carry), y[:, -1])
 
 
+def test_dropout_of_a_stack_in_a_stack_acts_too():
+  x, key = sequence(), jax.random.key(0)
+  layers = Stacked([stack(), make('gru', 5)])
+  plain = layers(x)[0]
+  assert jnp.abs(layers(x, key=key)[0] - plain).max() > 1e-3
+  np.testing.assert_array_equal(layers(x, key=key, rate=0.0)[0], plain)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_streaming_by_frame_equals_the_whole_clip(kind):
   """Carries fed back one step at a time; 1e-6."""
@@ -290,6 +299,28 @@ def test_masked_gradients_equal_those_of_the_short_sequence(
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('backend', ['fused', 'scan'])
+def test_what_a_mask_hides_may_be_no_number(kind, backend):
+  """Values and gradients are those of zeros in its place; exact."""
+  layer = make(kind, backend=backend)
+  graphdef, params = nnx.split(layer)
+
+  @jax.jit
+  def value_and_gradients(params, x):
+    def loss(params, x):
+      y, carry = nnx.merge(graphdef, params)(x, jnp.asarray(MASK))
+      return jnp.sum(y**2) + sum(jnp.sum(part) for part in carry)
+
+    return jax.value_and_grad(loss, (0, 1))(params, x)
+
+  found, expected = (
+    value_and_gradients(params, jnp.where(MASK[..., None], sequence(), value))
+    for value in (np.nan, 0.0)
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('backend', ['fused', 'scan'])
 def test_no_step_leaves_the_carry(kind, backend):
   """Values and gradients of a sequence of no steps; exact."""
   layer = make(kind, backend=backend)
@@ -358,6 +389,18 @@ def test_initialisation_is_that_of_keras():
   assert gru.bias.shape == (2, 3 * H)
   assert not np.any(gru.bias[...])
   assert GRU(D, H, reset_after=False, rngs=nnx.Rngs(0)).bias.shape == (3 * H,)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', None])
+def test_parameters_are_stored_as_asked(kind, dtype):
+  """Against float32's of the same key: 2^-8, a step of bfloat16."""
+  layer, wide = (make(kind, param_dtype=d) for d in (dtype, jnp.float32))
+  for name, expected in weights(wide).items():
+    parameter = getattr(layer, name)
+    assert parameter.dtype == (dtype or jnp.float32)
+    if name == 'recurrent_kernel':
+      np.testing.assert_allclose(weights(layer)[name], expected, atol=2**-8)
 
 
 @pytest.mark.parametrize('kind', ['lstm', 'gru'])

@@ -24,6 +24,7 @@ from flax import nnx
 
 from fer_jax.nn import arguments, varying_axes
 from fer_jax.nn.dropout import Dropout
+from fer_jax.nn.initializers import orthogonal
 from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.recurrent import backends
 from fer_jax.nn.recurrent.cells import KINDS, Carry, Weights, sum_dtype
@@ -43,7 +44,7 @@ class _Cell(nnx.Module):
     units: int,
     *,
     kind: str,
-    bias: Callable[[], jax.Array],
+    bias: Callable[[Any], jax.Array],
     dtype: Any,
     param_dtype: Any,
     kernel_init: Callable[..., jax.Array] | None,
@@ -64,12 +65,12 @@ class _Cell(nnx.Module):
     )
     self.recurrent_kernel = arguments.parameter(
       'recurrent_kernel',
-      recurrent_init or nnx.initializers.orthogonal(),
+      recurrent_init or orthogonal,
       rngs,
       (units, gates * units),
       param_dtype,
     )
-    self.bias = nnx.Param(bias())
+    self.bias = nnx.Param(bias(self.kernel.dtype))
     self.in_features = in_features
     self.units = self.out_features = units
     self.dtype = arguments.floating('dtype', dtype)
@@ -106,7 +107,8 @@ class _Cell(nnx.Module):
     Args:
       x_btd: the sequence.
       mask_bt: True for steps that count, or None for all. At the others the
-        carry passes through and the output is 0.
+        carry passes through and the output is 0, whatever the sequence holds
+        there, NaN included.
       carry: where to start; None is zeros. Must be `carry_names`, each (B, H).
       reverse: whether to run from the last step to the first. Outputs stay at
         the place of their inputs (Keras' `go_backwards` turns them round).
@@ -197,7 +199,7 @@ class LSTM(_Cell):
       in_features,
       units,
       kind='lstm',
-      bias=lambda: jnp.repeat(jnp.array([0, 1, 0, 0], param_dtype), units),
+      bias=lambda dtype: jnp.repeat(jnp.array([0, 1, 0, 0], dtype), units),
       dtype=dtype,
       param_dtype=param_dtype,
       kernel_init=kernel_init,
@@ -261,8 +263,8 @@ class GRU(_Cell):
       in_features,
       units,
       kind='gru' if reset_after else 'gru_reset_before',
-      bias=lambda: jnp.zeros(
-        (2, 3 * units) if reset_after else (3 * units,), param_dtype
+      bias=lambda dtype: jnp.zeros(
+        (2, 3 * units) if reset_after else (3 * units,), dtype
       ),
       dtype=dtype,
       param_dtype=param_dtype,
@@ -358,7 +360,8 @@ class Stacked(nnx.Module):
   Args:
     layers: the first reads the sequence, each other the outputs of the one
       below it.
-    dropout: rate between layers; it acts where a call brings a key.
+    dropout: rate between layers; it acts where a call brings a key. A stack
+      among them has its own.
 
   Raises:
     ValueError: where there is no layer, or one does not fit the one below it.
@@ -366,7 +369,7 @@ class Stacked(nnx.Module):
 
   def __init__(
     self,
-    layers: Sequence['LSTM | GRU | Bidirectional'],
+    layers: Sequence['LSTM | GRU | Bidirectional | Stacked'],
     *,
     dropout: float = 0.0,
   ):
@@ -393,7 +396,7 @@ class Stacked(nnx.Module):
     self.in_features = layers[0].in_features
     self.out_features = layers[-1].out_features
 
-  def in_order(self) -> list['LSTM | GRU | Bidirectional']:
+  def in_order(self) -> list['LSTM | GRU | Bidirectional | Stacked']:
     """The layers, the one that reads the sequence first."""
     return [self.layers[f'layer{n}'] for n in range(1, self.depth + 1)]
 
@@ -429,7 +432,12 @@ class Stacked(nnx.Module):
     for n, layer in enumerate(self.in_order()):
       if n and key is not None:
         x_btd = self.dropout(x_btd, key=jax.random.fold_in(key, n), rate=rate)
-      x_btd, layer_carry = layer(x_btd, mask_bt, carry=carries[n])
+      options: dict[str, Any] = {}
+      if key is not None and isinstance(layer, Stacked):
+        # Its own draws, none of them one of those above.
+        inner_key = jax.random.fold_in(key, self.depth + n)
+        options = {'key': inner_key, 'rate': rate}
+      x_btd, layer_carry = layer(x_btd, mask_bt, carry=carries[n], **options)
       after.append(layer_carry)
     return x_btd, tuple(after)
 
@@ -480,6 +488,9 @@ def _run(
     None if mask_bt is None else mask_bt > 0,
     tuple(starts),
   )
+  if mask_bt is not None:
+    # A gradient of 0 times what is no number would be none either.
+    x_btd = jnp.where(mask_bt[..., None], x_btd, 0)
   outputs, after = backends.BACKENDS[name](
     tuple(cell.kind for cell in cells),
     weights,
