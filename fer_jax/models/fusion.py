@@ -14,6 +14,8 @@ from fer_jax.models import specification as spec
 from fer_jax.models import stages
 from fer_jax.models.stages import Layer, Run
 from fer_jax.nn import arguments, rematerialisation
+from fer_jax.nn.dtypes import as_bool, sum_dtype
+from fer_jax.nn.mode import Mode
 
 _PARTS = ('backbone', 'body', 'head')
 _PIXELS = {
@@ -23,7 +25,7 @@ _PIXELS = {
 }
 
 
-class FusionModel(nnx.Module):
+class FusionModel(Mode):
   """A backbone, a body and a head, built from a specification.
 
   Example, a system of one's own:
@@ -198,14 +200,17 @@ class FusionModel(nnx.Module):
     """
     self._check(images, frame_mask, weight)
     arguments.check_key(key)
-    if train is None:
-      train = not self.use_running_average
-    batch = images.shape[0]
+    train = self.trains(train)
     is_clip = images.ndim == 5
-    of_examples = None if weight is None else weight > 0
+    of_examples = None if weight is None else as_bool(weight)
     mask = of_examples
     if is_clip:
-      mask = _frames_that_count(of_examples, frame_mask, *images.shape[:2])
+      if frame_mask is not None:
+        frame_mask = as_bool(frame_mask)
+        # A gradient of 0 times what is no number would be none either.
+        images = jnp.where(frame_mask[..., None, None, None], images, 0)
+      frames = images.shape[:2]
+      mask = _frames_that_count(of_examples, frame_mask, *frames)
       images = images.reshape(-1, *images.shape[2:])
     run = Run(
       train=train,
@@ -220,7 +225,7 @@ class FusionModel(nnx.Module):
       x = run.features[name] = self._backbone_stage(layer, x, run)
     body = self.layers('body')
     if is_clip:
-      x, body = self._steps_of_clip(x, body, frame_mask, batch, run)
+      x, body = self._steps_of_clip(x, body, frame_mask, frames, run)
       run.mask = of_examples
     else:
       run.features['map'] = x
@@ -231,7 +236,7 @@ class FusionModel(nnx.Module):
     run.features['embedding'] = x
     for name, layer in self.layers('head'):
       x = run.features[name] = layer(x, run)
-    logits = self.logits(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    logits = self.logits(x.astype(sum_dtype(x.dtype)))
     return (logits, run.features) if return_features else logits
 
   def _backbone_stage(self, layer: Layer, x, run: Run):
@@ -240,14 +245,14 @@ class FusionModel(nnx.Module):
     once = layer.kind in ('network', 'dropout')
     return rematerialisation.call(layer, x, run, remat=run.remat and not once)
 
-  def _steps_of_clip(self, x, body, frame_mask, batch, run: Run):
-    """The steps (B, T, D) of frames' maps (B T, h, w, D), and what is left of
-    the body for them; sets their mask."""
+  def _steps_of_clip(self, x, body, frame_mask, frames, run: Run):
+    """The steps (B, T, D) of frames' maps (B T, h, w, D), where `frames` is
+    (B, T), and what is left of the body for them; sets their mask."""
     spatial = next(
       n for n, (_, layer) in enumerate(body) if layer.over_sequence
     )
     if self.specification.clip == 'frames':
-      x = x.mean((1, 2)).reshape(batch, -1, x.shape[-1])
+      x = x.mean((1, 2)).reshape(*frames, x.shape[-1])
       run.frame_mask = frame_mask
     else:
       for name, layer in body[:spatial]:
@@ -255,10 +260,9 @@ class FusionModel(nnx.Module):
       run.steps_a_frame = x.shape[1]
       if frame_mask is not None:
         run.frame_mask = jnp.repeat(frame_mask, run.steps_a_frame, 1)
-      x = x.reshape(batch, -1, x.shape[-1])
+      x = x.reshape(frames[0], frames[1] * x.shape[1], x.shape[2])
     run.features = {
-      name: f.reshape(batch, -1, *f.shape[1:])
-      for name, f in run.features.items()
+      name: f.reshape(*frames, *f.shape[1:]) for name, f in run.features.items()
     }
     return x, body[spatial:]
 
@@ -324,5 +328,5 @@ def _frames_that_count(mask_b, frame_mask, batch, frames):
   if mask_b is not None:
     mask_bt &= mask_b[:, None]
   if frame_mask is not None:
-    mask_bt &= frame_mask > 0
+    mask_bt &= frame_mask
   return mask_bt.reshape(-1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.nn import arguments
+from fer_jax.nn.dtypes import as_bool, sum_dtype
 
 
 class AdditiveAttention(nnx.Module):
@@ -73,16 +74,18 @@ class AdditiveAttention(nnx.Module):
     arguments.check_sequence('attention', h_btd, mask_bt, self.features)
     arguments.check_floating('attention takes a sequence', h_btd)
     if mask_bt is not None:
-      mask_bt = mask_bt > 0
+      mask_bt = as_bool(mask_bt)
       # A weight of 0 times what is no number would be none either.
       h_btd = jnp.where(mask_bt[..., None], h_btd, 0)
     scores_bt = self.score(jnp.tanh(self.hidden(h_btd)))[..., 0]
-    scores_bt = scores_bt.astype(jnp.promote_types(h_btd.dtype, jnp.float32))
+    scores_bt = scores_bt.astype(sum_dtype(h_btd.dtype))
     if mask_bt is not None:
       # Finite, so that a sequence without any step gives no NaN.
       scores_bt = jnp.where(mask_bt, scores_bt, -1e30)
     weights_bt = jax.nn.softmax(scores_bt, -1)
     if mask_bt is not None:
       weights_bt = jnp.where(mask_bt, weights_bt, 0)
-    context_bd = jnp.sum(weights_bt[..., None] * h_btd, 1)
+    context_bd = jnp.sum(
+      weights_bt[..., None] * h_btd.astype(weights_bt.dtype), 1
+    )
     return context_bd.astype(h_btd.dtype), weights_bt

@@ -12,6 +12,7 @@ from flax import nnx
 from jax import lax
 
 from fer_jax.nn import arguments
+from fer_jax.nn.dtypes import sum_dtype
 from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.winograd import products, winograd_conv
 
@@ -242,7 +243,7 @@ def _patches_conv(x, kernel, bias, strides, pads, output_size):
     for j in range(kw)
   ]
   matrix = kernel.reshape(-1, features)
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = sum_dtype(x.dtype)
   if channels < _FEW_CHANNELS:
     # Few channels beside each other would be copied one by one. So windows lie
     # along the first axis; and there a row of ones costs nothing, where adding

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fer_jax.nn.dtypes import sum_dtype
+
 _ORTHOGONAL = jax.nn.initializers.orthogonal()
 
 
@@ -98,5 +100,5 @@ def orthogonal(
   Source: Saxe et al., arXiv 1312.6120.
   """
   dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-  wide_dtype = jnp.promote_types(dtype, jnp.float32)
+  wide_dtype = sum_dtype(dtype)
   return _ORTHOGONAL(key, shape, wide_dtype).astype(dtype)

@@ -16,9 +16,11 @@ from flax import nnx
 from jax import lax
 
 from fer_jax.nn import arguments
+from fer_jax.nn.dtypes import as_bool, sum_dtype
+from fer_jax.nn.mode import Mode
 
 
-class BatchNorm(nnx.Module):
+class BatchNorm(Mode):
   """Normalises each channel over the batch and all positions.
 
   State: parameters `scale` and `bias` (C,), statistics `mean` and `var` (C,),
@@ -101,7 +103,7 @@ class BatchNorm(nnx.Module):
       )
     if use_running_average is None:
       use_running_average = self.use_running_average
-    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    wide_dtype = sum_dtype(x.dtype)
     wide = x.astype(wide_dtype)
     if use_running_average or self.frozen:
       mean, var = self.mean[...], self.var[...]
@@ -126,7 +128,7 @@ class BatchNorm(nnx.Module):
     if mask is None:
       examples = x.shape[0]
     else:
-      kept_b1 = (mask > 0)[:, None]
+      kept_b1 = as_bool(mask)[:, None]
       sums_bc = jnp.where(kept_b1, sums_bc, 0)
       squares_bc = jnp.where(kept_b1, squares_bc, 0)
       examples = kept_b1.sum(dtype=x.dtype)

@@ -9,10 +9,11 @@ from flax import nnx
 from fer_jax.nn import arguments
 from fer_jax.nn.conv import Conv
 from fer_jax.nn.initializers import he_normal
+from fer_jax.nn.mode import Mode
 from fer_jax.nn.normalization import BatchNorm
 
 
-class ResidualBlock(nnx.Module):
+class ResidualBlock(Mode):
   """Two k x k convolutions with a skip connection round them.
 
       relu(BN(conv(relu(BN(conv(x))))) + skip(x))
@@ -80,8 +81,7 @@ class ResidualBlock(nnx.Module):
         `train()` or `eval()` has set, before those False.
       mask: (B,), True for images that enter those statistics.
     """
-    if train is None:
-      train = not self.use_running_average
+    train = self.trains(train)
     y = self.norm1(self.conv1(x_bhwc), not train, mask=mask)
     y = self.norm2(self.conv2(jax.nn.relu(y)), not train, mask=mask)
     skip = x_bhwc

@@ -19,6 +19,7 @@ from jax import lax
 
 from fer_jax.nn import arguments
 from fer_jax.nn.conv import Conv, Padding, checked_padding, geometry
+from fer_jax.nn.dtypes import sum_dtype
 from fer_jax.nn.initializers import glorot_uniform
 from fer_jax.nn.platforms import current_platform
 
@@ -86,7 +87,7 @@ def depthwise_conv2d(
 def _shifts(x, kernel, stride, pads, output_size):
   """The window's shifted images, each times its row of the kernel, added."""
   # At least float32, as the products of other forms are summed up in.
-  wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
+  wide_dtype = sum_dtype(x.dtype)
   padded = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(wide_dtype)
   kernel = kernel.astype(wide_dtype)
   rows, columns = output_size

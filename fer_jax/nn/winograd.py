@@ -35,6 +35,7 @@ import numpy as np
 from jax import lax
 
 from fer_jax.nn import varying_axes
+from fer_jax.nn.dtypes import sum_dtype
 
 # Interpolation points beside infinity, taken from the left. With 2 for 1/2,
 # as in the paper, F(4, 3) has three times the rounding error: 9e-6 of the
@@ -213,7 +214,7 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
   u_pqco = _kernel_tiles(kernel, grid)
   # Transposed here once: every chunk's product would do it again.
   u_transposed = list(u_pqco.swapaxes(2, 3))
-  wide = _sum_dtype(u_pqco.dtype)
+  wide = sum_dtype(u_pqco.dtype)
 
   def images(sums, chunks):
     du, dbias = sums
@@ -289,14 +290,9 @@ def _pad(x, widths):
 def _products(spec, a, b):
   """The products of rows."""
   return [
-    jnp.einsum(spec, x, y, preferred_element_type=_sum_dtype(x.dtype))
+    jnp.einsum(spec, x, y, preferred_element_type=sum_dtype(x.dtype))
     for x, y in zip(a, b, strict=True)
   ]
-
-
-def _sum_dtype(dtype):
-  """What products of `dtype` are summed in: at least float32."""
-  return jnp.promote_types(dtype, jnp.float32)
 
 
 def _combine(parts, coefficients):
@@ -368,7 +364,7 @@ def _overlap_add(parts, step, axis):
 def _kernel_tiles(kernel, grid):
   """(3, 3, C, O) to U (P, Q, C, O)."""
   g = grid.algorithm.kernel
-  wide = kernel.astype(_sum_dtype(kernel.dtype))
+  wide = kernel.astype(sum_dtype(kernel.dtype))
   u_pqco = _along(_along(wide, g, 0), g, 1)
   return u_pqco.astype(kernel.dtype)
 

@@ -216,13 +216,42 @@ def test_masked_frames_stay_out_of_the_running_statistics():
 
 @pytest.mark.parametrize('attention', [True, False])
 def test_a_clip_of_padding_has_finite_gradients(attention):
-  clips = images(4).reshape(2, 2, *SHAPE)
+  clips = images(4).reshape(2, 2, *SHAPE).at[1].set(jnp.nan)
   mask = jnp.array([[True, True], [False, False]])
   gradient, (logits, _) = train(small(attention=attention))(
     clips, jnp.array([1.0, 0]), mask
   )
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
   assert np.all(np.isfinite(logits))
+
+
+@pytest.mark.parametrize('clip', spec.CLIPS)
+@pytest.mark.parametrize('frames', [(0, 2), (2, 0)])
+def test_no_clip_and_no_frame_have_logits_of_their_number(clip, frames):
+  clips = jnp.zeros((*frames, *SHAPE))
+  logits, features = jax.eval_shape(
+    functools.partial(small(clip=clip), return_features=True), clips
+  )
+  assert logits.shape == (frames[0], K)
+  assert features['conv1'].shape[:2] == frames
+
+
+@pytest.mark.parametrize('dtype', spec.DTYPES)
+def test_strict_promotion_of_dtypes(dtype):
+  """Forward and backward of a clip with all that a call can bring."""
+  graphdef, params, rest = split(small(dtype=dtype, recurrent_layers=2))
+
+  def loss(params, clips, mask, weight, key):
+    model = nnx.merge(graphdef, params, rest, copy=True)
+    logits = model(clips, mask, train=True, weight=weight, key=key, dropout=0.1)
+    return logits.sum()
+
+  clips, mask = jnp.zeros((2, 2, *SHAPE)), jnp.ones((2, 2), bool)
+  with jax.numpy_dtype_promotion('strict'):
+    gradients = jax.eval_shape(
+      jax.grad(loss), params, clips, mask, mask[0], jax.random.key(0)
+    )
+  assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradients))
 
 
 def test_features_of_images_and_clips():
@@ -356,6 +385,7 @@ def test_stages_of_other_systems(body, grid, steps):
   assert logits.shape == (2, K)
   assert model.token_grid == grid
   assert features['tokens'].shape == (2, *steps)
+  assert jax.eval_shape(model, x[:0]).shape == (0, K)
   if features['tokens'].size == x.size:
     np.testing.assert_array_equal(
       features['tokens'].reshape(2, -1), x.reshape(2, -1)
@@ -571,3 +601,5 @@ def test_train_and_eval_of_nnx_set_what_a_call_takes():
   model.eval()
   told.train()
   np.testing.assert_array_equal(model(images), told(images, train=False))
+  viewed = nnx.view(told, use_running_average=True)
+  np.testing.assert_array_equal(viewed(images), model(images))

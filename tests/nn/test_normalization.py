@@ -180,7 +180,7 @@ def test_blocks_and_networks_follow_train_and_eval(make):
   def stay(how, **given):
     """Whether each statistic is returned as it came in."""
     module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-    how(module)
+    module = how(module) or module
     graphdef, params, statistics = nnx.split(module, nnx.Param, ...)
 
     def call(params, statistics, x):
@@ -195,3 +195,5 @@ def test_blocks_and_networks_follow_train_and_eval(make):
   assert not any(stay(nnx.Module.train))
   assert all(stay(nnx.Module.eval))
   assert all(stay(nnx.Module.train, train=False))
+  assert not any(stay(lambda m: nnx.view(m, use_running_average=False)))
+  assert all(stay(lambda m: nnx.view(m, use_running_average=True)))

@@ -11,12 +11,13 @@ from fer_jax.models.backbones.family import check_family
 from fer_jax.nn import rematerialisation
 from fer_jax.nn.conv import Conv
 from fer_jax.nn.initializers import glorot_uniform, kaiming_normal
+from fer_jax.nn.mode import Mode
 from fer_jax.nn.normalization import BatchNorm
 
 MOMENTUM = {'keras': 0.99, 'torch': 0.9}
 
 
-class Backbone(nnx.Module):
+class Backbone(Mode):
   """A network without its classifier: blocks that follow each other.
 
   Attributes:
@@ -82,8 +83,7 @@ class Backbone(nnx.Module):
     Raises:
       ValueError: for images that are too small.
     """
-    if train is None:
-      train = not self.use_running_average
+    train = self.trains(train)
     self.output_size(x_bhwc.shape[1], x_bhwc.shape[2], self.family)
     for name in self.blocks:
       x_bhwc = rematerialisation.call(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fer_jax.models.backbones.family import check_family
 from fer_jax.nn import arguments
+from fer_jax.nn.dtypes import sum_dtype
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -88,7 +89,7 @@ def preprocess(pixels: jax.Array, facts: Preprocessing) -> jax.Array:
   pixels = jnp.asarray(pixels)
   dtype = jnp.float32
   if jnp.issubdtype(pixels.dtype, jnp.floating):
-    dtype = jnp.promote_types(pixels.dtype, dtype)
+    dtype = sum_dtype(pixels.dtype)
   x = pixels.astype(dtype)
   if x.shape[-1] == 1:
     x = jnp.broadcast_to(x, (*x.shape[:-1], 3))

@@ -34,7 +34,7 @@ class RowsLayer(Layer):
     return self.grid
 
   def __call__(self, x, run):
-    return x.reshape(*x.shape[:2], -1)
+    return x.reshape(x.shape[0], *self.output_shape)
 
 
 class GridLayer(Layer):
@@ -51,7 +51,7 @@ class GridLayer(Layer):
     return self.grid
 
   def __call__(self, x, run):
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return x.reshape(x.shape[0], *self.output_shape)
 
 
 class StepsLayer(Layer):
@@ -120,7 +120,7 @@ class ShuffleLayer(SequenceLayer):
     for frames, order in enumerate(orders):
       there = frames * run.steps_a_frame
       order[:there] = self.order(there)
-    mask_bt = run.frame_mask > 0
+    mask_bt = run.frame_mask
     there_first_bt = jnp.argsort(~mask_bt, axis=1, stable=True)
     frames_b = mask_bt.sum(1) // run.steps_a_frame
     order_bt = jnp.take_along_axis(
@@ -278,5 +278,5 @@ def _masked_mean(x_btd, mask_bt):
   if mask_bt is None:
     return x_btd.mean(1)
   count_b1 = jnp.maximum(mask_bt.sum(1, keepdims=True), 1)
-  total_bd = jnp.where(mask_bt[..., None] > 0, x_btd, 0).sum(1)
+  total_bd = jnp.where(mask_bt[..., None], x_btd, 0).sum(1)
   return total_bd / count_b1.astype(x_btd.dtype)

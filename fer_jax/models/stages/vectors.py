@@ -37,7 +37,7 @@ class ReshapeLayer(Layer):
     return None
 
   def __call__(self, x, run):
-    return x.reshape(-1, *self.output_shape)
+    return x.reshape(x.shape[0], *self.output_shape)
 
 
 class FlattenLayer(Layer):
@@ -52,7 +52,7 @@ class FlattenLayer(Layer):
     return None
 
   def __call__(self, x, run):
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], *self.output_shape)
 
 
 class DenseLayer(Layer):

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fer_jax.nn.dtypes import sum_dtype
+
 Carry = tuple[jax.Array, ...]
 
 KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -44,11 +46,6 @@ class Weights(NamedTuple):
   kernel: jax.Array
   recurrent_kernel: jax.Array
   bias: jax.Array
-
-
-def sum_dtype(dtype: Any) -> Any:
-  """What products are summed in, and gates and carries kept in."""
-  return jnp.promote_types(dtype, jnp.float32)
 
 
 def matmul(x: jax.Array, weights: jax.Array, dtype: Any) -> jax.Array:

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from fer_jax.nn import varying_axes
+from fer_jax.nn.dtypes import sum_dtype
 from fer_jax.nn.recurrent.cells import (
   KINDS,
   Carry,
   Weights,
   matmul,
-  sum_dtype,
 )
 
 

@@ -24,10 +24,11 @@ from flax import nnx
 
 from fer_jax.nn import arguments, varying_axes
 from fer_jax.nn.dropout import Dropout
+from fer_jax.nn.dtypes import as_bool, sum_dtype
 from fer_jax.nn.initializers import orthogonal
 from fer_jax.nn.platforms import current_platform
 from fer_jax.nn.recurrent import backends
-from fer_jax.nn.recurrent.cells import KINDS, Carry, Weights, sum_dtype
+from fer_jax.nn.recurrent.cells import KINDS, Carry, Weights
 
 
 class _Cell(nnx.Module):
@@ -485,7 +486,7 @@ def _run(
   weights, x_btd, mask_bt, given = varying_axes.alike(
     tuple(cell.weights() for cell in cells),
     x_btd,
-    None if mask_bt is None else mask_bt > 0,
+    None if mask_bt is None else as_bool(mask_bt),
     tuple(starts),
   )
   if mask_bt is not None:
