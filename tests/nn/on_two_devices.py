@@ -273,6 +273,26 @@ def check_models():
   print('checked models')
 
 
+def check_explicit_axes():
+  """A layer's gradients, where `auto_axes` says how they lie."""
+  graphdef, weights = nnx.split(LSTM(3, 4, backend='fused', rngs=nnx.Rngs(0)))
+
+  def gradients(weights, x_btd):
+    def loss(weights):
+      return nnx.merge(graphdef, weights)(x_btd)[0].sum()
+
+    return jax.grad(loss)(weights)
+
+  x_btd = draw(4, 5, 3)
+  expected = gradients(weights, x_btd)
+  mesh = jax.make_mesh((2,), (AXIS,), (AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    step = jax.sharding.auto_axes(gradients, out_sharding=SHARED)
+    found = jax.jit(step)(weights, jax.device_put(x_btd, DIVIDED))
+  close(jax.device_get(found), expected)
+  print('checked axes that are explicit')
+
+
 if __name__ == '__main__':
   assert len(jax.devices()) == 2
   check_recurrent()
@@ -280,4 +300,5 @@ if __name__ == '__main__':
   check_images()
   check_vectors()
   check_models()
+  check_explicit_axes()
   check_cudnn()
