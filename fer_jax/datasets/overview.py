@@ -2,8 +2,10 @@
 
 import os
 
+import matplotlib
 import numpy as np
 from PIL import Image
+from matplotlib.figure import Figure
 
 from fer_jax.datasets.dataset import Dataset
 
@@ -88,8 +90,12 @@ def write_contact_sheet(
 
 def write_class_balance(dataset: Dataset, path: str | os.PathLike[str]) -> None:
   """Writes a PNG of the rows per class, a bar for each official split."""
-  from matplotlib.figure import Figure
+  # A class may be named by what Matplotlib would read as a formula.
+  with matplotlib.rc_context({'text.parse_math': False}):
+    _class_balance(dataset).savefig(path, dpi=150)
 
+
+def _class_balance(dataset: Dataset) -> Figure:
   counts = dataset.counts()
   figure = Figure(figsize=(8, 4.5), layout='constrained')
   axes = figure.add_subplot()
@@ -106,4 +112,4 @@ def write_class_balance(dataset: Dataset, path: str | os.PathLike[str]) -> None:
   axes.set_title(f'{dataset.name}: class balance')
   axes.spines[['top', 'right']].set_visible(False)
   axes.legend(frameon=False)
-  figure.savefig(path, dpi=150)
+  return figure

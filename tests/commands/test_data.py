@@ -146,6 +146,18 @@ def test_describe_draws_a_sheet_per_class(place, tmp_path):
   np.testing.assert_array_equal(pixels[2:98, 2:98, 0], np.asarray(cell))
 
 
+def test_a_class_may_be_named_like_a_formula(tmp_path):
+  source, output = tmp_path / 'in', tmp_path / 'sheets'
+  for name in ('$_$', 'sad'):
+    (source / name).mkdir(parents=True)
+    picture = np.full((8, 8), len(name) * 40, np.uint8)
+    Image.fromarray(picture).save(source / name / '1.png')
+  datasets.build('image_folder', source=source, data_dir=tmp_path)
+  arguments = {'dataset': 'image_folder', 'data_dir': tmp_path}
+  assert _run('describe', **arguments, output=output) == 0
+  assert len(list(output.iterdir())) == 3
+
+
 def test_export_manifests(place, tmp_path):
   built = datasets.load('fer2013', data_dir=place)
   digests = [
