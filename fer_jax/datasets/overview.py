@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fer_jax.datasets.dataset import Dataset
 
@@ -111,5 +112,7 @@ def _class_balance(dataset: Dataset) -> Figure:
   axes.set_ylabel('examples')
   axes.set_title(f'{dataset.name}: class balance')
   axes.spines[['top', 'right']].set_visible(False)
-  axes.legend(frameon=False)
+  ticks = MaxNLocator('auto', steps=[1, 2, 5, 10], integer=True)
+  axes.yaxis.set_major_locator(ticks)
+  figure.legend(loc='outside right upper', frameon=False)
   return figure
