@@ -92,6 +92,8 @@ class Command:
 def _run(arguments, ends, environ, options, largest_file):
   for number, end in enumerate(ends, 1):
     os.dup2(end.fileno(), number)
+  # The one there was may be of a file, and ask a pipe where it is in it.
+  sys.stdout = os.fdopen(1, 'w', closefd=False)
   os.environ.update(environ)
   if largest_file is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
