@@ -22,7 +22,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from fer_jax.errors import UserError
 
@@ -192,7 +192,7 @@ class Source:
     return {'name': self.path.name, 'kind': self.kind, 'bytes': self.size}
 
   @contextlib.contextmanager
-  def open(self, name: str) -> Iterator[BinaryIO]:
+  def open(self, name: str) -> 'Iterator[io.BufferedReader[_Guarded]]':
     """A member's content as a buffered binary stream.
 
     Raises:
