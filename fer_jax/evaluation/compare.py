@@ -194,6 +194,7 @@ def compare_predictions(
       of_system,
       {name: values[:, system] for name, values in draws.items()},
       labels,
+      predicted[system : system + 1],
       units,
     )
 

@@ -323,15 +323,12 @@ def _intervals_of_mean(
     n_boot: bootstrap resamples.
   """
   units, labels = seeds[0].get('unit', seeds[0]['id']), seeds[0]['label']
+  predicted = np.array([arrays['logits'].argmax(axis=-1) for arrays in seeds])
   resampled = scores.resampled_figures(
-    units,
-    labels,
-    np.array([arrays['logits'].argmax(axis=-1) for arrays in seeds]),
-    num_classes,
-    n_boot=n_boot,
+    units, labels, predicted, num_classes, n_boot=n_boot
   )
   draws = {name: values.mean(axis=1) for name, values in resampled.items()}
-  return scores.intervals_of(means, draws, labels, units)
+  return scores.intervals_of(means, draws, labels, predicted, units)
 
 
 def out_of_fold(folds: Sequence[Fold], seed: int) -> dict[str, np.ndarray]:

@@ -29,8 +29,9 @@ DEFINITIONS = {
     "Where all is right or nothing, Clopper and Pearson's interval of the "
     'units. It holds the noise of sampling units, not that of training seeds; '
     'of a single unit there is none, nor of units that are all alike. Of '
-    'balanced accuracy and macro F1 it is too narrow where a class has few '
-    'examples, of which all or none are right'
+    'balanced accuracy and macro F1 a class whose units are all alike, all '
+    'right or all wrong, adds the variance that it may have had unseen, by '
+    "Kerman's neutral prior (2011)"
   ),
   'macro': 'mean over the classes that occur among the true labels',
   'weighted': 'mean over classes weighted by how often each is true',
@@ -251,7 +252,7 @@ def bootstrap_intervals(
       units, labels, predicted[None], num_classes, n_boot=n_boot, seed=seed
     )
     draws = {name: values[:, 0] for name, values in resampled.items()}
-    return intervals_of(estimates, draws, labels, units)
+    return intervals_of(estimates, draws, labels, predicted[None], units)
   # Resampling n examples with replacement and counting them is a multinomial
   # draw of the confusion matrix.
   n, rng, parts = len(labels), np.random.default_rng(seed), []
@@ -262,21 +263,23 @@ def bootstrap_intervals(
   draws = {
     name: np.concatenate([part[name] for part in parts]) for name in estimates
   }
-  return intervals_of(estimates, draws, labels, np.arange(n))
+  return intervals_of(estimates, draws, labels, predicted[None], np.arange(n))
 
 
 def intervals_of(
   estimates: Mapping[str, Any],
   draws: Mapping[str, np.ndarray],
   labels: np.ndarray,
+  predicted: np.ndarray,
   units: np.ndarray,
 ) -> dict[str, list[float] | None]:
-  """Intervals of figures between 0 and 1.
+  """Intervals of `accuracy`, `balanced_accuracy` and `macro_f1`.
 
   Args:
     estimates: figure -> its value on all units.
     draws: figure -> (n_boot,), its value on resamples of the units.
     labels: (n,).
+    predicted: (S, n) classes, by the systems of which a figure is the mean.
     units: (n,) what was drawn as one.
 
   Returns:
@@ -286,19 +289,69 @@ def intervals_of(
   count = int(unit.max()) + 1
   # One unit wrong may be all that there is of a class.
   rarest = min(len(np.unique(unit[labels == k])) for k in np.unique(labels))
+  unseen = _unseen_variances(labels, predicted, unit)
   return {
     name: share_interval(
       float(estimates[name]),
       values,
       count,
       at_bounds=count if name == 'accuracy' else rarest,
+      unseen=unseen.get(name, 0.0),
     )
     for name, values in draws.items()
   }
 
 
+def _unseen_variances(
+  labels: np.ndarray, predicted: np.ndarray, unit: np.ndarray
+) -> dict[str, float]:
+  """What the classes whose units are all alike may add to the variance.
+
+  Of ten examples that are all wrong no resample gets one right, though one in
+  twenty may be right among others. The recall of such a class has the variance
+  of its posterior under Kerman's neutral prior, Beta(1/3, 1/3) (2011,
+  doi 10.1214/11-EJS648).
+
+  Args:
+    labels: (n,).
+    predicted: (S, n) classes.
+    unit: (n,) numbers of what is drawn as one.
+
+  Returns:
+    Of `balanced_accuracy` and `macro_f1`.
+  """
+  right = (predicted == labels).mean(axis=0)
+  classes = np.unique(labels)
+  of_recall, of_f1 = 0.0, 0.0
+  for k in classes:
+    of_class = labels == k
+    examples = np.bincount(unit[of_class])
+    hits = np.bincount(unit[of_class], right[of_class])
+    recalls = hits[examples > 0] / examples[examples > 0]
+    if np.ptp(recalls) > _LEAST_SPREAD:
+      continue
+    recall, count = recalls[0], len(recalls)
+    hit, missed = count * recall + 1 / 3, count * (1 - recall) + 1 / 3
+    variance = hit * missed / ((hit + missed) ** 2 * (hit + missed + 1))
+    support = int(of_class.sum())
+    false = (predicted[:, ~of_class] == k).sum() / len(predicted)
+    # Of F1 = 2 r s / (s + r s + false), by the recall r.
+    slope = 2 * support * (support + false)
+    slope /= (support * (1 + recall) + false) ** 2
+    of_recall += variance
+    of_f1 += slope**2 * variance
+  return {
+    'balanced_accuracy': float(of_recall / len(classes) ** 2),
+    'macro_f1': float(of_f1 / len(classes) ** 2),
+  }
+
+
 def share_interval(
-  estimate: float, draws: np.ndarray, units: int, at_bounds: int
+  estimate: float,
+  draws: np.ndarray,
+  units: int,
+  at_bounds: int,
+  unseen: float = 0.0,
 ) -> list[float] | None:
   """[low, high] of a figure between 0 and 1.
 
@@ -312,6 +365,7 @@ def share_interval(
     units: how many there are.
     at_bounds: how many of them tell of an estimate of 0 or 1 (Clopper and
       Pearson 1934).
+    unseen: variance beside that of the draws.
 
   Returns:
     None of a single unit, and of units that are all alike: two people who are
@@ -325,7 +379,7 @@ def share_interval(
   if estimate <= 0:
     return [0.0, 1 - tail ** (1 / at_bounds)]
   centre = scipy.special.logit(estimate)
-  half = _half_width(draws, units)
+  half = _half_width(draws, units, unseen)
   if half is None:
     return None
   half /= estimate * (1 - estimate)
@@ -349,15 +403,18 @@ def difference_interval(
   return None if half is None else [estimate - half, estimate + half]
 
 
-def _half_width(draws: np.ndarray, units: int) -> float | None:
-  """Of the interval by Student's t, None where no spread was seen.
+def _half_width(
+  draws: np.ndarray, units: int, unseen: float = 0.0
+) -> float | None:
+  """Of the interval by Student's t, None where the draws have no spread.
 
   A bootstrap's variance is (m - 1) / m of that of m units.
   """
   if units < 2 or np.std(draws) < _LEAST_SPREAD:
     return None
   quantile = scipy.stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, units - 1)
-  return float(quantile * np.std(draws) * np.sqrt(units / (units - 1)))
+  variance = np.var(draws) * units / (units - 1) + unseen
+  return float(quantile * np.sqrt(variance))
 
 
 def _figures_of_confusion(counts: np.ndarray) -> dict[str, np.ndarray]:

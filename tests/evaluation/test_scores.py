@@ -300,6 +300,75 @@ def test_intervals_of_few_people_hold_the_truth_as_often_as_they_say(
   assert 0.92 <= np.mean(held) <= 0.99
 
 
+@pytest.mark.parametrize('people', [1, 2])
+def test_intervals_of_rare_classes_hold_the_truth_as_often_as_they_say(people):
+  """Two of four classes have 10 units, whose recall is 5 %.
+
+  Without what the resamples of these do not show it was 0.63 of the cases.
+  """
+  rng = np.random.default_rng(0)
+  labels = np.repeat(np.arange(4), [150, 150, 10, 10])
+  recall = np.array([0.95, 0.95, 0.05, 0.05])
+  held = {'balanced_accuracy': [], 'macro_f1': []}
+  shares = (1 - recall[:, None]) / 3 * (1 - np.eye(4)) + np.diag(recall)
+  truth = scores.figures_of_counts(
+    hits=recall * np.bincount(labels),
+    support=np.bincount(labels),
+    predicted=np.bincount(labels) @ shares,
+  )
+  for n in range(200):
+    other = (labels + rng.integers(1, 4, len(labels))) % 4
+    right = rng.random(len(labels)) < recall[labels]
+    found = scores.bootstrap_intervals(
+      np.repeat(labels, people),
+      np.repeat(np.where(right, labels, other), people),
+      4,
+      units=np.repeat(np.arange(len(labels)), people),
+      n_boot=200,
+      seed=n,
+    )
+    for name, of_name in held.items():
+      low, high = found[name]
+      of_name.append(low <= truth[name] <= high)
+  for of_name in held.values():
+    assert np.mean(of_name) >= 0.94
+
+
+def test_a_class_that_is_all_wrong_adds_its_posteriors_variance():
+  labels = np.array([0] * 40 + [1] * 20)
+  predicted = np.array([0] * 30 + [1] * 10 + [0] * 20)
+  found = scores.bootstrap_intervals(labels, predicted, 2, n_boot=200_000)
+  # Beta(1/3, 61/3): a b / ((a + b)^2 (a + b + 1)).
+  unseen = (1 / 3) * (61 / 3) / ((62 / 3) ** 2 * (65 / 3))
+  seen = 0.75 * 0.25 / 40
+  quantile = 2.0010  # of Student's t, 59 degrees of freedom
+  half = quantile * np.sqrt((seen + unseen) / 4) / (0.375 * 0.625)
+  centre = np.log(0.375 / 0.625)
+  np.testing.assert_allclose(
+    found['balanced_accuracy'],
+    [_logistic(centre - half), _logistic(centre + half)],
+    atol=0.004,
+  )
+  # F1 of the second class is 2 r 20 / (20 + 20 r + 10): it rises by 4 / 3 of r.
+  drawn = scores.resampled_figures(
+    np.arange(60), labels, predicted[None], 2, n_boot=50_000
+  )['macro_f1']
+  f1 = 60 / 90 / 2
+  variance = drawn.var() * 60 / 59 + (4 / 3) ** 2 * unseen / 4
+  half = quantile * np.sqrt(variance) / (f1 * (1 - f1))
+  centre = np.log(f1 / (1 - f1))
+  np.testing.assert_allclose(
+    found['macro_f1'],
+    [_logistic(centre - half), _logistic(centre + half)],
+    atol=0.004,
+  )
+  # Accuracy is of all examples alike.
+  low, high = found['accuracy']
+  half = quantile * np.sqrt(1 / 60) / 0.5
+  assert low == pytest.approx(_logistic(-half), abs=0.005)
+  assert high == pytest.approx(_logistic(half), abs=0.005)
+
+
 def _logistic(x):
   return 1 / (1 + np.exp(-x))
 
