@@ -182,4 +182,7 @@ def balanced_class_weights(counts: jax.Array) -> jax.Array:
 def _at_least_single(logits: jax.Array) -> jax.Array:
   """Half-precision logits as float32: a log-softmax needs the digits."""
   logits = jnp.asarray(logits)
-  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  is_float = jnp.issubdtype(logits.dtype, jnp.floating)
+  if is_float and logits.dtype.itemsize >= 4:
+    return logits
+  return logits.astype(jnp.float32)

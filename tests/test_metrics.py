@@ -169,7 +169,9 @@ def test_sums_add_over_batches(batch):
 
 def test_half_precision_logits_are_summed_in_float32(batch):
   logits, targets, weight, _ = batch
-  figures = metrics.sums(logits.astype(jnp.bfloat16), targets, weight)
+  # Strict: a library's user may have it, and JAX then promotes nothing.
+  with jax.numpy_dtype_promotion('strict'):
+    figures = metrics.sums(logits.astype(jnp.bfloat16), targets, weight)
   assert {value.dtype for value in figures.values()} == {jnp.dtype('float32')}
 
 
