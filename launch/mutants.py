@@ -41,10 +41,22 @@ TESTS = {
   'fer_jax/data/sampling.py': ('tests/data/test_sampling.py',),
   'fer_jax/metrics.py': ('tests/test_metrics.py',),
   'fer_jax/evaluation/scores.py': ('tests/evaluation/test_scores.py',),
-  'fer_jax/data/protocol.py': (
-    'tests/data/test_protocol.py',
-    'tests/data/test_folds.py',
-  ),
+  **{
+    f'fer_jax/data/protocol/{module}.py': (
+      'tests/data/test_protocol.py',
+      'tests/data/test_folds.py',
+    )
+    for module in (
+      'all_folds',
+      'drawn',
+      'lists',
+      'published',
+      'registry',
+      'resolving',
+      'settings',
+      'units',
+    )
+  },
   'fer_jax/nn/recurrent/cells.py': (
     f'{_LAYERS}::test_layer_equals_a_float64_loop',
     f'{_LAYERS}::test_bfloat16_keeps_its_carry_in_float32',
@@ -124,7 +136,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     for said in ('difflib.get_close_matches(backend', '1 -> 2')
   },
   (
-    'fer_jax/data/protocol.py',
+    'fer_jax/data/protocol/all_folds.py',
     'settings = dataclasses.replace(',
     'dataclasses.replace(settings, validation_share=0.0',
   ): 'what selects decides nothing of the test',

@@ -178,7 +178,7 @@ def test_builds_of_other_options_have_files_of_their_own(copied):
 
 
 def test_public_test_is_looked_at_as_well(copied, monkeypatch):
-  monkeypatch.setattr(protocol, 'CHALLENGE', (NAME,))
+  monkeypatch.setattr(protocol.published, 'CHALLENGE', (NAME,))
   other = _dataset(copied, OTHER)
   opened = len(ledger.read(other, ledger.OPENED))
   metrics = _evaluate(copied, split='validation')

@@ -131,7 +131,7 @@ def test_runs_on_other_partitions_look_at_the_same_test(copied):
 def test_what_selects_is_a_look_where_another_protocol_reports_it(
   copied, monkeypatch
 ):
-  monkeypatch.setattr(protocol, 'CHALLENGE', ('synthetic_faces',))
+  monkeypatch.setattr(protocol.published, 'CHALLENGE', ('synthetic_faces',))
   looks = len(ledger.read(_dataset(copied)))
   metrics = evaluate.evaluate(copied, 'validation', n_boot=N_BOOT)
   assert metrics['looks'] == 1
