@@ -41,6 +41,8 @@ TESTS = {
   'fer_jax/data/sampling.py': ('tests/data/test_sampling.py',),
   'fer_jax/metrics.py': ('tests/test_metrics.py',),
   'fer_jax/evaluation/scores.py': ('tests/evaluation/test_scores.py',),
+  'fer_jax/evaluation/counts.py': ('tests/evaluation/test_scores.py',),
+  'fer_jax/evaluation/intervals.py': ('tests/evaluation/test_intervals.py',),
   **{
     f'fer_jax/data/protocol/{module}.py': (
       'tests/data/test_protocol.py',

@@ -16,8 +16,8 @@ import scipy.special
 import scipy.stats
 
 from fer_jax.errors import UserError
+from fer_jax.evaluation import counts, intervals, scores
 from fer_jax.evaluation import runs as runs_lib
-from fer_jax.evaluation import scores
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.runs import Run
 from fer_jax.evaluation.workdir import Evaluation
@@ -31,7 +31,7 @@ DEFINITIONS = {
   'interval': (
     "95 % interval by Student's t, with as many degrees of freedom as there "
     'are units but one, and the standard error of '
-    f'{scores.BOOTSTRAP_DRAWS:,} bootstrap resamples of the units (seeded), '
+    f'{intervals.BOOTSTRAP_DRAWS:,} bootstrap resamples of the units (seeded), '
     'the same for all runs; of the figure of a run on the logit scale. It '
     'holds the noise of sampling units, not that of training seeds, and is '
     'not adjusted for the number of pairs'
@@ -77,7 +77,7 @@ def compare(
   workdirs: Sequence[str | pathlib.Path],
   split: str | None = None,
   *,
-  n_boot: int = scores.BOOTSTRAP_DRAWS,
+  n_boot: int = intervals.BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, Any]:
   """Compares evaluated runs on a split.
@@ -143,7 +143,7 @@ def compare(
     'bootstrap': {
       'draws': n_boot,
       'seed': seed,
-      'level': scores.CONFIDENCE_LEVEL,
+      'level': intervals.CONFIDENCE_LEVEL,
     },
     'definitions': DEFINITIONS,
   }
@@ -154,7 +154,7 @@ def compare_predictions(
   labels: np.ndarray,
   logits: Mapping[str, np.ndarray],
   *,
-  n_boot: int = scores.BOOTSTRAP_DRAWS,
+  n_boot: int = intervals.BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, Any]:
   """Figures of several runs, of their pairs and of their ensemble.
@@ -184,13 +184,13 @@ def compare_predictions(
   mean = scipy.special.logsumexp(log_probs, axis=0) - np.log(len(names))
   log_probs = np.stack([*log_probs, mean])
   predicted = log_probs.argmax(axis=-1)
-  draws = scores.resampled_figures(
+  draws = intervals.resampled_figures(
     units, labels, predicted, log_probs.shape[-1], n_boot=n_boot, seed=seed
   )
   unit_count = len(np.unique(units))
   figures = [_figures(values, labels) for values in log_probs]
   for system, of_system in enumerate(figures):
-    of_system['intervals'] = scores.intervals_of(
+    of_system['intervals'] = intervals.intervals_of(
       of_system,
       {name: values[:, system] for name, values in draws.items()},
       labels,
@@ -203,7 +203,7 @@ def compare_predictions(
     drawn = draws[name][:, first] - draws[name][:, second]
     return {
       'difference': found,
-      'interval': scores.difference_interval(found, drawn, unit_count),
+      'interval': intervals.difference_interval(found, drawn, unit_count),
     }
 
   right = predicted == labels
@@ -289,10 +289,10 @@ def kappa(first: np.ndarray, second: np.ndarray) -> float | None:
 def _figures(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
   """A system's figures from (n, K) log-probabilities."""
   n, num_classes = log_probs.shape
-  confusion = scores.confusion_counts(
+  confusion = counts.confusion_counts(
     labels, log_probs.argmax(axis=-1), num_classes
   )
-  figures = scores.figures_of_counts(
+  figures = counts.figures_of_counts(
     np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
   )
   bins = scores.calibration_bins(np.exp(log_probs), labels)

@@ -28,7 +28,7 @@ from fer_jax import datasets, files, hosts
 from fer_jax.data import ledger, protocol, twins
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError, nearest
-from fer_jax.evaluation import evaluate, scores
+from fer_jax.evaluation import evaluate, intervals
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.evaluate import SplitRows
 from fer_jax.evaluation.workdir import Evaluation
@@ -124,7 +124,7 @@ def evaluate_on(
   data_dir: str = '',
   checksum: str = '',
   augmentations: Sequence[str] = (),
-  n_boot: int = scores.BOOTSTRAP_DRAWS,
+  n_boot: int = intervals.BOOTSTRAP_DRAWS,
 ) -> dict[str, Any]:
   """Scores a run's best checkpoint on another data set.
 

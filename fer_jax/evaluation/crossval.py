@@ -15,7 +15,7 @@ import numpy as np
 
 from fer_jax import files, forms
 from fer_jax.errors import UserError
-from fer_jax.evaluation import runs, scores, wording
+from fer_jax.evaluation import intervals, runs, scores, wording
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.workdir import Evaluation
 
@@ -247,7 +247,7 @@ def read_folds(members: Sequence[tuple[int, int, pathlib.Path]]) -> list[Fold]:
 
 
 def figures(
-  folds: Sequence[Fold], *, n_boot: int = scores.BOOTSTRAP_DRAWS
+  folds: Sequence[Fold], *, n_boot: int = intervals.BOOTSTRAP_DRAWS
 ) -> dict[str, Any]:
   """All figures of a cross-validation, JSON-able.
 
@@ -324,11 +324,11 @@ def _intervals_of_mean(
   """
   units, labels = seeds[0].get('unit', seeds[0]['id']), seeds[0]['label']
   predicted = np.array([arrays['logits'].argmax(axis=-1) for arrays in seeds])
-  resampled = scores.resampled_figures(
+  resampled = intervals.resampled_figures(
     units, labels, predicted, num_classes, n_boot=n_boot
   )
   draws = {name: values.mean(axis=1) for name, values in resampled.items()}
-  return scores.intervals_of(means, draws, labels, predicted, units)
+  return intervals.intervals_of(means, draws, labels, predicted, units)
 
 
 def out_of_fold(folds: Sequence[Fold], seed: int) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from fer_jax.data import ledger, protocol, resident
 from fer_jax.datasets import registry
 from fer_jax.datasets.dataset import Dataset
 from fer_jax.errors import UserError
-from fer_jax.evaluation import groups, scores
+from fer_jax.evaluation import groups, intervals, scores
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.workdir import Evaluation, Examples, Pictures
 from fer_jax.training import checkpoint, task
@@ -62,7 +62,7 @@ def evaluate(
   split: str,
   *,
   augmentations: Sequence[str] = (),
-  n_boot: int = scores.BOOTSTRAP_DRAWS,
+  n_boot: int = intervals.BOOTSTRAP_DRAWS,
 ) -> dict[str, Any]:
   """Evaluates a run's best checkpoint and writes the split's three files.
 

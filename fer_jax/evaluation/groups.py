@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.evaluation import scores
+from fer_jax.evaluation import intervals, scores
 
 LEAST_IN_GAP = 20
 """Units; smaller groups are shown, but are too noisy to make a gap."""
@@ -38,7 +38,7 @@ def group_scores(
   class_names: Sequence[str],
   *,
   units: np.ndarray | None = None,
-  n_boot: int = scores.BOOTSTRAP_DRAWS,
+  n_boot: int = intervals.BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
   """Figures of every group of every attribute, and the gap between them.
@@ -90,7 +90,7 @@ def _counts_by_unit(units: np.ndarray, right: np.ndarray) -> np.ndarray:
 def accuracy_gap(
   counts: Mapping[str, np.ndarray],
   *,
-  n_boot: int = scores.BOOTSTRAP_DRAWS,
+  n_boot: int = intervals.BOOTSTRAP_DRAWS,
   seed: int = 0,
 ) -> dict[str, Any] | None:
   """The largest difference in accuracy between two groups.
@@ -129,7 +129,7 @@ def accuracy_gap(
     'best': best,
     'worst': worst,
     'accuracy': gap,
-    'interval': scores.difference_interval(
+    'interval': intervals.difference_interval(
       gap, drawn[0] - drawn[1], min(len(counts[best]), len(counts[worst]))
     ),
   }
@@ -143,5 +143,5 @@ def _resampled_accuracy(
   if counts[:, 0].max() == 1:
     # How many of n resampled examples are right is binomial.
     return rng.binomial(n, counts[:, 1].sum() / n, n_boot) / n
-  sums = scores.resampled_sums(counts, n_boot=n_boot, rng=rng)
+  sums = intervals.resampled_sums(counts, n_boot=n_boot, rng=rng)
   return sums[:, 1] / sums[:, 0]

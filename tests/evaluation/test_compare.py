@@ -10,7 +10,12 @@ import pytest
 import sklearn.metrics
 
 from fer_jax.errors import UserError
-from fer_jax.evaluation import compare, comparison_summary, runs, scores
+from fer_jax.evaluation import (
+  compare,
+  comparison_summary,
+  intervals,
+  runs,
+)
 from fer_jax.evaluation import workdir as workdir_lib
 
 N_BOOT = 400
@@ -78,7 +83,7 @@ def test_bootstrap_variance_of_the_difference_is_the_exact_one():
   labels = np.zeros(n, int)
   first, second = _discordant(b, c, n)
   predicted = np.where([first, second], 0, 1)
-  draws = scores.resampled_figures(_ids(n), labels, predicted, 2)['accuracy']
+  draws = intervals.resampled_figures(_ids(n), labels, predicted, 2)['accuracy']
   difference = draws[:, 0] - draws[:, 1]
   exact = np.sqrt(b + c - (b - c) ** 2 / n) / n
   # 10,000 draws give a deviation to 0.7 %.
@@ -103,7 +108,7 @@ def test_bootstrap_matches_resampling_the_ids_with_their_copies():
     labels[copies],
     predicted[:, copies],
   )
-  draws = scores.resampled_figures(ids, labels, predicted, 4, n_boot=2000)
+  draws = intervals.resampled_figures(ids, labels, predicted, 4, n_boot=2000)
   plain = []
   positions = [np.flatnonzero(ids == name) for name in _ids(150)]
   for _ in range(300):
@@ -130,8 +135,8 @@ def test_an_id_twice_everywhere_changes_no_draw():
   right = np.random.default_rng(1).random((2, 60)) < 0.7
   predicted = np.where(right, labels, (labels + 1) % 3)
   twice = np.tile(np.arange(60), 2)
-  once = scores.resampled_figures(_ids(60), labels, predicted, 3, n_boot=50)
-  copied = scores.resampled_figures(
+  once = intervals.resampled_figures(_ids(60), labels, predicted, 3, n_boot=50)
+  copied = intervals.resampled_figures(
     _ids(60)[twice], labels[twice], predicted[:, twice], 3, n_boot=50
   )
   for name, values in once.items():
@@ -145,12 +150,12 @@ def test_draws_are_seeded_and_do_not_depend_on_how_many_are_made_at_once(
   predicted = np.random.default_rng(2).integers(0, 3, (2, 60))
 
   def draw(seed):
-    return scores.resampled_figures(
+    return intervals.resampled_figures(
       _ids(60), labels, predicted, 3, n_boot=30, seed=seed
     )['accuracy']
 
   whole = draw(5)
-  monkeypatch.setattr(scores, '_DRAWS_AT_ONCE', 7)
+  monkeypatch.setattr(intervals, '_DRAWS_AT_ONCE', 7)
   np.testing.assert_array_equal(draw(5), whole)
   assert not np.array_equal(draw(6), whole)
 

@@ -11,7 +11,7 @@ from parsed_page import Page
 
 from fer_jax import files
 from fer_jax.errors import UserError
-from fer_jax.evaluation import crossval, report, scores
+from fer_jax.evaluation import crossval, intervals, report, scores
 from fer_jax.evaluation import workdir as workdir_lib
 from fer_jax.evaluation.workdir import Evaluation
 
@@ -117,7 +117,7 @@ def test_the_interval_is_of_the_mean_over_seeds(people):
   assert found['unit'] == ('subject' if people else 'example')
   np.testing.assert_allclose(
     found['intervals']['accuracy'],
-    scores.share_interval(
+    intervals.share_interval(
       float(right.mean()), np.array(draws), len(rows), at_bounds=len(rows)
     ),
     atol=0.01,

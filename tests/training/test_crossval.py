@@ -15,7 +15,7 @@ import sklearn.metrics
 from fer_jax.data import ledger, protocol
 from fer_jax.errors import UserError
 from fer_jax.evaluation import crossval as scoring
-from fer_jax.evaluation import report, scores
+from fer_jax.evaluation import intervals, report
 from fer_jax.evaluation.workdir import Evaluation
 from fer_jax.training import (
   checkpoint,
@@ -132,7 +132,7 @@ def test_folds_train_as_they_do_alone_and_are_scored(config, tmp_path):
   # The intervals are of people.
   assert together['unit'] == 'subject'
   np.testing.assert_array_equal(found['unit'], dataset.table['subject'][order])
-  assert together['intervals'] == scores.bootstrap_intervals(
+  assert together['intervals'] == intervals.bootstrap_intervals(
     found['label'], predicted, 7, units=found['unit']
   )
   html = report.write_report([tmp_path / 'all']).read_text()
