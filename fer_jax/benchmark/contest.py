@@ -4,10 +4,17 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fer_jax.benchmark import rounds as rounds_lib
 from fer_jax.benchmark.worker import Worker, WorkerError
+
+OWN = 'fer_jax'
+CONTENDERS = 'fer_jax.benchmark.contenders'
+"""Our name in records, and the package of all contenders."""
+
+Peers = Mapping[str, tuple[str, dict[str, str]]]
+"""For each peer its module and the environment of its process."""
 
 PAUSE_SECONDS = 0.2
 """Before each turn: threads of the contender before may still be spinning."""
@@ -55,6 +62,15 @@ def variants(
   return [
     Contender(f'{name} {value}' if n else name, module, {**case, field: value})
     for n, value in enumerate(values)
+  ]
+
+
+def peers_of(known: Peers, names: Sequence[str], case: dict) -> list[Contender]:
+  """A contender for each of some peers."""
+  modules = [(name, *known[name]) for name in names]
+  return [
+    Contender(name, module, case, environment)
+    for name, module, environment in modules
   ]
 
 

@@ -1,9 +1,10 @@
 """A population against the same runs one after another, ours and peers'."""
 
+import dataclasses
 from collections.abc import Sequence
 
-from fer_jax.benchmark import contest, train_step
-from fer_jax.benchmark.contest import Contender, Effort
+from fer_jax.benchmark import contest, rounds, train_step
+from fer_jax.benchmark.contest import CONTENDERS, OWN, Contender, Effort
 
 POPULATION = 'population'
 
@@ -35,36 +36,36 @@ def measure(
     UserError: a contender has another number of parameters.
   """
   case = {**case, 'what': 'train_step', 'members': members}
-  place = f'{train_step.CONTENDERS}.own_population'
-  contenders = contest.variants(POPULATION, place, case, 'mapping', mappings)
-  runs = {train_step.OWN: (f'{train_step.CONTENDERS}.own', {})}
-  runs |= {peer: train_step.PEERS[peer] for peer in peers}
-  for name, (module, environment) in runs.items():
-    contenders.append(
-      Contender(
-        f'{name} in a row',
-        f'{train_step.CONTENDERS}.in_a_row',
-        {**case, 'contender': module},
-        environment,
-      )
-    )
   result = contest.hold(
-    contenders,
+    [
+      *contest.variants(
+        POPULATION, f'{CONTENDERS}.own_population', case, 'mapping', mappings
+      ),
+      *map(_in_a_row, train_step.contenders(case, peers)),
+    ],
     effort,
     images=members * case['batch_size'],
     check=train_step.same_network(case),
   )
-  own = result['contenders'][f'{train_step.OWN} in a row']
-  slower = own['speedup_of_reference']
+  together, own = (
+    result['contenders'][name]['rounds']
+    for name in (POPULATION, f'{OWN} in a row')
+  )
   return {
     'members': members,
-    'share_of_in_a_row': {
-      'median': 1 / slower['median'],
-      'min': 1 / slower['max'],
-      'max': 1 / slower['min'],
-    },
+    'share_of_in_a_row': rounds.ratios(together, own),
     **result,
   }
+
+
+def _in_a_row(run: Contender) -> Contender:
+  """As many of a contender's runs as there are members."""
+  return dataclasses.replace(
+    run,
+    name=f'{run.name} in a row',
+    module=f'{CONTENDERS}.in_a_row',
+    case={**run.case, 'contender': run.module},
+  )
 
 
 def lines(result: dict) -> list[str]:

@@ -7,20 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fer_jax.benchmark import contest
-from fer_jax.benchmark.contest import Contender, Effort
+from fer_jax.benchmark.contest import CONTENDERS, OWN, Effort, Peers
 from fer_jax.errors import UserError
 
-OWN = 'fer_jax'
-CONTENDERS = 'fer_jax.benchmark.contenders'
 KERAS = (f'{CONTENDERS}.recurrent_keras', {'KERAS_BACKEND': 'jax'})
 
-PEERS: dict[str, tuple[str, dict[str, str]]] = {
+PEERS: Peers = {
   'flax': (f'{CONTENDERS}.recurrent_flax', {}),
   'torch': (f'{CONTENDERS}.recurrent_torch', {}),
   'keras': KERAS,
   'keras_jax': KERAS,
 }
-"""For each peer its module and the environment of its process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,27 +71,32 @@ def measure(
     `images_per_second` counts sequences.
 
   Raises:
-    UserError: a peer has no recurrent layer here.
+    UserError: as `require_peers`.
   """
+  require_peers(peers)
+  result: dict = {'backends': list(backends), 'cases': []}
+  for cell, size in itertools.product(cells, sizes):
+    case = {'cell': cell, 'seed': seed, **dataclasses.asdict(size)}
+    place = f'{CONTENDERS}.recurrent_own'
+    contenders = [
+      *contest.variants(OWN, place, case, 'backend', backends),
+      *contest.peers_of(PEERS, peers, case),
+    ]
+    held = contest.hold(contenders, effort, images=size.batch)
+    row = {'cell': cell, 'size': dataclasses.asdict(size), **held}
+    result['cases'].append(row)
+    keep(result)
+  return result
+
+
+def require_peers(peers: Sequence[str]) -> None:
+  """Raises UserError where a peer has no recurrent layer here."""
   for peer in peers:
     if peer not in PEERS:
       raise UserError(
         f'--peers {peer} has no part in --what=recurrent: name some of '
         f'{", ".join(PEERS)}'
       )
-  result: dict = {'backends': list(backends), 'cases': []}
-  for cell, size in itertools.product(cells, sizes):
-    case = {'cell': cell, 'seed': seed, **dataclasses.asdict(size)}
-    place = f'{CONTENDERS}.recurrent_own'
-    contenders = contest.variants(OWN, place, case, 'backend', backends)
-    for peer in peers:
-      module, environment = PEERS[peer]
-      contenders.append(Contender(peer, module, case, environment))
-    held = contest.hold(contenders, effort, images=size.batch)
-    row = {'cell': cell, 'size': dataclasses.asdict(size), **held}
-    result['cases'].append(row)
-    keep(result)
-  return result
 
 
 def table(result: dict) -> list[str]:

@@ -3,13 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from fer_jax.benchmark import architecture, contest
-from fer_jax.benchmark.contest import Contender, Effort
+from fer_jax.benchmark.contest import CONTENDERS, OWN, Contender, Effort, Peers
 from fer_jax.errors import UserError
 
-OWN = 'fer_jax'
-CONTENDERS = 'fer_jax.benchmark.contenders'
-
-PEERS: dict[str, tuple[str, dict[str, str]]] = {
+PEERS: Peers = {
   'flax': (f'{CONTENDERS}.flax_nnx', {}),
   'torch': (f'{CONTENDERS}.pytorch', {}),
   'keras': (f'{CONTENDERS}.keras_3', {}),
@@ -20,7 +17,7 @@ PEERS: dict[str, tuple[str, dict[str, str]]] = {
   'keras_jax': (f'{CONTENDERS}.keras_3', {'KERAS_BACKEND': 'jax'}),
   'keras_torch': (f'{CONTENDERS}.keras_3', {'KERAS_BACKEND': 'torch'}),
 }
-"""For each peer its module and the environment that selects its back end."""
+"""The environment selects Keras' back end."""
 
 
 def measure(case: dict, peers: Sequence[str], effort: Effort) -> dict:
@@ -38,16 +35,23 @@ def measure(case: dict, peers: Sequence[str], effort: Effort) -> dict:
   Raises:
     UserError: a contender has another number of parameters.
   """
-  case = {**case, 'what': 'train_step'}
-  contenders = [Contender(OWN, f'{CONTENDERS}.own', case)]
-  for peer in peers:
-    module, environment = PEERS[peer]
-    contenders.append(Contender(peer, module, case, environment))
   result = contest.hold(
-    contenders, effort, images=case['batch_size'], check=same_network(case)
+    contenders(case, peers),
+    effort,
+    images=case['batch_size'],
+    check=same_network(case),
   )
   expected = architecture.parameter_count(case['layers'])
   return {'parameters': expected, **result}
+
+
+def contenders(case: dict, peers: Sequence[str]) -> list[Contender]:
+  """Our train step and those of peers, names of `PEERS`."""
+  case = {**case, 'what': 'train_step'}
+  return [
+    Contender(OWN, f'{CONTENDERS}.own', case),
+    *contest.peers_of(PEERS, peers, case),
+  ]
 
 
 def same_network(case: dict) -> Callable[[dict[str, dict]], None]:

@@ -138,6 +138,8 @@ def main(argv: list[str]) -> None:
     _known(flag, given, known)
     if not given:
       raise UserError(f'{flag} is empty: expected some of {", ".join(known)}')
+  if 'recurrent' in values.what:
+    recurrent_layers.require_peers(values.peers)
   if 'sweep' in values.what:
     _require_search(values)
   usual_rounds = 1 if set(values.what) == {'sweep'} else contest.Effort.rounds
@@ -178,7 +180,7 @@ def main(argv: list[str]) -> None:
     if name in values.what:
       try:
         keep(name, measurements[name](functools.partial(keep, name)))
-      except worker.WorkerError as error:
+      except (worker.WorkerError, UserError) as error:
         first, _, rest = str(error).partition('\n')
         failures.append(f'--what={name}: {first}')
         if rest:

@@ -112,11 +112,12 @@ def test_the_input_is_a_part_of_a_step(tmp_path, command_line, monkeypatch):
   assert record['input_share']['min'] > 0
 
 
+@pytest.mark.parametrize('kind', [WorkerError, UserError])
 def test_what_fails_takes_nothing_else_with_it(
-  tmp_path, command_line, monkeypatch
+  kind, tmp_path, command_line, monkeypatch
 ):
   def fails(*_):
-    raise WorkerError('flax: its process ended: out of memory\nlast words')
+    raise kind('flax: its process ended: out of memory\nlast words')
 
   monkeypatch.setattr(train_step, 'measure', fails)
   spread = {'median': 2.0, 'min': 1.0, 'max': 3.0}
@@ -138,14 +139,12 @@ def test_what_fails_takes_nothing_else_with_it(
 
 def test_a_population_for_each_mapping(monkeypatch):
   held = []
-  spread = {'median': 2.0, 'min': 1.0, 'max': 4.0}
 
   def hold(contenders, *_, **__):
     held.extend((c.name, c.case.get('mapping')) for c in contenders)
+    rounds = {'population': [1.0, 1.0], 'fer_jax in a row': [2.0, 4.0]}
     return {
-      'contenders': {
-        c.name: {'speedup_of_reference': spread} for c in contenders
-      }
+      'contenders': {c.name: {'rounds': rounds.get(c.name)} for c in contenders}
     }
 
   monkeypatch.setattr(contest, 'hold', hold)
@@ -158,7 +157,9 @@ def test_a_population_for_each_mapping(monkeypatch):
     ('population in_turn', 'in_turn'),
     ('fer_jax in a row', None),
   ]
-  assert result['share_of_in_a_row'] == {'median': 0.5, 'min': 0.25, 'max': 1.0}
+  # Of the rounds' own shares, not the inverse of the median of their inverses.
+  share = {'median': 0.375, 'min': 0.25, 'max': 0.5}
+  assert result['share_of_in_a_row'] == share
 
 
 def test_another_network_is_not_compared():
@@ -184,6 +185,10 @@ def test_another_network_is_not_compared():
     (['--model=residual_bilstn'], "did you mean 'residual_bilstm'"),
     (['--what=train_steps'], "did you mean 'train_step'"),
     (['--peers=toch'], "did you mean 'torch'"),
+    (
+      ['--what=train_step,recurrent', '--peers=keras_torch'],
+      'keras_torch has no part in --what=recurrent',
+    ),
     (['--what=startup', '--startup_config=none.py'], 'none.py is no file'),
     (['--what=sweep'], '--what=sweep needs --config'),
     (['--mappings=scan'], '--mappings scan is not one of auto, vmap, in_turn'),
