@@ -88,11 +88,17 @@ def _require_same_config(
   differ = _differences(workdir, config)
   # Of a cross-validation its folds are what was trained.
   trained = [workdir, *workdir.glob('fold_*')]
-  if differ and any(map(checkpoint.steps, trained)):
+  if differ and any(map(_has_left_a_mark, trained)):
     raise UserError(
       f'{workdir} was made by another config: {"; ".join(differ)}; '
       'choose another --workdir or the same config'
     )
+
+
+def _has_left_a_mark(workdir: pathlib.Path) -> bool:
+  """Whether a run has checkpoints, or figures that outlived them: those would
+  pass for figures of the next run."""
+  return bool(checkpoint.steps(workdir)) or any(workdir.glob('metrics_*.json'))
 
 
 def _differences(workdir: pathlib.Path, config: config_lib.Config) -> list[str]:

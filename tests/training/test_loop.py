@@ -200,6 +200,26 @@ def test_another_config_is_refused_and_nothing_is_lost(tiny_config, tmp_path):
   assert before == after
 
 
+@pytest.mark.parametrize('place', ['', 'fold_0/'])
+def test_figures_outlive_no_other_config(tiny_config, tmp_path, place):
+  """Left without checkpoints they would pass for those of the next run."""
+  with loop.claimed(tmp_path, tiny_config):
+    pass
+  written = (tmp_path / 'config.json').read_text()
+  (tmp_path / place).mkdir(exist_ok=True)
+  figures = tmp_path / place / 'metrics_test.json'
+  figures.write_text('{}')
+  with loop.claimed(tmp_path, tiny_config):
+    pass
+  tiny_config.seed = 1
+  with pytest.raises(UserError, match='made by another config: seed is 0'):
+    loop.train(tiny_config, tmp_path)
+  assert (tmp_path / 'config.json').read_text() == written
+  figures.unlink()
+  with loop.claimed(tmp_path, tiny_config):
+    pass
+
+
 def test_a_workdir_that_is_a_file_is_named(tiny_config, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='is a file; expected a folder'):
