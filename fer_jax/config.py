@@ -327,7 +327,9 @@ FIELDS: dict[str, Field] = {
     'cross_entropy', 'the loss', lambda v: _one_of(*metrics.LOSSES)(v)
   ),
   'train.label_smoothing': Field(
-    0.0, 'share of the target spread over all classes', _number(0, 1)
+    0.0,
+    "share of the target spread over all classes; no part of 'multi_target'",
+    _number(0, 1),
   ),
   'train.class_weights': Field(
     'none',

@@ -54,7 +54,8 @@ def multi_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
   Every class with at least 30 % of the votes is a target, all alike, and the
   likeliest of them under the model counts: -log max_k q_k. Where no class
   reaches that share the most-voted one is the target, so for one-hot targets
-  this is cross-entropy, and light label smoothing changes nothing.
+  this is cross-entropy. Label smoothing has no part in it: votes as they are
+  decide what reaches the share.
 
   Source: Barsoum et al. 2016, "Training deep networks for facial expression
   recognition with crowd-sourced label distribution", arXiv 1608.01041, eq. 4,
@@ -124,7 +125,8 @@ def sums(
     targets: (B, K) distributions over the classes.
     weight: (B,) example weights, 0 on padding.
     loss: a key of `LOSSES`.
-    label_smoothing: see `smooth`; may be traced.
+    label_smoothing: see `smooth`; may be traced. Of no account to
+      'multi_target'.
     class_weights: (K,) factors on the loss by class; a soft target takes the
       mean of its classes'. They scale the loss and leave the normaliser alone,
       so factors that average 1 over the examples keep the loss's scale.
@@ -144,7 +146,10 @@ def sums(
   logits = _at_least_single(jnp.where(real, logits, 0))
   targets = jnp.where(real, targets, 0).astype(logits.dtype)
   weight = jnp.asarray(weight, logits.dtype)
-  losses = LOSSES[loss](logits, smooth(targets, label_smoothing))
+  wanted = targets
+  if loss != 'multi_target':
+    wanted = smooth(targets, label_smoothing)
+  losses = LOSSES[loss](logits, wanted)
   if class_weights is not None:
     losses *= targets @ jnp.asarray(class_weights, logits.dtype)
   return {
