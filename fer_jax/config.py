@@ -116,28 +116,19 @@ def _flag(value: Any) -> str | None:
   return None if isinstance(value, bool) else 'True or False'
 
 
-def _epochs(value: Any) -> str | None:
-  fine = isinstance(value, tuple) and all(
-    _number(0, above=True)(v) is None for v in value
-  )
-  return None if fine else 'epochs above 0, as (60, 120)'
+def _path(value: Any) -> str | None:
+  fine = isinstance(value, str) and all(value.split('.'))
+  return None if fine else 'a path of a parameter'
 
 
-def _patterns(value: Any) -> str | None:
-  fine = isinstance(value, tuple) and all(
-    isinstance(v, str) and all(v.split('.')) for v in value
-  )
-  return None if fine else "paths of parameters, as ('backbone',)"
+def _each(check: Check, allowed: str) -> Check:
+  """A tuple each member of which passes a check."""
 
+  def of_tuple(value):
+    fine = isinstance(value, tuple) and all(check(v) is None for v in value)
+    return None if fine else allowed
 
-def _names(value: Any) -> str | None:
-  fine = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-  return None if fine else "names, as ('happy', 'sad')"
-
-
-def _whole_epochs(value: Any) -> str | None:
-  fine = isinstance(value, tuple) and all(_whole(1)(v) is None for v in value)
-  return None if fine else 'whole epochs above 0, as (5, 10)'
+  return of_tuple
 
 
 FIELDS: dict[str, Field] = {
@@ -169,7 +160,7 @@ FIELDS: dict[str, Field] = {
   'data.classes': Field(
     (),
     "the classes kept, in this order, as ('happy', 'sad'); () for all",
-    _names,
+    _each(_text, "names, as ('happy', 'sad')"),
   ),
   'data.folds': Field(10, 'parts of a k-fold protocol', _whole(2)),
   'data.fold': Field(
@@ -291,7 +282,9 @@ FIELDS: dict[str, Field] = {
     0.0, 'cosine ends at this fraction', _number(0, 1)
   ),
   'optim.step_epochs': Field(
-    (), 'epochs at which the step schedule multiplies', _epochs
+    (),
+    'epochs at which the step schedule multiplies',
+    _each(_number(0, above=True), 'epochs above 0, as (60, 120)'),
   ),
   'optim.step_factor': Field(
     0.1, 'what the step schedule multiplies by', _number(0, 1, above=True)
@@ -309,13 +302,13 @@ FIELDS: dict[str, Field] = {
     'paths of what does not train, BatchNorm statistics included, as '
     "('backbone',); wildcards stand for parts of a name, and a parameter is "
     "the first path's that matches it",
-    _patterns,
+    _each(_path, "paths of parameters, as ('backbone',)"),
   ),
   'optim.unfreeze_epochs': Field(
     (),
     'for each of the first paths of optim.freeze the epochs after which it '
     'trains; the other paths stay frozen',
-    _whole_epochs,
+    _each(_whole(1), 'whole epochs above 0, as (5, 10)'),
   ),
   # Training.
   'train.batch_size': Field(64, 'images a step', _whole(1)),
