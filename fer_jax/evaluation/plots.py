@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import sklearn.metrics
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -102,6 +103,11 @@ def literal(text: str) -> str:
   return str(text).replace('$', r'\$')
 
 
+def whole_numbers() -> MaxNLocator:
+  """Ticks of an axis that counts, also where it has room for one alone."""
+  return MaxNLocator(integer=True, nbins=7, min_n_ticks=1)
+
+
 def curves(lines: Sequence[Line], *, title: str, percent: bool) -> bytes:
   """Values over epochs, with bands of a standard deviation.
 
@@ -136,12 +142,13 @@ def curves(lines: Sequence[Line], *, title: str, percent: bool) -> bytes:
         )
     axes.set_title(title)
     axes.set_xlabel('Epoch')
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(whole_numbers())
     if percent:
       axes.yaxis.set_major_formatter(PercentFormatter(1))
     else:
+      tops = [n.y if n.deviation is None else n.y + n.deviation for n in lines]
       # A loss of 0 throughout has an axis, too.
-      axes.set_ylim(0, 1.06 * max(1e-9, *(float(np.max(n.y)) for n in lines)))
+      axes.set_ylim(0, 1.06 * max(1e-9, *(float(np.max(top)) for top in tops)))
     columns = 1 if any(len(line.label) > 22 for line in lines) else 2
     figure.legend(loc='outside lower center', ncols=columns)
     return png(figure)
@@ -197,12 +204,23 @@ def confusion(
     return png(figure)
 
 
+def _blank_roc() -> tuple[Figure, Axes]:
+  """A figure whose curves are rates, with the diagonal of chance."""
+  figure = blank(WIDTH * 1.08)
+  axes = figure.subplots()
+  axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+  axes.set_xlim(-0.01, 1.01)
+  axes.set_ylim(-0.01, 1.01)
+  axes.set_aspect('equal')
+  axes.set_xlabel('False positive rate')
+  axes.set_ylabel('True positive rate')
+  return figure, axes
+
+
 def roc(curves: Sequence[dict[str, Any] | None]) -> bytes:
   """One-vs-rest ROC curves of `scores.roc_curves`; None is left out."""
   with style():
-    figure = blank(WIDTH * 1.08)
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+    figure, axes = _blank_roc()
     for index, curve in enumerate(curves):
       if curve is None:
         continue
@@ -213,11 +231,6 @@ def roc(curves: Sequence[dict[str, Any] | None]) -> bytes:
         color=COLOURS[index % len(COLOURS)],
         label=f'{literal(curve["name"])}  {curve["auc"]:.3f}',
       )
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_aspect('equal')
-    axes.set_xlabel('False positive rate')
-    axes.set_ylabel('True positive rate')
     axes.set_title('ROC, each class against the rest')
     if any(curve is not None for curve in curves):
       axes.legend(loc='lower right', title='Class and AUC')
@@ -239,9 +252,7 @@ def roc_of_folds(
     deviation: (p,).
   """
   with style():
-    figure = blank(WIDTH * 1.08)
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+    figure, axes = _blank_roc()
     for index, curve in enumerate(folds):
       axes.plot(
         false_positive_rate,
@@ -265,11 +276,6 @@ def roc_of_folds(
       color=COLOURS[0],
       label=f'mean ± deviation, AUC {area:.3f}',
     )
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_aspect('equal')
-    axes.set_xlabel('False positive rate')
-    axes.set_ylabel('True positive rate')
     axes.set_title('ROC by fold, classes averaged')
     axes.legend(loc='lower right')
     return png(figure)

@@ -65,9 +65,7 @@ def history(sweep: Sweep) -> bytes:
       sweep.trials[-1].number + 0.5 + 0.02 * len(sweep.trials),
     )
     axes.set_xlabel('Trial')
-    axes.xaxis.set_major_locator(
-      MaxNLocator(integer=True, nbins=7, min_n_ticks=1)
-    )
+    axes.xaxis.set_major_locator(plots.whole_numbers())
     _value_axis(axes, sweep.metric)
     figure.legend(loc='outside lower center', ncols=2)
     return plots.png(figure)
@@ -103,9 +101,7 @@ def learning_curves(sweep: Sweep) -> bytes:
         axes.plot(epochs[-1], values[-1], 'x', color=colour, markersize=6)
     axes.set_title(f'Validation {plots.literal(sweep.metric)} of each trial')
     axes.set_xlabel('Epoch')
-    axes.xaxis.set_major_locator(
-      MaxNLocator(integer=True, nbins=7, min_n_ticks=1)
-    )
+    axes.xaxis.set_major_locator(plots.whole_numbers())
     _value_axis(axes, sweep.metric, label=False)
     figure.legend(loc='outside lower center', ncols=2)
     return plots.png(figure)
@@ -208,9 +204,7 @@ def slice_of(sweep: Sweep, parameter: Parameter) -> bytes:
         if max(places) / min(places) >= 10:
           axes.xaxis.set_minor_formatter(NullFormatter())
       elif all(place == round(place) for place in places):
-        axes.xaxis.set_major_locator(
-          MaxNLocator(integer=True, nbins=7, min_n_ticks=1)
-        )
+        axes.xaxis.set_major_locator(plots.whole_numbers())
       else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     _marks(
