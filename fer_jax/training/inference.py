@@ -121,14 +121,15 @@ class Predictor:
       probability over several.
 
     Raises:
-      UserError: no images, other ones than those, or an unknown view.
+      UserError: no images, others or another mask than those, or an unknown
+        view.
     """
     unknown = [view for view in views if view not in VIEWS]
     if unknown:
       raise UserError(
         f'unknown view {unknown[0]!r}; expected of {", ".join(VIEWS)}'
       )
-    self._require_images(images)
+    self._require_images(images, frame_mask)
     outputs = self._run(images, frame_mask, _logits_of_views, tuple(views))
     return np.concatenate(outputs)
 
@@ -143,13 +144,15 @@ class Predictor:
     Raises:
       UserError: as `predict`.
     """
-    self._require_images(images)
+    self._require_images(images, frame_mask)
     if not self._has_attention(images, frame_mask):
       return None
     weights = np.concatenate(self._run(images, frame_mask, _attention, ()))
     return weights, self.model().token_grid
 
-  def _require_images(self, images: np.ndarray) -> None:
+  def _require_images(
+    self, images: np.ndarray, frame_mask: np.ndarray | None
+  ) -> None:
     """Raises UserError where these are not images as the run was given."""
     size, channels = self.config.data.image_size, self.config.data.channels
     shape = np.shape(images)
@@ -166,6 +169,13 @@ class Predictor:
       )
     if not len(images):
       raise UserError('there are no images to predict')
+    if frame_mask is not None and (
+      len(shape) != 5 or np.shape(frame_mask) != shape[:2]
+    ):
+      raise UserError(
+        'a frame_mask is bool (n, frames), of clips (n, frames, ...); got '
+        f'{np.shape(frame_mask)} with images {shape}'
+      )
 
   def _has_attention(self, images, frame_mask) -> bool:
     batch = self._batch(images, frame_mask, 0)
@@ -181,7 +191,7 @@ class Predictor:
     rows[rows >= len(images)] = start
     batch = {'image': images[rows]}
     if frame_mask is not None:
-      batch['frame_mask'] = frame_mask[rows]
+      batch['frame_mask'] = np.asarray(frame_mask, bool)[rows]
     return batch
 
   def _run(self, images, frame_mask, function, views) -> list[np.ndarray]:

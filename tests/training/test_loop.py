@@ -82,6 +82,16 @@ def test_a_run_and_its_predictions(tiny_config, tmp_path, capsys):
     for ask in (predictor.predict, predictor.attention):
       with pytest.raises(UserError, match=said):
         ask(wrong)
+  # A mask of other clips, of more of them, or of none.
+  clips = np.stack([grey[:4], grey[:4]], 1)
+  for mask, images in (
+    (np.ones((3, 2), bool), clips),
+    (np.ones((5, 2), bool), clips),
+    (np.ones((4, 2), bool), grey[:4]),
+  ):
+    for ask in (predictor.predict, predictor.attention):
+      with pytest.raises(UserError, match=r'frame_mask is bool \(n, frames\)'):
+        ask(images, mask)
 
 
 def test_five_crops_are_what_pillow_cuts_out(tiny_config):
