@@ -1,5 +1,5 @@
 """The peers of the extra `bench`: as many parameters as the arithmetic says,
-the shapes of the logits, and steps that train."""
+the shapes of the logits, and steps that train, or take gradients."""
 
 import importlib.util
 import math
@@ -22,6 +22,8 @@ NETWORKS = {
   'residual_bilstm': {},
   'residual_gru': {'attention': False, 'recurrent_layers': 2},
 }
+SEQUENCES = {'seed': 0, 'batch': 2, 'steps': 3, 'inputs': 4, 'units': 5}
+GATES = {'lstm': 4, 'gru': 3}
 BENCH = 'needs the extra bench'
 
 
@@ -64,3 +66,14 @@ def test_keras(name):
     assert info['backend'] == 'jax'
     assert info['parameters'] == architecture.parameter_count(built['layers'])
     assert worker.run(8) > 0
+
+
+@pytest.mark.parametrize('cell', GATES)
+def test_recurrent_torch(cell):
+  pytest.importorskip('torch', reason=BENCH)
+  from fer_jax.benchmark.contenders import recurrent_torch
+
+  run, info = recurrent_torch.prepare({'cell': cell, **SEQUENCES})
+  # In both directions kernel, recurrent kernel and two biases.
+  assert info['parameters'] == 2 * GATES[cell] * 5 * (4 + 5 + 2)
+  assert run(2) > 0
