@@ -14,7 +14,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -150,44 +150,18 @@ def train(
     blueprint = task.blueprint(config)
     places = places_of(config, blueprint.dataset, workdir, seeds)
     shared, partitions = shared_by(config, blueprint, places, how)
-    waves = 0
-
-    def member(place: Place) -> population.Member:
-      return side_by_side.member(
-        shared,
-        place.config,
-        place.workdir,
-        partitions[place.fold],
-        number=place.fold,
-      )
-
     with shares.Shares(
       [(place.workdir, place.config) for place in places],
       [len(partitions[place.fold].train) for place in places],
       part,
     ) as folds:
+      work = _Work(
+        places, shared, partitions, folds, part, notice, observer, limit
+      )
       those = folds.own()
       resumed = any(checkpoint.steps(place.workdir) for place in places)
       journal.begun(workdir, resumed, runs=len(those), **facts)
-      while True:
-        if those:
-          _say(places, those, part)
-          done, took = _train(
-            those, folds, places, shared, notice, member, observer, limit
-          )
-          waves += took
-          if not done:
-            break
-        # Folds of others are waited for, and nothing is unsaved meanwhile.
-        notice.starting |= count > 1
-        observer.idle()
-        those = folds.more(jax.local_device_count())
-        if folds.ended or notice.agreed() or limit.reached:
-          break
-        if not those:
-          if limit.passed:
-            break
-          time.sleep(WAIT_SECONDS)
+      work.train_all(those)
       finished, lost = folds.ended, folds.diverged
     if lost and finished:
       others = '; the other folds are trained' * (len(lost) < len(places))
@@ -198,73 +172,148 @@ def train(
       )
     asked = not finished and notice.agreed()
     journal.ended(workdir, finished, asked, **facts)
-  return Outcome(tuple(places), finished, time.monotonic() - begun, waves)
+  return Outcome(tuple(places), finished, time.monotonic() - begun, work.waves)
 
 
-def _say(places, those: Sequence[int], part: tuple[int, int]) -> None:
-  """Which folds this process of several trains."""
-  number, count = part
-  if count > 1:
-    names = ', '.join(places[m].workdir.name for m in those)
-    print(f'process {number} of {count} trains {names}', flush=True)
+@dataclasses.dataclass(eq=False)
+class _Work:
+  """What a process does of a cross-validation.
 
+  Attributes:
+    places: all of them.
+    shared: of them.
+    partitions: of each fold.
+    folds: who trains which, by their numbers in `places`.
+    part: number of this process, and of all.
+    notice: leaves after the block under way once it is asked.
+    observer: is told of blocks and epochs.
+    limit: of the time.
+    waves: how many populations it has taken.
+  """
 
-def _train(
-  those: Sequence[int],
-  folds: shares.Shares,
-  places: Sequence[Place],
-  shared: side_by_side.Shared,
-  notice: preemption.Notice,
-  member: Callable[[Place], population.Member],
-  observer: Observer,
-  limit: _Limit,
-) -> tuple[bool, int]:
-  """(whether those folds were trained to their end, populations it took)."""
-  members = {m: member(places[m]) for m in those}
-  waves = [
-    [those[n] for n in wave]
-    for wave in side_by_side.waves(shared, list(members.values()), len(those))
-  ]
-  made = 0
-  stale: set[int] = set()  # members of waves that did not fit
-  while waves:
-    if notice.agreed() or limit.reached:
-      return False, made
-    wave = waves.pop(0)
-    for m in stale.intersection(wave):
-      members[m] = member(places[m])
+  places: Sequence[Place]
+  shared: side_by_side.Shared
+  partitions: dict[int, protocol.Partition]
+  folds: shares.Shares
+  part: tuple[int, int]
+  notice: preemption.Notice
+  observer: Observer
+  limit: _Limit
+  waves: int = 0
+
+  def train_all(self, those: list[int]) -> None:
+    """Trains folds, then those that others have left, until all have ended or
+    this process is to leave."""
+    _, count = self.part
+    while True:
+      if those:
+        self._say(those)
+        if not self._train(those):
+          return
+      # Folds of others are waited for, and nothing is unsaved meanwhile.
+      self.notice.starting |= count > 1
+      self.observer.idle()
+      those = self.folds.more(jax.local_device_count())
+      if self.folds.ended or self.notice.agreed() or self.limit.reached:
+        return
+      if not those:
+        if self.limit.passed:
+          return
+        time.sleep(WAIT_SECONDS)
+
+  def _say(self, those: Sequence[int]) -> None:
+    """Which folds this process of several trains."""
+    number, count = self.part
+    if count > 1:
+      names = ', '.join(self.places[m].workdir.name for m in those)
+      print(f'process {number} of {count} trains {names}', flush=True)
+
+  def _member(self, m: int) -> population.Member:
+    """A fold's run, as its workdir has it."""
+    place = self.places[m]
+    return side_by_side.member(
+      self.shared,
+      place.config,
+      place.workdir,
+      self.partitions[place.fold],
+      number=place.fold,
+    )
+
+  def _train(self, those: Sequence[int]) -> bool:
+    """Whether those folds were trained to their end."""
+    members = {m: self._member(m) for m in those}
+    waves = [
+      [those[n] for n in wave]
+      for wave in side_by_side.waves(
+        self.shared, list(members.values()), len(those)
+      )
+    ]
+    stale: set[int] = set()  # members of waves that did not fit
+    while waves:
+      if self.notice.agreed() or self.limit.reached:
+        return False
+      wave = waves.pop(0)
+      for m in stale.intersection(wave):
+        members[m] = self._member(m)
+      try:
+        with memory.exhaustion_told():
+          diverged = self._train_wave(wave, [members[m] for m in wave])
+      except memory.ExhaustedError as error:
+        # More than was predicted: from the checkpoints on, in smaller ones.
+        fewer = error.fewer(len(wave))
+        self.observer.exhausted(len(wave), fewer, error)
+        if not fewer:
+          raise
+        print(f'{len(wave)} runs side by side are too many: {error}')
+        waves[:0] = [
+          [wave[n] for n in part]
+          for part in memory.split(range(len(wave)), fewer)
+        ]
+        stale.update(wave)
+        continue
+      self.waves += 1
+      if diverged is None:
+        return False
+      for m in wave:
+        how = shares.DIVERGED if m in diverged else shares.TRAINED
+        self.folds.end(m, how)
+    return True
+
+  def _train_wave(
+    self, wave: Sequence[int], members: Sequence[population.Member]
+  ) -> set[int] | None:
+    """Those of the folds whose loss was not finite; None where they were not
+    trained to their end."""
+    together = side_by_side.population_of(self.shared, members)
+    self.observer.look(together)
+    config = self.shared.config
+    desk = side_by_side.Desk(len(wave), config)
     try:
-      with memory.exhaustion_told():
-        done, diverged = _train_wave(
-          [places[m] for m in wave],
-          [members[m] for m in wave],
-          shared,
-          notice,
-          member,
-          observer,
-          limit,
-        )
-    except memory.ExhaustedError as error:
-      # More than was predicted: from the checkpoints on, in smaller ones.
-      fewer = error.fewer(len(wave))
-      observer.exhausted(len(wave), fewer, error)
-      if not fewer:
-        raise
-      print(f'{len(wave)} runs side by side are too many: {error}')
-      waves[:0] = [
-        [wave[n] for n in part]
-        for part in memory.split(range(len(wave)), fewer)
-      ]
-      stale.update(wave)
-      continue
-    made += 1
-    if not done:
-      return False, made
-    lost = {place.workdir for place in diverged}
-    for m in wave:
-      bad = places[m].workdir in lost
-      folds.end(m, shares.DIVERGED if bad else shares.TRAINED)
-  return True, made
+      for seat, (m, member) in enumerate(zip(wave, members, strict=True)):
+        desk.seat(seat, self.places[m].workdir, member)
+      pace = preemption.Pace(config.train.block_steps)
+      earlier = side_by_side.seconds_before(members)
+      while together.training.any() and not self.notice.agreed():
+        if not side_by_side.train_epoch(
+          together,
+          desk,
+          pace,
+          self.notice,
+          lambda seat: self._member(wave[seat]),
+          self.observer,
+          earlier,
+        ):
+          return None
+        earlier = 0.0
+        self.limit.trained = True
+        if self.limit.reached:
+          break
+      desk.save_all(together)
+    finally:
+      desk.close()
+    if together.training.any():
+      return None
+    return {m for m, bad in zip(wave, together.diverged, strict=True) if bad}
 
 
 def require_folds(config: config_lib.Config) -> None:
@@ -320,37 +369,3 @@ def places_of(
       places.append(Place(fold, member.seed, member, workdir / name))
   config_lib.validate(places[-1].config)  # of the highest seed
   return places
-
-
-def _train_wave(
-  places, members, shared, notice, member, observer, limit: _Limit
-) -> tuple[bool, list[Place]]:
-  """(whether it was trained to its end, folds whose loss was not finite)."""
-  together = side_by_side.population_of(shared, members)
-  observer.look(together)
-  desk = side_by_side.Desk(len(places), shared.config)
-
-  def again(m: int) -> population.Member:
-    return member(places[m])
-
-  try:
-    for m, (place, seated) in enumerate(zip(places, members, strict=True)):
-      desk.seat(m, place.workdir, seated)
-    pace = preemption.Pace(shared.config.train.block_steps)
-    earlier = side_by_side.seconds_before(members)
-    while together.training.any() and not notice.agreed():
-      if not side_by_side.train_epoch(
-        together, desk, pace, notice, again, observer, earlier
-      ):
-        return False, []
-      earlier = 0.0
-      limit.trained = True
-      if limit.reached:
-        break
-    desk.save_all(together)
-  finally:
-    desk.close()
-  lost = [
-    place for place, bad in zip(places, together.diverged, strict=True) if bad
-  ]
-  return not together.training.any(), lost

@@ -250,7 +250,7 @@ def test_a_diverging_fold_is_named_and_the_others_are_kept(
   assert undone > 0
 
   monkeypatch.setattr(
-    crossval, '_train_wave', lambda places, *_: (True, places[:1])
+    crossval._Work, '_train_wave', lambda _, wave, members: {*wave[:1]}
   )
   with pytest.raises(UserError, match='fold_0; the other folds are trained; a'):
     crossval.train(config, tmp_path / 'others')
@@ -262,16 +262,16 @@ def test_folds_that_do_not_fit_together_are_trained_one_after_another(
   """They take more than was predicted, and go on as their workdirs are then."""
   waves, seen, fits = [range(2), range(2, FOLDS)], [], 1
 
-  def train_wave(places, members, *_):
+  def train_wave(_, wave, members):
     seen.append(members)
-    if len(places) > fits:
+    if len(wave) > fits:
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
-    return True, []
+    return set()
 
   read = itertools.count()
   monkeypatch.setattr(side_by_side, 'member', lambda *_, number: next(read))
   monkeypatch.setattr(side_by_side, 'waves', lambda *_: [*waves])
-  monkeypatch.setattr(crossval, '_train_wave', train_wave)
+  monkeypatch.setattr(crossval._Work, '_train_wave', train_wave)
   outcome = crossval.train(config, tmp_path)
   assert outcome.finished
   assert outcome.waves == 3
