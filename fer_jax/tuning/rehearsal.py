@@ -7,7 +7,7 @@ from fer_jax import config as config_lib
 from fer_jax.training import rehearsal, side_by_side, task
 from fer_jax.tuning import study
 from fer_jax.tuning.space import SCALARS, Domain, Space
-from fer_jax.tuning.sweep import Settings, trial_count
+from fer_jax.tuning.sweep import Settings, trial_count, untried
 from fer_jax.tuning.worker import population_size
 
 
@@ -18,12 +18,14 @@ class Rehearsal:
   Attributes:
     space: that is searched.
     trials: how many there would be.
+    untried: as `sweep.untried`; '' of a grid, which has an order of its own.
     storage: what is at `Settings.storage`; '' where none is given.
     measured: of trials with the config's own values.
   """
 
   space: Space
   trials: int
+  untried: str
   storage: str
   measured: rehearsal.Rehearsal
 
@@ -61,7 +63,8 @@ def rehearse(
     trials,
     population_size(settings.population, trials),
   )
-  return Rehearsal(space, trials, storage, measured)
+  own = '' if grid else untried(space)
+  return Rehearsal(space, trials, own, storage, measured)
 
 
 def text(found: Rehearsal, batch_size: int) -> str:
@@ -75,6 +78,8 @@ def text(found: Rehearsal, batch_size: int) -> str:
     kind = 'traced' if field in SCALARS else 'makes the shape'
     when = ''.join(f', if {f}={v!r}' for f, v in domain.when.items())
     lines.append(f'  {field:<24} {domain.text}  ({kind}{when})')
+  if found.untried:
+    lines.append(found.untried)
   if found.storage:
     lines.append(f'storage           {found.storage}')
   lines.append('Trials with the values of --config:')

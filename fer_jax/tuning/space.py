@@ -303,16 +303,17 @@ class Space:
 
     None where one of them lies outside its range.
     """
+    return None if self.outside() else self._stored_base()
 
-    def draw(field, domain):
-      return domain.value(domain.stored(self._known[field]))
+  def outside(self) -> dict[str, Any]:
+    """The base config's own values that lie outside their range, by field."""
+    own = self._stored_base()
+    return {field: self._known[field] for field in own if own[field] is None}
 
-    try:
-      params = self.suggest(draw)
-    except ValueError:
-      return None
-    stored = {f: self.domains[f].stored(v) for f, v in params.items()}
-    return None if None in stored.values() else stored
+  def _stored_base(self) -> dict[str, Any]:
+    """As `stored_base`, with None for what lies outside its range."""
+    own = self.suggest(lambda field, _: self._known[field])
+    return {f: self.domains[f].stored(value) for f, value in own.items()}
 
   def grid(self) -> list[dict[str, Any]]:
     """Every combination once, those of one shape together.

@@ -238,6 +238,18 @@ def _study(config, space, workdir, settings: Settings) -> Study:
   )
 
 
+def untried(space: Space) -> str:
+  """That a search does not begin at its config, and why; '' where it does."""
+  outside = ', '.join(
+    f'{field} is {value!r}, outside of {space.domains[field].text}'
+    for field, value in space.outside().items()
+  )
+  return outside and (
+    f"the config's own values are no trial: {outside}; what is found may be "
+    'worse than they are'
+  )
+
+
 def _require_same_sweep(
   study: Study,
   config: config_lib.Config,
@@ -280,6 +292,8 @@ def _require_same_sweep(
     if first is not None and not study.grid:
       # What is found is then no worse than what there was, if it is not pruned.
       study.enqueue(first)
+    elif not study.grid:
+      print(untried(space), flush=True)
     study.note('id', token)  # last: until then all of it is done again
     return
   if kept.get('id') != notes['id']:

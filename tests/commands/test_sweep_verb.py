@@ -14,13 +14,16 @@ pytestmark = pytest.mark.filterwarnings(
 
 SPACE = """
 from fer_jax import config as base
-from fer_jax.tuning import choice
+from fer_jax.tuning import choice, uniform
 
 def get_config():
   return base.load_json('small.json')
 
 def get_space():
-  return {'optim.learning_rate': choice(1e-3, 1e-2)}
+  return {
+    'optim.learning_rate': choice(1e-3, 1e-2),
+    'optim.l2': uniform(0.1, 0.2),
+  }
 """
 
 
@@ -42,6 +45,8 @@ def test_a_dry_run_needs_no_workdir_and_makes_none(
   )
   assert status == 0, why
   assert 'space             1 shape, 4 trials' in said
+  untried = 'are no trial: optim.l2 is 0.0, outside of uniform(0.1, 0.2);'
+  assert untried in said
   assert 'storage           sqlite:///x.db, which is to be made' in said
   assert 'images/s, of 2 runs side by side' in said
   assert set(tmp_path.iterdir()) - there <= {

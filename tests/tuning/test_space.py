@@ -133,6 +133,17 @@ def test_the_search_begins_at_the_config_where_that_lies_in_the_space(base):
   }
   outside = {**inside, 'model.units': choice(32, 64)}
   assert Space(outside, base).stored_base() is None
+  assert Space(outside, base).outside() == {'model.units': 128}
+  # Not searched at the config's own optimiser, so in nobody's way.
+  momentum = uniform(0.1, 0.2, when={'optim.name': 'sgd'})
+  inside['optim.momentum'] = momentum
+  assert Space(inside, base).outside() == {}
+  inside['optim.name'] = choice('adam', 'sgd')
+  assert Space(inside, base).stored_base() == {
+    'model.units': 128,
+    'optim.name': 'adam',
+    'model.dropout': 0.5,
+  }
 
 
 @pytest.mark.parametrize(

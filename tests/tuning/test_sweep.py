@@ -63,7 +63,9 @@ def _of(content, state):
   return [t for t in content['trials'] if t['state'] == state]
 
 
-def test_trials_of_one_shape_compile_once(config, tmp_path, made, monkeypatch):
+def test_trials_of_one_shape_compile_once(
+  config, tmp_path, made, monkeypatch, capsys
+):
   """Thirty-two over learning rate, dropout, weight decay and seed."""
   config.optim.name = 'adamw'
   config.train.epochs = 1
@@ -83,6 +85,8 @@ def test_trials_of_one_shape_compile_once(config, tmp_path, made, monkeypatch):
     config, domains, tmp_path, small_sweeps.settings(population=8)
   )
   assert finished
+  outside = 'optim.weight_decay is 0.0, outside of log_uniform(1e-05, 0.01);'
+  assert capsys.readouterr().out.count(outside) == 1
   assert len(_of(content, 'complete')) == 32
   assert [maker._cache_size() for maker in makers] == [1]
   (programs,) = made
