@@ -116,9 +116,12 @@ def main(argv: list[str]) -> int:
       lists = protocol.manifest(dataset, partition, opened)
       pairs = [*crossing, *pairs]
       leak = found['leak_found'] and not partition.leaks
-    result['protocols'].append(
-      {'protocol': partition.facts(), 'figures': found}
-    )
+    facts = partition.facts()
+    if coverage is not None:
+      each = [of_fold.facts() for of_fold, _ in folds.values()]
+      together = protocol.facts_of_folds(each, coverage['folds'])
+      facts['reason'] = together['reason']
+    result['protocols'].append({'protocol': facts, 'figures': found})
   result['verdict'] = _verdict(result['protocols'], leak)
   if other is not None:
     result['overlap'], shared = audit.overlap(dataset, other)

@@ -117,6 +117,7 @@ def test_all_folds_are_audited_or_the_one_that_is_named(
     assert 50 < result['peak_memory_mib'] < 50_000
     html = (tmp_path / 'audit.html').read_text()
     assert f'>{count} of 3</td>' in html
+    assert ('Fold 2 of 3 is' if further else 'All folds are') in html
 
 
 def test_what_a_fold_lacks_is_told():
