@@ -86,14 +86,15 @@ def intervals_of(
     units: (n,) what was drawn as one.
 
   Returns:
-    figure -> [low, high]; None as of `share_interval`.
+    figure -> [low, high]; None as of `share_interval`, and of macro F1 where
+    there is none of balanced accuracy.
   """
   unit = np.unique(units, return_inverse=True)[1]
   count = int(unit.max()) + 1
   # One unit wrong may be all that there is of a class.
   rarest = min(len(np.unique(unit[labels == k])) for k in np.unique(labels))
   unseen = _unseen_variances(labels, predicted, unit)
-  return {
+  found = {
     name: share_interval(
       float(estimates[name]),
       values,
@@ -103,6 +104,10 @@ def intervals_of(
     )
     for name, values in draws.items()
   }
+  if found['balanced_accuracy'] is None:
+    # Its spread would be that of where the mistakes went, not of the recalls.
+    found['macro_f1'] = None
+  return found
 
 
 def share_interval(

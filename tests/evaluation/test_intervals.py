@@ -238,6 +238,15 @@ def test_people_who_are_all_alike_have_no_interval():
   assert intervals.difference_interval(0.05, np.full(50, 0.05), 2) is None
 
 
+def test_macro_f1_has_no_interval_where_recalls_do_not_vary():
+  # Each person has one picture of either class, and one of them is right; what
+  # the other is taken for is not the same of all.
+  labels, units = np.tile([0, 1], 3), np.repeat(['anne', 'bob', 'eve'], 2)
+  predicted = np.array([0, 0, 0, 0, 0, 2])
+  found = intervals.bootstrap_intervals(labels, predicted, 3, units=units)
+  assert set(found.values()) == {None}
+
+
 def test_a_difference_has_the_interval_of_students_t():
   # Of ten units: the standard error of their mean, by the textbook.
   values = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3]) / 10
