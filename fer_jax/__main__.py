@@ -31,6 +31,7 @@ _RAISED_ANEW = (  # by ml_collections
 )
 _LOOKED_UP = re.compile(r'(?<=Attempting to lookup: )[\w.]+')
 _SUGGESTED = re.compile(r'did you mean "(\w+)"')
+_SECTION = re.compile(r'flag ((--[\w.]+)=.*?): Failed to parse .* as a Config')
 _LISTS_FIELDS = 'train --fields lists those there are'
 STATUSES = (
   'exit status: 0 done; 2 a mistake, told on stderr; 75 asked to leave by '
@@ -118,12 +119,39 @@ def _parse(arguments: list[str]) -> list[str]:
     if 'config' in flags.FLAGS:
       # A file that the config could not open is told when it is looked at.
       getattr(flags.FLAGS.config, 'model', None)
+      _require_config(arguments)
     return remaining
   except Exception as error:  # whatever a user's Python file may raise
     told = _told_by_ml_collections(error)
+    if told is None and (section := _SECTION.match(str(error))):
+      raise UserError(
+        f'{section[1]}: that is a section of the config, whose fields are set '
+        f'one by one, as {section[2]}.FIELD=VALUE; {_LISTS_FIELDS}'
+      ) from None
     if told is None and isinstance(error, UserError | flags.Error):
       raise
     raise UserError(_config_mistake(told or error, arguments)) from error
+
+
+def _require_config(arguments: list[str]) -> None:
+  """Checks that a config file has returned a config.
+
+  Raises:
+    UserError: it has returned something else.
+  """
+  from ml_collections import ConfigDict
+
+  given, config = _config_flag(arguments), flags.FLAGS.config
+  if given.partition('=')[2] and not isinstance(config, ConfigDict):
+    raise UserError(
+      f'{given}: get_config() returned {config!r}; expected the config that '
+      'get_base() gives'
+    )
+
+
+def _config_flag(arguments: list[str]) -> str:
+  """The argument that names the config file; '' where none does."""
+  return next((a for a in arguments if a.lstrip('-').startswith('config=')), '')
 
 
 def _told_by_ml_collections(error: BaseException) -> BaseException | None:
@@ -140,9 +168,7 @@ def _told_by_ml_collections(error: BaseException) -> BaseException | None:
 
 def _config_mistake(error: BaseException, arguments: list[str]) -> str:
   """What is wrong, and the line of the config file where it happened."""
-  config = next(
-    (a for a in arguments if a.lstrip('-').startswith('config=')), ''
-  )
+  config = _config_flag(arguments)
   path = pathlib.Path(config.partition('=')[2].partition(':')[0])
   said = _plain(str(error))
   if not isinstance(error, UserError):

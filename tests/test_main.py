@@ -82,6 +82,7 @@ def test_missing_config_names_the_flag():
       '--config.zzz=1',
       "there is no field 'zzz'; train --fields lists those there",
     ),
+    ('--config.model=residual_gru', 'as --config.model.FIELD=VALUE; train --f'),
     ('--config.train.epochs.x=1', "there is no field 'train.epochs.x'"),
   ],
 )

@@ -158,9 +158,12 @@ class Dataset:
     wanted = tuple(class_names)
     for name in wanted:
       if name not in self.class_names:
+        parts = tuple(name.split(','))
+        several = set(parts) <= set(self.class_names)
         raise UserError(
           f'{self.name} has no class {name!r}; it has '
           f'{", ".join(self.class_names)}'
+          + (f'; several are a tuple, {parts}' if several else '')
         )
     if len(set(wanted)) < max(len(wanted), 2):
       raise UserError(

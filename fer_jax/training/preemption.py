@@ -38,6 +38,9 @@ BLOCK_SECONDS = 2.0
 """What a block of steps may take, so that it, the one already sent after it
 and a checkpoint fit into `GRACE_SECONDS`."""
 
+_GOES_ON = (
+  'the same command goes on from the last good checkpoint, if there is one'
+)
 _HEARD = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -131,7 +134,7 @@ def watched(grace: float = GRACE_SECONDS) -> Iterator[Notice]:
     why = f'{type(error).__name__} while leaving: {error}'
     if hosts.count() > 1:
       _leave(notice, why)  # what others wait for is not coming
-    _say(f'{why}; the last good checkpoint is gone on from')
+    _say(f'{why}; {_GOES_ON}')
     raise SystemExit(notice.status) from error
   finally:
     for number, handler in earlier.items():
@@ -181,7 +184,7 @@ def _watch(reader: int, notice: Notice, grace: float) -> None:
 
 def _leave(notice: Notice, why: str) -> None:
   """Ends the process: any moment is as good as any other to a workdir."""
-  _say(f'{why}, left; the last good checkpoint is gone on from')
+  _say(f'{why}, left; {_GOES_ON}')
   with contextlib.suppress(Exception):
     notice.parting()
   with contextlib.suppress(OSError, ValueError):

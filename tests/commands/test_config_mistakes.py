@@ -66,6 +66,10 @@ def test_a_mistake_of_get_config_is_told_with_its_line(
       '--config=c.py: TypeError: get_config() missing 1 required positional '
       "argument: 'model'",
     ),
+    (
+      'def get_config():\n  return 3\n',
+      '--config=c.py: get_config() returned 3; expected the config that ',
+    ),
     ('c = 1\n', "module 'config_config' has no attribute 'get_config'\n"),
     ('def get_config(:\n', 'SyntaxError: invalid syntax (c.py, line 1)'),
   ],

@@ -158,6 +158,7 @@ def test_counts_are_those_of_its_classes(build):
 @pytest.mark.parametrize(
   ('wanted', 'said'),
   [
+    (('sad,angry',), "several are a tuple, \\('sad', 'angry'\\)"),
     (('sad', 'angri'), "tiny has no class 'angri'; it has angry, fear"),
     (('sad',), 'classes sad: at least two, each once'),
     (('sad', 'sad'), 'classes sad, sad: at least two, each once'),

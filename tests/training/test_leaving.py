@@ -163,7 +163,7 @@ def test_whoever_cannot_finish_leaves_all_the_same(grace, signals, status, why):
     said += process.stderr.readline()
   rest = process.communicate(timeout=30)[1]
   assert process.returncode == status
-  assert f'{why}, left; the last good checkpoint' in said + rest
+  assert f'{why}, left; the same command goes on from' in said + rest
   assert 'Traceback' not in said + rest
 
 
