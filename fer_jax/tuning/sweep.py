@@ -69,8 +69,14 @@ class Settings:
   profile_steps: int = 0
 
   def study_in(self, workdir: pathlib.Path) -> str:
-    """The name of the study of a sweep in `workdir`."""
-    return self.study or workdir.resolve().name
+    """The name of the study of a sweep in `workdir`.
+
+    A workdir that holds its database keeps the name when it is moved.
+    """
+    kept = {}
+    if not self.storage and (workdir / STUDY).exists():
+      kept = files.read_json(workdir / STUDY)
+    return self.study or kept.get('study') or workdir.resolve().name
 
 
 def run(

@@ -341,6 +341,17 @@ def test_a_trial_is_judged_by_its_last_report_alone(config, domains, tmp_path):
   assert study.unpromising(bad, 3)
 
 
+def test_a_workdir_that_was_moved_goes_on(config, domains, tmp_path):
+  config.train.epochs = 1
+  settings = functools.partial(small_sweeps.settings, trials=1)
+  _, before = sweep.run(config, domains, tmp_path / 'one', settings())
+  (tmp_path / 'one').rename(tmp_path / 'two')
+  finished, after = sweep.run(config, domains, tmp_path / 'two', settings())
+  assert finished
+  assert after['trials'] == before['trials']
+  assert after['study'] == 'one'
+
+
 def test_mistakes(config, domains, tmp_path, monkeypatch):
   config.train.epochs = 1
   settings = functools.partial(small_sweeps.settings, trials=1)
