@@ -33,6 +33,7 @@ from fer_jax.training import (
   side_by_side,
   task,
 )
+from fer_jax.training.desk import Desk
 from fer_jax.training.observer import Observer, worker_folder
 from fer_jax.training.workdir import claimed
 
@@ -287,7 +288,7 @@ class _Work:
     together = side_by_side.population_of(self.shared, members)
     self.observer.look(together)
     config = self.shared.config
-    desk = side_by_side.Desk(len(wave), config)
+    desk = Desk(len(wave), config)
     try:
       for seat, (m, member) in enumerate(zip(wave, members, strict=True)):
         desk.seat(seat, self.places[m].workdir, member)

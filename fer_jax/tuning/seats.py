@@ -17,6 +17,7 @@ from fer_jax.training import (
   records,
   side_by_side,
 )
+from fer_jax.training.desk import Desk
 from fer_jax.training.observer import Observer
 from fer_jax.tuning import takeovers
 from fer_jax.tuning.queue import ENDED, Ending, Run
@@ -115,7 +116,7 @@ class Seats:
     self._manner = manner
     self._observer = observer
     self._metric = config.train.select
-    self._desk = side_by_side.Desk(bench.size, config)
+    self._desk = Desk(bench.size, config)
     self._runs: list[Run | None] = [None] * bench.size
     self._pace = preemption.Pace(config.train.block_steps)
     self._amid_epoch = False
@@ -215,7 +216,7 @@ class Seats:
     )
     self._bench.size = len(members)
     self._runs = self._runs[: len(members)]
-    self._desk = side_by_side.Desk(len(members), self._bench.shared.config)
+    self._desk = Desk(len(members), self._bench.shared.config)
     if self._together.training.any():
       first = self._runs[0]
       assert first is not None

@@ -18,7 +18,8 @@ import warnings
 
 import small_sweeps
 
-from fer_jax.training import checkpoint, population, records, side_by_side
+from fer_jax.training import checkpoint, population, records
+from fer_jax.training.desk import Desk
 from fer_jax.tuning import log_uniform, queue, study, summary, sweep, uniform
 
 DOMAINS = {
@@ -41,9 +42,9 @@ MOMENTS = (
   (study.Study, 'parameters', 1, 'before'),  # asked for, no parameters
   (study.Study, 'parameters', 2, 'after'),  # not claimed
   (queue.Trials, '_claimed', 2, 'after'),  # no first step
-  (side_by_side.Desk, 'write', 1, 'before'),
+  (Desk, 'write', 1, 'before'),
   (checkpoint, '_digests', 1, 'before'),  # a checkpoint without manifest
-  (side_by_side.Desk, 'write', 1, 'after'),
+  (Desk, 'write', 1, 'after'),
   (study.Study, 'report', 2, 'after'),
   (study.Study, 'tell', 1, 'before'),
   (study.Study, 'tell', 1, 'after'),
