@@ -10,6 +10,7 @@ import lzma
 import math
 import os
 import pathlib
+import resource
 import secrets
 import tokenize
 import zipfile
@@ -28,6 +29,8 @@ _SUSPECT_RATIO = 20
 # Nothing that we read as JSON is near this size.
 MOST_JSON_BYTES = 1 << 26
 _DEEPEST = 64
+# Files that checkpoints, data and programs open meanwhile.
+_SPARE = 128
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
@@ -146,6 +149,27 @@ def read_json_lines(path: pathlib.Path, form: forms.Form) -> list[Any]:
     with contextlib.suppress(ValueError, RecursionError):
       values.append(json.loads(line))
   return [value for value in values if not forms.misfit(value, form)]
+
+
+def allow_open(count: int) -> None:
+  """Lets this process have so many more files open at a time.
+
+  Systems allow 1,024 unless asked; three for each of many runs are more.
+
+  Raises:
+    UserError: the system allows fewer.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  needed = len(os.listdir('/dev/fd')) + count + _SPARE
+  if soft == resource.RLIM_INFINITY or soft >= needed:
+    return
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f'{needed:,} files have to be open at a time, and the system allows '
+      f'{hard:,}; a higher limit (ulimit -Hn) or fewer runs side by side help'
+    ) from error
 
 
 def require_writable(path: str | None, flag: str = '--json') -> None:

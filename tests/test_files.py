@@ -1,6 +1,8 @@
 """Files that flags name: checked before the work, and written after it."""
 
+import contextlib
 import json
+import os
 import resource
 
 import pytest
@@ -65,3 +67,28 @@ def test_a_result_is_written_whole_or_the_user_is_told(tmp_path, monkeypatch):
     files.write_result(str(path), {})
   assert json.loads(path.read_text()) == {'accuracy': 0.5}
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_many_files_may_be_open_where_the_system_lets_them(
+  tmp_path, monkeypatch
+):
+  before = resource.getrlimit(resource.RLIMIT_NOFILE)
+  here = len(os.listdir('/dev/fd'))
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (here + 10, before[1]))
+    files.allow_open(20)
+    with contextlib.ExitStack() as stack:
+      for n in range(20):
+        stack.enter_context((tmp_path / str(n)).open('w'))
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+  files.allow_open(0)  # what is allowed is not lowered
+  assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+  def refuse(*_):
+    raise ValueError('not allowed to raise maximum limit')
+
+  monkeypatch.setattr(resource, 'getrlimit', lambda _: (64, 128))
+  monkeypatch.setattr(resource, 'setrlimit', refuse)
+  with pytest.raises(UserError, match=r'at a time, .* allows 128'):
+    files.allow_open(1000)

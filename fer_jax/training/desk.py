@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from fer_jax import config as config_lib
+from fer_jax import files
 from fer_jax.errors import UserError
 from fer_jax.training import (
   checkpoint,
@@ -66,7 +67,11 @@ class Desk:
     Args:
       places: of the population.
       config: of any of the runs.
+
+    Raises:
+      UserError: as `files.allow_open`.
     """
+    files.allow_open(2 * places)  # records and events of each
     self._epochs = config.train.epochs
     self._rolls_back = config.train.on_divergence == 'rollback'
     self._display = Display(0, self._epochs)

@@ -57,7 +57,11 @@ class Shares:
       runs: workdir and config of each.
       costs: of each, in any unit.
       part: number of this process, and of all.
+
+    Raises:
+      UserError: as `files.allow_open`.
     """
+    files.allow_open(len(runs))  # a lock each
     self._runs = runs
     self._number, self._parts = part
     self._own = divide(costs, self._parts)[self._number]
