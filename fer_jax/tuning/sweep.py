@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fer_jax import config as config_lib
-from fer_jax import files
+from fer_jax import files, forms
 from fer_jax.errors import UserError
 from fer_jax.training import journal, preemption, side_by_side, task
 from fer_jax.training.observer import Observer, worker_folder
@@ -73,9 +73,7 @@ class Settings:
 
     A workdir that holds its database keeps the name when it is moved.
     """
-    kept = {}
-    if not self.storage and (workdir / STUDY).exists():
-      kept = files.read_json(workdir / STUDY)
+    kept = {} if self.storage else _kept(workdir)
     return self.study or kept.get('study') or workdir.resolve().name
 
 
@@ -226,6 +224,20 @@ def _numbered(workdir: pathlib.Path) -> Iterator[int]:
     yield number
 
 
+def _kept(workdir: pathlib.Path) -> dict[str, str]:
+  """What study.json says; nothing where there is none yet.
+
+  Raises:
+    UserError: it is of another form.
+  """
+  path = workdir / STUDY
+  kept = files.read_json(path) if path.exists() else {}
+  form = dict.fromkeys(('study?', 'storage?', 'id?'), forms.text)
+  if wrong := forms.misfit(kept, form):
+    raise UserError(f'{path} is not of ours: {wrong}')
+  return kept
+
+
 def _study(config, space, workdir, settings: Settings) -> Study:
   url = settings.storage or f'sqlite:///{workdir.resolve() / "study.db"}'
   storage = Storage(
@@ -270,7 +282,7 @@ def _require_same_sweep(
   """
   notes = study.notes()
   path = workdir / STUDY
-  kept = files.read_json(path) if path.exists() else {}
+  kept = _kept(workdir)
   name = f'study {study.name!r} in {study.storage.shown}'
   if 'id' not in notes:
     if not study.fits:

@@ -350,6 +350,9 @@ def test_a_workdir_that_was_moved_goes_on(config, domains, tmp_path):
   assert finished
   assert after['trials'] == before['trials']
   assert after['study'] == 'one'
+  (tmp_path / 'two' / sweep.STUDY).write_text('[1]')
+  with pytest.raises(UserError, match='is a list, expected an object'):
+    sweep.run(config, domains, tmp_path / 'two', settings())
 
 
 def test_mistakes(config, domains, tmp_path, monkeypatch):
