@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Tables of README.md, docs/speed.md and docs/models.md, from the records.
 
-  python launch/tables.py speed | speed_epyc | recurrent | population | sweep |
-                          compilation | recurrence_temporal |
-                          recurrence_fer2013 | claims
+  python launch/tables.py speed | speed_other_batches | speed_epyc |
+                          recurrent | population | sweep | data | compilation |
+                          recurrence_temporal | recurrence_fer2013 | claims
 
 prints one, to be pasted; a test compares the pages with what this prints.
 """
@@ -53,9 +53,11 @@ WIDTH = 88
 """Of a line of prose."""
 
 
-def speed(folder: str = 'models') -> list[str]:
+def speed(
+  folder: str = 'models', batches: Sequence[int] = BATCHES
+) -> list[str]:
   """Images a second of a train step, of each model and batch recorded."""
-  records = list(_records(folder))
+  records = [one for one in _records(folder) if one[1] in batches]
   measured = {
     peer
     for _, _, record in records
@@ -184,6 +186,42 @@ def sweep() -> list[str]:
   return _table([*header, 'GMAdd a trial', 'best validation'], rows)
 
 
+def data() -> list[str]:
+  """Building and reading of each data set, beside the step that it feeds."""
+  record = json.loads((RECORDS / 'benchmark_data.json').read_text())['data']
+  rows = []
+  for name, of_set in record['sets'].items():
+    build, contenders = of_set['build'], of_set['reading']['contenders']
+    streams = [
+      contenders.get(f'stream_{source}') for source in ('cache', 'records')
+    ]
+    peaks = [build, max(filter(None, streams), key=_peak)]
+    rows.append(
+      [
+        f'`{name}`',
+        ' × '.join(map(str, of_set['shape'] or ['various'])),
+        f'{build["images_per_second"]["median"]:,.0f}',
+        f'{1e3 * of_set["opening"]["seconds_per_step"]["median"]:.1f}',
+        *(_share_of_step(stream) for stream in streams),
+        f'{contenders["train_step"]["images_per_second"]["median"]:,.0f}',
+        ' / '.join(f'{_peak(row) / 2**20:,.0f}' for row in peaks),
+      ]
+    )
+  header = ['data set', 'stored as', 'build', 'opening, ms', 'from the cache']
+  return _table([*header, 'from records', 'train step', 'memory, MiB'], rows)
+
+
+def _share_of_step(stream: dict | None) -> str:
+  if stream is None:
+    return 'none'
+  rate = stream['images_per_second']['median']
+  return f'{rate:,.0f} ({stream["speedup_of_reference"]["median"]:.1%})'
+
+
+def _peak(row: dict) -> int:
+  return row['peak_memory_bytes']
+
+
 def compilation() -> list[str]:
   """Compile times and memory of a train step, of each model and batch."""
   rows = []
@@ -283,11 +321,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 TABLES = {
-  'speed': speed,
+  'speed': functools.partial(speed, batches=(64, 4)),
+  'speed_other_batches': functools.partial(speed, batches=(256, 32)),
   'speed_epyc': functools.partial(speed, 'models_epyc'),
   'recurrent': recurrent,
   'population': population,
   'sweep': sweep,
+  'data': data,
   'compilation': compilation,
   'recurrence_temporal': functools.partial(recurrence, 'temporal'),
   'recurrence_fer2013': functools.partial(recurrence, 'fer2013'),
