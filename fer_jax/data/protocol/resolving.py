@@ -52,17 +52,8 @@ def open_test(
   Raises:
     UserError: as `resolve`, or the ledger cannot be written.
   """
-  lists = lists_of(dataset, registry.configure(name, seed=seed, **options))
-  digest = digest_of(name, dataset, lists)
-  ledger.record(
-    dataset,
-    run=run,
-    protocol=name,
-    split='test',
-    figures={},
-    digest=digest,
-    event=ledger.OPENED,
-  )
+  settings = registry.configure(name, seed=seed, **options)
+  partition, lists = _opened(dataset, settings, run, ledger.OPENED)
   slices = {'all': np.ones(len(lists.test), bool)}
   if twins.near_twins_are_copies(dataset):
     found = twins.find(dataset)
@@ -70,7 +61,7 @@ def open_test(
     slices['without_exact_twins'] = ~found.exact_among(lists.test, seen)
     slices['without_twins'] = ~found.any_among(lists.test, seen)
   ids = dataset.table['id'][lists.test]
-  return TestSplit(lists.test, ids, slices, digest, run)
+  return TestSplit(lists.test, ids, slices, partition.digest, run)
 
 
 def open_all(
@@ -81,16 +72,23 @@ def open_all(
   Args, Raises: as `open_test`; the ledger says that it was an audit.
   """
   settings = registry.configure(name, seed=seed, **options)
+  return _opened(dataset, settings, run, ledger.AUDITED)
+
+
+def _opened(
+  dataset: Dataset, settings: Settings, run: str, event: str
+) -> tuple[Partition, Lists]:
+  """All lists, once the ledger has the event of opening them."""
   lists = lists_of(dataset, settings)
   partition = _partition(dataset, settings, lists)
   ledger.record(
     dataset,
     run=run,
-    protocol=name,
+    protocol=settings.name,
     split='test',
     figures={},
     digest=partition.digest,
-    event=ledger.AUDITED,
+    event=event,
   )
   return partition, lists
 
