@@ -18,7 +18,9 @@ tenth; no test image is used.
 `SETTINGS` has each model small, for the sake of a CPU: --dry_run prints it, and
 how many steps the recurrent stage has. Figures: mean over seeds, its 95 %
 interval by Student's t, and the same of the difference to the first of
---variants seed by seed. The record is written after each model.
+--variants seed by seed. The seeds of fer2013 draw from one set, so that their
+images overlap; its intervals are widened for that (see `interval`). The record
+is written after each model.
 """
 
 import dataclasses
@@ -157,14 +159,18 @@ def main(argv):
       else {}
     ),
     'difference_to': VARIANTS.value[0],
+    'validation_to_train': 0.0,
     'environment': provenance.environment(),
     'settings': plans,
     'models': {},
   }
   try:
+    if DATA.value == 'fer2013':
+      train, validation = images_of_fer2013(seed=0)
+      record['validation_to_train'] = validation / train
     for model in MODELS.value:
       scores = measure(model, plans[model]['variants'])
-      record['models'][model] = summarise(scores)
+      record['models'][model] = summarise(scores, record['validation_to_train'])
       files.write_result(JSON.value, record)
   except UserError as error:
     sys.exit(f'launch/recurrence_study.py: {error}')
@@ -350,14 +356,20 @@ def fer2013_config(model, variant, seed, share):
 
 def train_share(seed):
   """The part of fer2013's training list that --images is."""
+  if not IMAGES.value:
+    return 1.0
+  train, _ = images_of_fer2013(seed)
+  return min(1.0, IMAGES.value / train)
+
+
+def images_of_fer2013(seed):
+  """How many there are to train on, and to validate."""
   from fer_jax import datasets
   from fer_jax.data import protocol
 
-  if not IMAGES.value:
-    return 1.0
   whole = datasets.load('fer2013', data_dir=datasets.default_data_dir())
   partition = protocol.resolve(whole, 'fer2013_dev', seed=seed)
-  return min(1.0, IMAGES.value / len(partition.train))
+  return len(partition.train), len(partition.validation)
 
 
 def base_config(model, dataset, run_epochs):
@@ -405,15 +417,15 @@ def say(model, variant, seed, score, begun):
   )
 
 
-def summarise(scores):
+def summarise(scores, validation_to_train):
   """Mean and interval of each variant, and of its difference to the first."""
   reference = np.array(scores[VARIANTS.value[0]])
   result = {}
   for variant, values in scores.items():
     result[variant] = {
       'accuracies': values,
-      **interval(np.array(values)),
-      'difference': interval(np.array(values) - reference),
+      **interval(np.array(values), validation_to_train),
+      'difference': interval(np.array(values) - reference, validation_to_train),
     }
     row = result[variant]
     print(
@@ -424,12 +436,20 @@ def summarise(scores):
   return result
 
 
-def interval(values):
-  """Mean, deviation, and half of the 95 % interval of the mean."""
+def interval(values, validation_to_train):
+  """Mean, deviation, and half of the 95 % interval of the mean.
+
+  Args:
+    values: (seeds,).
+    validation_to_train: images to validate for each that trains, where each
+      seed draws both from one set. Such values are correlated, and their mean
+      varies by that much more (Nadeau and Bengio 2003,
+      doi 10.1023/A:1024068626366). 0 where a set is held out once and for all:
+      the interval is that of training alone.
+  """
   deviation = float(values.std(ddof=1))
-  half = (
-    stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
-  )
+  quantile = stats.t.ppf(0.975, len(values) - 1)
+  half = quantile * deviation * math.sqrt(1 / len(values) + validation_to_train)
   return {'mean': float(values.mean()), 'deviation': deviation, 'half': half}
 
 

@@ -2,6 +2,7 @@
 can be."""
 
 import json
+import math
 import pathlib
 import runpy
 import types
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import small_config
 from absl import flags
+from scipy import stats
 
 from fer_jax import config as config_lib
 from fer_jax import datasets, models
@@ -103,6 +105,7 @@ def test_images_are_a_part_of_training_that_a_seed_draws(
   monkeypatch.setenv('FER_JAX_DATA', str(tmp_path / 'data'))
   datasets.build('fer2013', data_dir=tmp_path / 'data', source=source)
   program = study('--data=fer2013', '--images=18', '--epochs=1')
+  assert program.images_of_fer2013(seed=1) == (36, 4)
   share = program.train_share(seed=1)
   assert share == 0.5
   config = program.fer2013_config('residual_gru', 'shuffled', 1, share)
@@ -116,3 +119,16 @@ def test_what_is_one_order_is_not_shuffled(study):
   program = study('--data=fer2013', '--variants=shuffled,recurrent')
   with pytest.raises(ValueError, match='shuffled and recurrent are the same'):
     program.plan('vgg16_gru')
+
+
+def test_draws_that_overlap_widen_the_interval(study):
+  interval = study().interval
+  values = np.array([0.50, 0.53, 0.51, 0.56])
+  apart = interval(values, 0.0)
+  low, high = stats.t.interval(
+    0.95, 3, loc=values.mean(), scale=stats.sem(values)
+  )
+  assert apart['mean'] == pytest.approx((low + high) / 2)
+  assert apart['half'] == pytest.approx((high - low) / 2)
+  overlapping = interval(values, 1 / 4)
+  assert overlapping['half'] == pytest.approx(math.sqrt(2) * apart['half'])
