@@ -18,7 +18,8 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'output',
     None,
-    'Folder for report.html and figures/; the first workdir by default.',
+    'Folder for report.html and figures/; by default the workdir, of several '
+    'runs the folder comparison in the first.',
   )
 
 

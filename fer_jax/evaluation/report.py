@@ -27,6 +27,8 @@ from fer_jax.evaluation.runs import Run
 
 FILE_NAME = 'report.html'
 FIGURES = 'figures'
+COMPARISON = 'comparison'
+"""Folder in the first of several workdirs, whose own page stays as it is."""
 _COMPARED = 'compared'
 
 
@@ -51,7 +53,8 @@ def write_report(
 
   Args:
     workdirs: of one or several runs.
-    output: folder to write to, the first workdir where None.
+    output: folder to write to; where None the workdir, of several runs the
+      folder `COMPARISON` in the first.
 
   Returns:
     The path of report.html.
@@ -63,7 +66,10 @@ def write_report(
   if not workdirs:
     raise UserError('report needs at least one workdir')
   draw = _drawing(workdirs)
-  folder = pathlib.Path(output) if output else pathlib.Path(workdirs[0])
+  beside = pathlib.Path(workdirs[0])
+  if len(workdirs) > 1:
+    beside /= COMPARISON
+  folder = pathlib.Path(output) if output else beside
   # Before anything is drawn: the page must have a place.
   with files.writing(f'the report to {folder}'):
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)

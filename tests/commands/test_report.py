@@ -23,8 +23,9 @@ def test_workdirs_come_as_flags_and_as_arguments(workdirs):
     [*command, second], capture_output=True, text=True, check=False
   )
   assert (done.returncode, done.stderr) == (0, '')
-  assert done.stdout == f'wrote {first / "report.html"}\n'
-  assert '2 runs compared' in (first / 'report.html').read_text()
+  written = first / 'comparison' / 'report.html'
+  assert done.stdout == f'wrote {written}\n'
+  assert '2 runs compared' in written.read_text()
 
 
 def test_mistakes_are_one_line(tmp_path, complaint):

@@ -199,6 +199,22 @@ def test_the_report_is_written_beside_the_run_or_where_told(
     report.write_report([path], tmp_path / 'file')
 
 
+def test_a_comparison_leaves_the_pages_of_its_runs_alone(run_maker, tmp_path):
+  paths = [
+    run_maker(tmp_path / name, splits=(), epochs=1) for name in ('a', 'b')
+  ]
+  for path in paths:
+    report.write_report([path])
+  before = {f: f.read_bytes() for f in tmp_path.rglob('*') if f.is_file()}
+  written = report.write_report(paths)
+  assert written == paths[0] / 'comparison' / 'report.html'
+  assert (written.parent / 'figures' / 'compared_train_loss.png').exists()
+  assert Page(written.read_text()).says('2 runs compared')
+  assert {file: file.read_bytes() for file in before} == before
+  told = report.write_report(paths, tmp_path / 'out')
+  assert told == tmp_path / 'out' / 'report.html'
+
+
 def test_a_full_disk_is_found_before_anything_is_drawn(
   run_maker, tmp_path, monkeypatch
 ):
