@@ -112,6 +112,12 @@ def _text(value: Any) -> str | None:
   return None if isinstance(value, str) else 'a text'
 
 
+def _text_or_none(value: Any) -> str | None:
+  """'None', as the command line hands on None, would be a name like others."""
+  fine = isinstance(value, str) and value != 'None'
+  return None if fine else "a text, '' for none"
+
+
 def _flag(value: Any) -> str | None:
   return None if isinstance(value, bool) else 'True or False'
 
@@ -141,13 +147,15 @@ FIELDS: dict[str, Field] = {
     'synthetic_faces', 'the data set', lambda v: _one_of(*datasets.names())(v)
   ),
   'data.data_dir': Field(
-    '', "where data sets are built; '' is $FER_JAX_DATA or the default", _text
+    '',
+    "where data sets are built; '' is $FER_JAX_DATA or the default",
+    _text_or_none,
   ),
   'data.checksum': Field(
     '',
     "first characters of the source's SHA-256, where builds of several "
     'sources stand side by side',
-    _text,
+    _text_or_none,
   ),
   'data.protocol': Field(
     'official',
@@ -362,7 +370,7 @@ FIELDS: dict[str, Field] = {
     '',
     "file of published weights that the model's backbone starts from, '' for "
     'none; read once, when the run begins',
-    _text,
+    _text_or_none,
   ),
   'train.validate_every': Field(1, 'epochs between validations', _whole(1)),
 }

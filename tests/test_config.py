@@ -43,6 +43,11 @@ def test_the_base_config_is_valid_and_every_field_is_described():
     ('optim.freeze', ('backbone', 3), 'paths of parameters'),
     ('optim.unfreeze_epochs', (2.5,), 'whole epochs above 0'),
     ('optim.unfreeze_epochs', (5,), 'each of the 0 paths of optim.freeze'),
+    # What the command line makes of None, and what a file does.
+    ('train.pretrained', 'None', "'None'; allowed is a text, '' for none"),
+    ('train.pretrained', None, "None; allowed is a text, '' for none"),
+    ('data.data_dir', 'None', "a text, '' for none"),
+    ('data.checksum', 'None', "a text, '' for none"),
   ],
 )
 def test_a_value_out_of_range_names_field_and_what_is_allowed(

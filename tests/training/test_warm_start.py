@@ -77,6 +77,7 @@ def test_a_file_that_is_not_there_is_named_with_its_field(
 def test_a_model_without_such_a_backbone_says_so(tiny_config, tmp_path):
   tiny_config.train.pretrained = 'vgg16.h5'
   with pytest.raises(
-    UserError, match=r"train\.pretrained is 'vgg16\.h5': .*one"
+    UserError,
+    match=r"train\.pretrained is 'vgg16\.h5': .*one of .* models .*vgg16_gru",
   ):
     loop.train(tiny_config, tmp_path)

@@ -16,6 +16,7 @@ from flax import nnx
 from fer_jax.errors import UserError
 from fer_jax.models.backbones import BACKBONES
 from fer_jax.models.backbones.family import check_family
+from fer_jax.models.presets.pretrained import NAMES
 from fer_jax.models.pretrained.files import Contents, opened
 from fer_jax.models.pretrained.layers import Variable, backbone_variables
 from fer_jax.models.pretrained.tensors import FileTensor, listed
@@ -116,8 +117,8 @@ def _only_backbone(model: nnx.Module) -> Any:
   if len(found) != 1:
     names = ', '.join(kind.__name__ for kind in kinds)
     raise ValueError(
-      f'{type(model).__name__} must hold exactly one of {names}, it holds '
-      f'{len(found)}'
+      f'{type(model).__name__} must hold exactly one of {names}, as the models '
+      f'{", ".join(NAMES)} do; it holds {len(found)}'
     )
   return next(iter(found.values()))
 
