@@ -7,10 +7,11 @@ Accepted, as a folder, zip, tar or compressed tar, with any folders around it:
   <class>/<file>           official split `none`
 
 Pictures are of any size, and turned upright where their camera noted how it was
-held. A .gif or .heic is a bad row; files that are no pictures are counted in
-the notes. The classes are the folders' names in alphabetical order, or those of
-the option `classes`, in its order; it has to name them all. The option
-`channels` says whether grey pictures (1) or RGB (3) are stored.
+held. A .gif or .heic is a bad row, and so is a picture that can be seen
+through; files that are no pictures are counted in the notes. The classes are
+the folders' names in alphabetical order, or those of the option `classes`, in
+its order; it has to name them all. The option `channels` says whether grey
+pictures (1) or RGB (3) are stored.
 
 The option `subjects` names a csv in the source with the columns file and
 subject, so that no person need be on two sides of a split: file is the path
@@ -31,7 +32,7 @@ from typing import Any
 from fer_jax.datasets import layout, sources
 from fer_jax.errors import UserError
 
-VERSION = '1.3.0'
+VERSION = '1.4.0'
 DESCRIPTION = 'Your own pictures, as <split>/<class>/<file> or <class>/<file>'
 LICENCE = 'as whoever made the pictures gives them to you'
 OPTIONS: dict[str, Any] = {

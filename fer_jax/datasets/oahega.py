@@ -22,7 +22,7 @@ from fer_jax.datasets import layout, sources
 from fer_jax.errors import UserError
 
 CLASS_NAMES = ('Ahegao', 'Angry', 'Happy', 'Neutral', 'Sad', 'Surprise')
-VERSION = '1.0.0'
+VERSION = '1.1.0'
 DESCRIPTION = 'About 17,000 colour crops of faces from the web, 6 classes'
 LICENCE = (
   'from Mendeley Data (doi 10.17632/5ck5zz6f2c) under the terms stated there; '

@@ -70,7 +70,8 @@ def decode(encoded: bytes) -> np.ndarray:
   """uint8 (H, W, C) of a picture file as stored; C is 1 for grey, else 3.
 
   Raises:
-    ValueError: not a picture, damaged, of absurd size, or animated.
+    ValueError: not a picture, damaged, of absurd size, animated, or one that
+      can be seen through: what lies behind it, no file says.
   """
   return decode_with_format(encoded)[0]
 
@@ -110,11 +111,17 @@ def decode_with_format(encoded: bytes) -> tuple[np.ndarray, str]:
         raise Image.DecompressionBombError
       if getattr(image, 'n_frames', 1) > 1 and image.format != _WITH_OTHERS:
         raise ValueError('several pictures in one file')
+      if image.mode.startswith(('I', 'F')):
+        raise ValueError(f'{image.mode} pixels; 8 bits a channel expected')
+      if image.has_transparency_data and np.any(
+        np.asarray(image.convert('RGBA'))[..., 3] < 255
+      ):
+        raise ValueError(
+          'transparent pixels, which show what lies behind; put the picture '
+          'on a background first, as Image.alpha_composite of Pillow does'
+        )
       if image.mode not in ('L', 'RGB'):
-        grey = image.mode in ('1', 'LA')
-        if image.mode.startswith(('I', 'F')):
-          raise ValueError(f'{image.mode} pixels; 8 bits a channel expected')
-        image = image.convert('L' if grey else 'RGB')
+        image = image.convert('L' if image.mode in ('1', 'LA') else 'RGB')
       array = np.asarray(image)
   except Image.DecompressionBombError:
     raise ValueError(

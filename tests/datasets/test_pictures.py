@@ -31,10 +31,44 @@ def test_png_is_exact_by_pillow(shape):
 )
 def test_modes_become_grey_or_colour(mode, channels):
   buffer = io.BytesIO()
-  Image.new(mode, (6, 4)).save(buffer, 'PNG')
+  Image.new(mode, (6, 4), 'white').save(buffer, 'PNG')
   image = pictures.decode(buffer.getvalue())
   assert image.shape == (4, 6, channels)
   assert image.dtype == np.uint8
+
+
+def _see_through(mode: str) -> Image.Image:
+  """Opaque but for its first row."""
+  alpha = Image.new('L', (6, 4), 255)
+  alpha.paste(128, (0, 0, 6, 1))
+  image = Image.new('RGBA', (6, 4), (200, 10, 10))
+  image.putalpha(alpha)
+  return image.quantize(4) if mode == 'P' else image.convert(mode)
+
+
+@pytest.mark.parametrize(
+  ('form', 'mode'),
+  [('PNG', 'LA'), ('PNG', 'RGBA'), ('PNG', 'P'), ('WEBP', 'RGBA')],
+)
+def test_what_can_be_seen_through_is_refused(form, mode):
+  buffer = io.BytesIO()
+  _see_through(mode).save(buffer, form)
+  with pytest.raises(ValueError, match='transparent pixels'):
+    pictures.decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+  ('mode', 'colour', 'clear'), [('L', 7, 7), ('RGB', (1, 2, 3), (1, 2, 3))]
+)
+def test_a_colour_that_stands_for_none_is_refused_where_it_is_used(
+  mode, colour, clear
+):
+  used, unused = io.BytesIO(), io.BytesIO()
+  Image.new(mode, (6, 4), colour).save(used, 'PNG', transparency=clear)
+  with pytest.raises(ValueError, match='transparent pixels'):
+    pictures.decode(used.getvalue())
+  Image.new(mode, (6, 4), 'white').save(unused, 'PNG', transparency=clear)
+  assert (pictures.decode(unused.getvalue()) == 255).all()
 
 
 def test_what_a_telephone_adds_to_its_picture_is_passed_over():
