@@ -67,7 +67,7 @@ def write_report(
     raise UserError('report needs at least one workdir')
   draw = _drawing(workdirs)
   beside = pathlib.Path(workdirs[0])
-  if len(workdirs) > 1:
+  if len({pathlib.Path(workdir).resolve() for workdir in workdirs}) > 1:
     beside /= COMPARISON
   folder = pathlib.Path(output) if output else beside
   # Before anything is drawn: the page must have a place.

@@ -5,6 +5,7 @@ alone are one group, whose spread is the noise of training.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -150,6 +151,12 @@ def read(path: str | pathlib.Path, *, name: str | None = None) -> Run:
   path = pathlib.Path(path)
   if not path.is_dir():
     raise UserError(f'{path} is no folder; expected the workdir of a run')
+  inner = _first_within(path)
+  if inner is not None and not (path / 'run.json').exists():
+    raise UserError(
+      f'{path} is the workdir of several runs, a cross-validation or a sweep; '
+      f'expected one of them, as {inner}'
+    )
   if not (path / 'config.json').exists():
     raise UserError(f'{path} is no workdir of a run: it has no config.json')
   config = _read_form(path / 'config.json', _CONFIG)
@@ -207,6 +214,12 @@ def stale(run: Run, part: str, metrics: dict[str, Any]) -> str | None:
     f'and training chooses epoch {chosen["epoch"]}, step {step}, by now: '
     'evaluate again'
   )
+
+
+def _first_within(path: pathlib.Path) -> pathlib.Path | None:
+  """The first workdir of a run inside another."""
+  found = (path.glob(f'{folder}/run.json') for folder in ('*', 'trials/*'))
+  return min((file.parent for file in itertools.chain(*found)), default=None)
 
 
 def _read_form(path: pathlib.Path, form: forms.Form) -> dict[str, Any]:

@@ -213,6 +213,7 @@ def test_a_comparison_leaves_the_pages_of_its_runs_alone(run_maker, tmp_path):
   assert {file: file.read_bytes() for file in before} == before
   told = report.write_report(paths, tmp_path / 'out')
   assert told == tmp_path / 'out' / 'report.html'
+  assert report.write_report([paths[1]] * 2) == paths[1] / 'report.html'
 
 
 def test_a_full_disk_is_found_before_anything_is_drawn(

@@ -221,6 +221,15 @@ def test_a_bad_line_in_the_middle_is_named(run_maker, tmp_path):
     runs.read(path)
 
 
+@pytest.mark.parametrize('inner', ['fold_0', 'trials/0000'])
+def test_a_workdir_of_several_runs_is_no_run(inner, run_maker, tmp_path):
+  run_maker(tmp_path / inner, splits=(), epochs=0)
+  if inner == 'fold_0':
+    (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match=f'of several runs.* as .*/{inner}$'):
+    runs.read(tmp_path)
+
+
 def test_what_is_no_workdir_is_refused(tmp_path):
   with pytest.raises(UserError, match='is no folder'):
     runs.read(tmp_path / 'nowhere')
