@@ -217,6 +217,18 @@ def _field_of(argument: str) -> str:
   return field if flag == 'config' else ''
 
 
+def _set_as_a_field(flag: str) -> str:
+  """How the fields that an unknown flag may mean are set; '' where none is."""
+  if 'config' not in flags.FLAGS:
+    return ''
+  from fer_jax import config as config_lib
+
+  known = config_lib.flatten(config_lib.get_base())
+  meant = [f for f, _ in known if f'.{f}'.endswith(f'.{flag}')]
+  told = ', '.join(f'--config.{field}' for field in meant)
+  return f'. Did you mean: {told} ?' if meant else ''
+
+
 def _plain(message: str) -> str:
   """A message of ml_collections, which quotes some of them several times and
   lists every field there is between name and suggestion."""
@@ -295,6 +307,8 @@ def main(argv: list[str]) -> int:
     return module.main([verb, *remaining[1:]]) or 0
   except UserError as error:
     return _complain(error, error.status)
+  except flags.UnrecognizedFlagError as error:
+    return _complain(f'{error}{_set_as_a_field(error.flagname)}')
   except flags.Error as error:
     return _complain(error)
   except OSError as error:

@@ -99,6 +99,24 @@ def test_an_override_that_does_not_fit_is_told_as_it_was_given(
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.parametrize(
+  ('flag', 'expected'),
+  [
+    ('--epochs=3', "flag 'epochs'. Did you mean: --config.train.epochs ?"),
+    ('--model.filters=8', 'Did you mean: --config.model.filters ?'),
+    ('--nonsense=3', "Unknown command line flag 'nonsense'"),
+  ],
+)
+def test_a_field_that_is_given_as_a_flag_is_told_as_it_is_set(
+  tmp_path, flag, expected
+):
+  path = tmp_path / 'c.py'
+  path.write_text(_BASE_CONFIG)
+  line = _one_line(_run('train', f'--config={path}', flag))
+  assert line.startswith('fer_jax: Unknown command line'), line
+  assert expected in line, line
+
+
 def test_of_two_overrides_the_wrong_one_is_told(tmp_path):
   path = tmp_path / 'c.py'
   path.write_text(_BASE_CONFIG)

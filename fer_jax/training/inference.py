@@ -69,18 +69,21 @@ class Predictor:
       which: 'best' by validation, or 'latest'.
 
     Raises:
-      UserError: the folder is no workdir or holds no intact checkpoint.
+      UserError: the folder is no workdir or holds no intact checkpoint, or
+        another one is asked for.
     """
+    find = {
+      'best': checkpoint.best_intact,
+      'latest': checkpoint.latest_intact,
+    }
+    if which not in find:
+      raise UserError(f'which is {which!r}; expected one of {", ".join(find)}')
     workdir = pathlib.Path(workdir)
     found = hosts.on_first(lambda: _files_of(workdir))
     config = config_lib.from_json(
       found['config'], source=str(workdir / 'config.json')
     )
     class_names = tuple(found['class_names'])
-    find = {
-      'best': checkpoint.best_intact,
-      'latest': checkpoint.latest_intact,
-    }
     sealed = find[which](workdir)
     if sealed is None:
       raise UserError(f'{workdir} holds no intact checkpoint')

@@ -239,6 +239,8 @@ def test_a_workdir_that_is_a_file_is_named(tiny_config, tmp_path):
 def test_no_workdir_is_named(tmp_path):
   with pytest.raises(UserError, match=r'has no config\.json'):
     Predictor.from_workdir(tmp_path)
+  with pytest.raises(UserError, match=r"which is 'last'; .* best, latest"):
+    Predictor.from_workdir(tmp_path, 'last')
 
 
 def test_files_are_readable_by_whom_the_umask_allows(tmp_path):
