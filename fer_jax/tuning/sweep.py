@@ -113,9 +113,7 @@ def run(
   task.partition_of(config, task.load_dataset(config))
   study = _study(config, space, workdir, settings)
   with queue.asking(workdir):
-    _require_same_sweep(
-      study, config, space, workdir, settings.searching.search
-    )
+    _require_same_sweep(study, config, space, workdir, settings.searching)
 
   count = trial_count(settings, len(study.grid))
   size = population_size(settings.population, count)
@@ -273,7 +271,7 @@ def _require_same_sweep(
   config: config_lib.Config,
   space: Space,
   workdir: pathlib.Path,
-  searched: str,
+  searching: search.Settings,
 ) -> None:
   """Makes study and workdir each other's, or checks that they are.
 
@@ -305,7 +303,8 @@ def _require_same_sweep(
     )
     study.note('config', config_lib.to_json(config))
     study.note('space', space.to_json())
-    study.note('search', searched)
+    study.note('search', searching.search)
+    study.note('prune', searching.prune)
     first = space.stored_base()
     if first is not None and not study.grid:
       # What is found is then no worse than what there was, if it is not pruned.
@@ -322,8 +321,11 @@ def _require_same_sweep(
   there = config_lib.from_json(notes['config'], source=name)
   differ = config_lib.differences(there, config)
   differ += _space_differences(notes['space'], space.to_json())
-  if notes['search'] != searched:
-    differ.append(f'--search is {notes["search"]} there and {searched} here')
+  for flag in ('search', 'prune'):
+    here = getattr(searching, flag)
+    before = notes.get(flag, here)  # of which earlier versions note the first
+    if before != here:
+      differ.append(f'--{flag} is {before} there and {here} here')
   if differ:
     raise UserError(
       f'{name} is of another sweep: {"; ".join(differ)}; choose another '

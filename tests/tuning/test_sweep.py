@@ -372,6 +372,8 @@ def test_mistakes(config, domains, tmp_path, monkeypatch):
     sweep.run(other, domains, home, settings())
   with pytest.raises(UserError, match='--search is tpe there and random here'):
     sweep.run(config, domains, home, settings(search='random'))
+  with pytest.raises(UserError, match='--prune is none there and halving here'):
+    sweep.run(config, domains, home, settings(prune='halving'))
   url = f'sqlite:///{home / "study.db"}'
   with pytest.raises(
     UserError, match=r"study 'one' in sqlite.* another workdir"
