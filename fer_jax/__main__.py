@@ -207,7 +207,8 @@ def _override_mistake(message: str, arguments: list[str]) -> str | None:
   if not named:
     return None
   suggested = _SUGGESTED.search(said)
-  hint = f'did you mean {suggested[1]!r}?' if suggested else _LISTS_FIELDS
+  meant = repr(suggested[1]) if suggested else _fields_meant(name)
+  hint = f'did you mean {meant}?' if meant else _LISTS_FIELDS
   return f'{" or ".join(named)}: there is no field {name!r}; {hint}'
 
 
@@ -217,16 +218,13 @@ def _field_of(argument: str) -> str:
   return field if flag == 'config' else ''
 
 
-def _set_as_a_field(flag: str) -> str:
-  """How the fields that an unknown flag may mean are set; '' where none is."""
-  if 'config' not in flags.FLAGS:
-    return ''
+def _fields_meant(name: str) -> str:
+  """The overrides of fields that a name may stand for; '' where none is."""
   from fer_jax import config as config_lib
 
   known = config_lib.flatten(config_lib.get_base())
-  meant = [f for f, _ in known if f'.{f}'.endswith(f'.{flag}')]
-  told = ', '.join(f'--config.{field}' for field in meant)
-  return f'. Did you mean: {told} ?' if meant else ''
+  meant = [f for f, _ in known if f'.{f}'.endswith(f'.{name}')]
+  return ', '.join(f'--config.{field}' for field in meant)
 
 
 def _plain(message: str) -> str:
@@ -308,7 +306,8 @@ def main(argv: list[str]) -> int:
   except UserError as error:
     return _complain(error, error.status)
   except flags.UnrecognizedFlagError as error:
-    return _complain(f'{error}{_set_as_a_field(error.flagname)}')
+    meant = 'config' in flags.FLAGS and _fields_meant(error.flagname)
+    return _complain(f'{error}. Did you mean: {meant} ?' if meant else error)
   except flags.Error as error:
     return _complain(error)
   except OSError as error:

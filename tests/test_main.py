@@ -82,6 +82,10 @@ def test_missing_config_names_the_flag():
       '--config.zzz=1',
       "there is no field 'zzz'; train --fields lists those there",
     ),
+    (
+      '--config.train.validation_share=0',
+      "'validation_share'; did you mean --config.data.validation_share?",
+    ),
     ('--config.model=residual_gru', 'as --config.model.FIELD=VALUE; train --f'),
     ('--config.train.epochs.x=1', "there is no field 'train.epochs.x'"),
   ],
