@@ -204,6 +204,15 @@ def confusion(
     return png(figure)
 
 
+# The corner where curves of rates are seldom, but those of a poor model are.
+_OVER_CURVES = {
+  'loc': 'lower right',
+  'frameon': True,
+  'framealpha': 0.9,
+  'edgecolor': 'none',
+}
+
+
 def _blank_roc() -> tuple[Figure, Axes]:
   """A figure whose curves are rates, with the diagonal of chance."""
   figure = blank(WIDTH * 1.08)
@@ -233,7 +242,7 @@ def roc(curves: Sequence[dict[str, Any] | None]) -> bytes:
       )
     axes.set_title('ROC, each class against the rest')
     if any(curve is not None for curve in curves):
-      axes.legend(loc='lower right', title='Class and AUC')
+      axes.legend(title='Class and AUC', **_OVER_CURVES)
     return png(figure)
 
 
@@ -277,7 +286,7 @@ def roc_of_folds(
       label=f'mean ± deviation, AUC {area:.3f}',
     )
     axes.set_title('ROC by fold, classes averaged')
-    axes.legend(loc='lower right')
+    axes.legend(**_OVER_CURVES)
     return png(figure)
 
 

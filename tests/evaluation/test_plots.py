@@ -32,3 +32,18 @@ def test_a_single_epoch_has_its_number_alone(drawn):
   axes = drawn()
   low, high = axes.get_xlim()
   assert [n for n in axes.get_xticks() if low <= n <= high] == [1]
+
+
+def test_curves_do_not_run_through_the_names_of_classes(drawn):
+  points = np.linspace(0, 1, 5)
+  curve = {
+    'name': 'sad',
+    'auc': 0.1,
+    'false_positive_rate': points,
+    'true_positive_rate': points**9,
+  }
+  plots.roc([curve])
+  legend = drawn().get_legend()
+  assert legend is not None
+  assert legend.get_frame_on()
+  assert legend.get_frame().get_alpha() > 0.8
