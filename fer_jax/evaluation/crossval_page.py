@@ -41,7 +41,6 @@ def _header(workdir: pathlib.Path, metrics: dict[str, Any]) -> Html:
   protocol, together = metrics['protocol'], metrics['out_of_fold']
   seeds = len(metrics['seeds'])
   over_folds = f'mean ± standard deviation over {crossval.over(metrics)}'
-  clean = protocol['leaks'] is False
   return page.tag(
     'header',
     page.tag('h1', workdir.name or str(workdir)),
@@ -51,16 +50,7 @@ def _header(workdir: pathlib.Path, metrics: dict[str, Any]) -> Html:
       f'{len(metrics["folds"])} runs',
       class_='lead',
     ),
-    page.tag(
-      'div',
-      page.tag(
-        'strong',
-        f'Protocol {protocol["name"]}. '
-        + run_page.LEAK_FLAGS[protocol['leaks']],
-      ),
-      page.tag('p', protocol['reason']),
-      class_=f'notice {"clean" if clean else "leaks"}',
-    ),
+    run_page.notice(metrics['dataset'], protocol),
     page.tiles(
       [
         (

@@ -83,23 +83,11 @@ def plot_grid(drawn: Iterable[Html]) -> Html:
 def protocol_notice(run: Run) -> Html:
   """Data and protocol with the leak flag: what the figures are worth."""
   protocol = run.facts.get('protocol', {})
-  dataset = run.facts.get('dataset', {})
-  leaks = leak_flag(run)
-  described: list[tuple[str, object]] = [
-    ('Data set', f'{dataset.get("name")} {dataset.get("version", "")}'),
-  ]
-  if dataset.get('options'):
-    described.append(('Data options', wording.plain(dataset['options'])))
-  if dataset.get('notes'):
-    described.append(('Notes of its builder', wording.plain(dataset['notes'])))
-  if protocol.get('options'):
-    described.append(('Protocol options', wording.plain(protocol['options'])))
-  described += [
-    ('Data checksum', page.code(f'sha256 {dataset.get("checksum")}')),
+  further: list[tuple[str, object]] = [
     ('Partition digest', page.code(f'sha256 {protocol.get("digest")}')),
   ]
   if 'train' in protocol and 'validation' in protocol:
-    described.append(
+    further.append(
       (
         'Examples',
         f'{protocol["train"]:,} to train on, {protocol["validation"]:,} to '
@@ -108,13 +96,41 @@ def protocol_notice(run: Run) -> Html:
     )
   test = run.evaluations.get('test')
   if test is not None and test.metrics.get('looks') is not None:
-    described.append(
+    further.append(
       (
         'Looks at the test split',
         f'{test.metrics["looks"]} at exactly these examples when the test '
         'figures below were made',
       )
     )
+  return notice(run.facts.get('dataset', {}), protocol, further)
+
+
+def notice(
+  dataset: dict[str, Any],
+  protocol: dict[str, Any],
+  further: Iterable[tuple[str, object]] = (),
+) -> Html:
+  """Protocol with its leak flag and the data it divides.
+
+  Args:
+    dataset: as run.json has it.
+    protocol: as run.json has it, {} where none is known.
+    further: rows that only some pages have.
+  """
+  leaks = protocol.get('leaks')
+  described: list[tuple[str, object]] = [
+    ('Data set', f'{dataset.get("name")} {dataset.get("version", "")}'),
+  ]
+  for title, value in (
+    ('Data options', dataset.get('options')),
+    ('Notes of its builder', dataset.get('notes')),
+    ('Protocol options', protocol.get('options')),
+  ):
+    if value:
+      described.append((title, wording.plain(value)))
+  checksum = page.code(f'sha256 {dataset.get("checksum")}')
+  described += [('Data checksum', checksum), *further]
   return page.tag(
     'div',
     page.tag(

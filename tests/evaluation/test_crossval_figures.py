@@ -60,8 +60,18 @@ def written(tmp_path):
     members.append((fold.fold, fold.seed, folder))
   metrics = {
     'model': 'linear',
-    'dataset': {'name': 'made_up'},
-    'protocol': {'name': 'kfold_images', 'leaks': True, 'reason': 'Made up.'},
+    'dataset': {
+      'name': 'made_up',
+      'version': '1.2.3',
+      'options': {'labels': 'majority'},
+      'checksum': 'ab' * 32,
+    },
+    'protocol': {
+      'name': 'kfold_images',
+      'leaks': True,
+      'reason': 'Made up.',
+      'options': {'folds': FOLDS},
+    },
     **crossval.figures(folds, n_boot=N_BOOT),
     'members': [
       {'fold': fold, 'seed': seed, 'workdir': folder.name}
@@ -155,6 +165,10 @@ def test_terminal_and_page_say_what_the_file_says(written):
     f'seeds, 95 % {interval}, 20 examples'
   )
   assert page.says('over folds and seeds')
+  assert page.says(
+    'Made up. Data set made_up 1.2.3 Data options labels=majority Protocol '
+    f'options folds={FOLDS} Data checksum sha256 {"ab" * 32} Accuracy over'
+  )
   alts = [image['alt'] for image in page.images]
   assert any('40 out-of-fold predictions of 2 seeds, summed' in a for a in alts)
   assert any('each fold and seed' in a for a in alts)
