@@ -1,10 +1,12 @@
 """The tables of the pages are what the records beside them say."""
 
+import functools
 import json
 import pathlib
 import re
 import runpy
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,3 +41,16 @@ def test_speeds_of_the_models_are_those_of_the_records():
     path = ROOT / 'docs' / 'records' / 'models_epyc' / name
     own = json.loads(path.read_text())['train_step']['contenders']['fer_jax']
     assert f'{own["images_per_second"]["median"]:,.0f}' == rate, model
+
+
+def test_four_seeds_of_a_model_of_ones_own_fit_together(monkeypatch):
+  """Traced, not compiled: what the layers compute is tested with them."""
+  page = (ROOT / 'docs' / 'models.md').read_text()
+  section = page.partition('## Layers in a model of your own')[2]
+  code = section.split('```')[1].removeprefix('python')
+  monkeypatch.setattr(
+    jax, 'jit', lambda f: functools.partial(jax.eval_shape, f)
+  )
+  said = {}
+  exec(compile(code, 'docs/models.md', 'exec'), said)
+  assert said['losses'].shape == (4, 3)
