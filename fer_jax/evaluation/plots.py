@@ -204,7 +204,7 @@ def confusion(
     return png(figure)
 
 
-# The corner where curves of rates are seldom, but those of a poor model are.
+# Curves of a good model stay out of this corner; a poor one's run below it.
 _OVER_CURVES = {
   'loc': 'lower right',
   'frameon': True,

@@ -323,7 +323,7 @@ def _require_same_sweep(
   differ += _space_differences(notes['space'], space.to_json())
   for flag in ('search', 'prune'):
     here = getattr(searching, flag)
-    before = notes.get(flag, here)  # of which earlier versions note the first
+    before = notes.get(flag, here)  # earlier versions note the search alone
     if before != here:
       differ.append(f'--{flag} is {before} there and {here} here')
   if differ:
