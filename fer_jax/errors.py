@@ -18,9 +18,14 @@ class UserError(ValueError):
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-  """ "; did you mean 'X'?" for the known name most like `name`, or ''."""
-  match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-  return f'; did you mean {match[0]!r}?' if match else ''
+  """ "; did you mean 'X'?" for the known name most like `name`, or ''.
+
+  Capitals do not matter.
+  """
+  names = {other.lower(): other for other in known}
+  written = str(name).lower()
+  match = difflib.get_close_matches(written, names, n=1, cutoff=0.5)
+  return f'; did you mean {names[match[0]]!r}?' if match else ''
 
 
 def exhaustion(error: RuntimeError, helps: str) -> str | None:

@@ -130,8 +130,10 @@ def test_overrides_reach_the_specification():
   ('name', 'overrides', 'message'),
   [
     ('residual_bilstn', {}, "did you mean 'residual_bilstm'"),
+    ('VGG16_GRU', {}, "did you mean 'vgg16_gru'"),
     ('resnet', {}, 'known are basic_cnn, cnn_lstm_model2'),
     ('residual_lstm', {'filter': (3,)}, "did you mean 'filters'"),
+    ('residual_lstm', {'UNITS': 3}, "did you mean 'units'"),
     ('residual_lstm', {'zzz': 1}, "no field 'zzz' .it has input_shape, stem"),
     ('residual_lstm', {'kernel_size': 4}, 'kernel_size must be a positive odd'),
     ('residual_lstm', {'kernel_size': 0}, 'kernel_size must be a positive odd'),

@@ -448,6 +448,7 @@ def test_choice_by_platform():
   ('call', 'message'),
   [
     (lambda: choice('fusd'), "did you mean 'fused'"),
+    (lambda: choice('SCAN'), "did you mean 'scan'"),
     (lambda: choice('pallas'), 'none of auto, scan, fused, cudnn, which lstm'),
     (lambda: choice('cudnn'), "this is cpu; here 'auto', 'scan' and 'fused'"),
     (

@@ -24,7 +24,7 @@ def check_backend(backend: str, cell: str) -> None:
   """Raises ValueError where no cell of this kind could run on `backend`."""
   allowed = ['auto', *(b for b in BACKENDS if b != 'cudnn' or cell == 'lstm')]
   if backend not in allowed:
-    near = difflib.get_close_matches(str(backend), allowed, n=1)
+    near = difflib.get_close_matches(str(backend).lower(), allowed, n=1)
     raise ValueError(
       f'backend {backend!r} is none of {", ".join(allowed)}, which '
       f'{cell} can run on' + (f' (did you mean {near[0]!r}?)' if near else '')
