@@ -5,9 +5,6 @@ time that it takes to build a model.
 """
 
 import contextlib
-import os
-
-os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 import jax.numpy as jnp
 import keras

@@ -7,9 +7,6 @@ backbones and the reading of files are tested.
 """
 
 import functools
-import os
-
-os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 import jax
 import jax.numpy as jnp

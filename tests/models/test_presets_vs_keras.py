@@ -6,9 +6,6 @@ are its tables, row by row.
 """
 
 import functools
-import os
-
-os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 import jax
 import jax.numpy as jnp

@@ -5,10 +5,7 @@ networks, in test_backbones_vs_keras.py and test_backbones_vs_torch.py.
 """
 
 import doctest
-import os
 import zipfile
-
-os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 import h5py
 import jax

@@ -3,10 +3,6 @@
 LSTM and GRU have a file of their own.
 """
 
-import os
-
-os.environ.setdefault('KERAS_BACKEND', 'jax')
-
 import jax
 import jax.numpy as jnp
 import keras

@@ -1,9 +1,6 @@
 """Depthwise and separable convolution against Keras' and XLA's own."""
 
 import functools
-import os
-
-os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 import jax
 import jax.numpy as jnp
