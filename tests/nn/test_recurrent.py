@@ -14,6 +14,7 @@ from fer_jax.nn.recurrent import layers as recurrent
 B, T, D, H = 3, 5, 4, 6
 LENGTHS = np.array([5, 2, 4])
 MASK = np.arange(T)[None] < LENGTHS[:, None]
+GAPS = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 0, 1]], bool)
 
 
 def sigmoid(x):
@@ -152,13 +153,17 @@ def test_gru_equals_flax_cell():
 
 @pytest.mark.parametrize('kind', ['lstm', 'gru'])
 def test_bidirectional_equals_two_layers(kind):
-  """Reference: each direction on its own; 1e-6."""
+  """Reference: each direction on its own, from a carry of its own; 1e-6."""
   forward, backward = make(kind, seed=0), make(kind, units=3, seed=1)
   x, mask = sequence(), jnp.asarray(MASK)
   both = Bidirectional(forward, backward)
-  y, carry = both(x, mask)
-  ahead, carry_ahead = forward(x, mask)
-  back, carry_back = backward(x, mask, reverse=True)
+  starts = tuple(
+    tuple(part + start for part in layer.initial_carry(B))
+    for layer, start in ((forward, 0.5), (backward, -0.5))
+  )
+  y, carry = both(x, mask, carry=starts)
+  ahead, carry_ahead = forward(x, mask, carry=starts[0])
+  back, carry_back = backward(x, mask, carry=starts[1], reverse=True)
   np.testing.assert_allclose(y[..., :H], ahead, atol=1e-6)
   np.testing.assert_allclose(y[..., H:], back, atol=1e-6)
   jax.tree.map(
@@ -217,15 +222,17 @@ def test_dropout_of_a_stack_in_a_stack_acts_too():
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_streaming_by_frame_equals_the_whole_clip(kind):
+@pytest.mark.parametrize('mask', [None, GAPS], ids=['all', 'gaps'])
+def test_streaming_by_frame_equals_the_whole_clip(kind, mask):
   """Carries fed back one step at a time; 1e-6."""
   layers = Stacked([make(kind), make(kind, H, 3, seed=1)])
   x = sequence()
-  call = jax.jit(lambda x, carry: layers(x, carry=carry))
-  whole, whole_carry = call(x, None)
+  call = jax.jit(lambda x, mask, carry: layers(x, mask, carry=carry))
+  whole, whole_carry = call(x, mask, None)
   carry = layers.initial_carry(B)
   for t in range(T):
-    y, carry = call(x[:, t : t + 1], carry)
+    now = None if mask is None else mask[:, t : t + 1]
+    y, carry = call(x[:, t : t + 1], now, carry)
     np.testing.assert_allclose(y[:, 0], whole[:, t], atol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
