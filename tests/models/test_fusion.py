@@ -302,6 +302,20 @@ def test_dropout_needs_a_key_and_takes_a_traced_rate():
   assert jnp.abs(dropped - other).max() > 1e-3
 
 
+@pytest.mark.parametrize('rate', [0.5, 0.0])
+def test_dropout_between_recurrent_layers_has_a_rate_of_its_own(rate):
+  """The rate of all others neither starts nor changes it; exact."""
+  model = small(recurrent_layers=2, recurrent_dropout=rate)
+
+  def outputs(**options):
+    return evaluate(model, images(), **options)[1]['recurrent1']
+
+  key = jax.random.key(3)
+  dropped = outputs(key=key, dropout=0.3)
+  np.testing.assert_array_equal(outputs(key=key, dropout=0.6), dropped)
+  assert (jnp.abs(dropped - outputs()).max() > 1e-3) == (rate > 0)
+
+
 def test_vmap_over_members_equals_each_alone():
   """Stacked parameters, statistics and images; 1e-5."""
   members = [small('residual_lstm', seed) for seed in (0, 1)]
