@@ -125,13 +125,18 @@ def test_fused_equals_the_scan(cells, reverse, mask, shape):
 
 
 @pytest.mark.parametrize('cell', KINDS)
-def test_fused_equals_the_scan_in_bfloat16(cell):
+@pytest.mark.parametrize(
+  ('dtype', 'tolerance'), [('bfloat16', 2e-2), ('float16', 3e-3)]
+)
+def test_fused_equals_the_scan_in_half_precision(cell, dtype, tolerance):
   """Both round what enters a product, and sum in float32: values to 1e-5 of
-  the largest. The scan rounds sums of gradients too: 2e-2."""
-  operands = problem((cell,), jnp.bfloat16)
+  the largest. The scan rounds sums of gradients too, to bfloat16's 2^-8 or
+  float16's 2^-11."""
+  cells, dtype = (cell, 'lstm'), jnp.dtype(dtype)
+  operands = problem(cells, dtype)
   found, expected = (
-    jax.jit(value_and_gradients(n, (cell,), (False,), jnp.bfloat16))(
-      operands, None
+    jax.jit(value_and_gradients(n, cells, (False, True), dtype))(
+      operands, jnp.asarray(MASK)
     )
     for n in ('fused', 'scan')
   )
@@ -139,7 +144,7 @@ def test_fused_equals_the_scan_in_bfloat16(cell):
   (_, expected_results), expected_gradients = expected
   compare(found_results, expected_results, 1e-5)
   assert found_results[0][0].dtype == jnp.float32
-  compare(found_gradients, expected_gradients, 2e-2)
+  compare(found_gradients, expected_gradients, tolerance)
 
 
 @pytest.mark.parametrize('cell', KINDS)
@@ -149,7 +154,7 @@ def test_fused_equals_the_scan_in_float64(cell):
     operands = problem((cell,), np.float64)
     found, expected = (
       jax.jit(value_and_gradients(n, (cell,), (True,), np.float64))(
-        operands, None
+        operands, jnp.asarray(MASK)
       )
       for n in ('fused', 'scan')
     )
