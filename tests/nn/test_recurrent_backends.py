@@ -3,6 +3,7 @@
 import doctest
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -221,6 +222,17 @@ def test_fused_loops_never_copy_the_sequence(cell):
   ]
   assert whole in inside
   assert not copies
+
+
+@pytest.mark.parametrize('backend', ['scan', 'fused'])
+def test_both_directions_share_one_loop(backend):
+  forward, backward = (
+    LSTM(D, H, backend=backend, rngs=nnx.Rngs(n)) for n in range(2)
+  )
+  program = jax.make_jaxpr(Bidirectional(forward, backward))(
+    jnp.ones((B, T, D))
+  )
+  assert len(re.findall(r'= (?:scan|while)\[', str(program))) == 1
 
 
 def test_without_gradients_nothing_is_kept_for_them():
