@@ -20,6 +20,7 @@ from fer_jax.models.layer_table import layer_table
 from fer_jax.models.presets.shared import RECURRENCES
 from fer_jax.models.stages import sequences
 from fer_jax.nn import GRU, LSTM, conv
+from fer_jax.training import probe
 
 SMALL = {
   'residual_lstm': {'input_shape': (16, 8, 1), 'filters': (4, 6)},
@@ -393,6 +394,37 @@ def test_which_variants_see_the_order_of_steps(name, how):
     assert moved > 1e-4
   else:
     assert moved < 1e-5
+
+
+@pytest.mark.parametrize('how', RECURRENCES)
+@pytest.mark.parametrize('name', FUSION)
+def test_padding_changes_no_clip(name, how):
+  """Body and head on maps, what a mask hides being no number and behind the
+  frames or between them. Reference: the clip as long as it is; 1e-5 of the
+  largest."""
+  with shallow():
+    like = abstract(name, **overrides(name, recurrence=how))
+  on_maps = probe.on_maps(like.specification, like.map_shape)
+  graphdef, state = nnx.split(
+    drawn(
+      nnx.eval_shape(
+        lambda: models.FusionModel(on_maps, num_classes=3, rngs=nnx.Rngs(0))
+      )
+    )
+  )
+  call = jax.jit(lambda *inputs: nnx.merge(graphdef, state)(*inputs))
+  draw = np.random.default_rng(1)
+  clip = jnp.asarray(draw.uniform(0, 1, (1, 2, *like.map_shape)), jnp.float32)
+  expected = call(clip)
+  nothing = jnp.full_like(clip[:, :1], jnp.nan)
+  for frames, mask in (
+    ((clip, nothing), [[True, True, False]]),
+    ((clip[:, :1], nothing, clip[:, 1:]), [[True, False, True]]),
+  ):
+    found = call(jnp.concatenate(frames, 1), jnp.array(mask))
+    scale = jnp.abs(expected).max()
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
+  assert jnp.abs(call(clip.at[:, 1].set(0)) - expected).max() > 1e-3
 
 
 def shuffled(clip):
