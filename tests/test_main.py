@@ -59,6 +59,31 @@ def test_every_verb_has_help(verb):
   assert '--' in done.stdout
 
 
+@pytest.mark.parametrize(
+  ('flags', 'kept'), [((), True), (('--compile_cache=',), False)]
+)
+def test_programs_are_kept_unless_told_otherwise(tmp_path, flags, kept):
+  """Of a verb, and what it compiles; the place is the user's cache."""
+  environ = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
+  environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  del environ['JAX_COMPILATION_CACHE_DIR']
+  compiles = """
+import sys
+from fer_jax.__main__ import main
+main(sys.argv)
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+"""
+  subprocess.run(
+    [sys.executable, '-c', compiles, 'summary', '--model=basic_cnn', *flags],
+    capture_output=True,
+    env=environ,
+    check=True,
+  )
+  place = tmp_path / 'fer_jax' / 'xla'
+  assert (place.is_dir() and any(place.iterdir())) == kept
+
+
 def test_an_unknown_verb_names_those_there_are():
   line = _one_line(_run('trian'))
   expected = f'expected one of {", ".join(verbs())}'
