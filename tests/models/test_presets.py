@@ -645,11 +645,38 @@ def test_what_cannot_be_is_named(name, fields, message):
     models.check(name, **fields)
 
 
-@pytest.mark.parametrize(
-  ('name', 'size'), [('cnn_lstm_model3', 22), ('cnn_model1', 10)]
-)
-def test_the_least_size_is_enough(name, size):
-  assert min(abstract(name, input_shape=(size, size, 1)).map_shape) == 1
+LEAST = {
+  'basic_cnn': 4,
+  'cnn_lstm_model2': 22,
+  'cnn_lstm_model3': 22,
+  'cnn_model1': 10,
+  'densenet121_gru': 29,
+  'improved_cnn': 16,
+  'residual_bilstm': 8,
+  'residual_gru': 8,
+  'residual_lstm': 8,
+  'vgg16_gru': 32,
+  'xception_gru': 7,
+}
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('name', models.available())
+def test_the_least_size_is_enough(name, channels):
+  """Grey or RGB; of a pixel less in either direction nothing is left."""
+  size = LEAST[name]
+  with shallow():
+    model = abstract(name, input_shape=(size, size, channels))
+  assert model.map_shape[:2] == (1, 1)
+  graphdef, state = nnx.split(model)
+  logits = jax.eval_shape(
+    lambda state, x: nnx.merge(graphdef, state)(x),
+    *(state, jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)),
+  )
+  assert logits.shape == (2, 7)
+  for smaller in ((size - 1, size, channels), (size, size - 1, channels)):
+    with pytest.raises(ValueError, match=rf'at least {size} ?x ?{size}'):
+      models.check(name, input_shape=smaller)
 
 
 def test_the_scales_of_pixels_are_those_of_specifications():
