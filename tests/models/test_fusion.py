@@ -15,6 +15,7 @@ from flax import nnx
 from fer_jax import models
 from fer_jax.models import FusionModel, fusion, registry
 from fer_jax.models import specification as spec
+from fer_jax.nn import GRU
 
 K = 3
 SHAPE = (16, 8, 1)
@@ -404,6 +405,22 @@ def test_stages_of_other_systems(body, grid, steps):
     np.testing.assert_array_equal(
       features['tokens'].reshape(2, -1), x.reshape(2, -1)
     )
+
+
+@pytest.mark.parametrize(
+  ('reset_after', 'bias'), [(True, (2, 9)), (False, (9,))]
+)
+def test_a_stage_has_the_form_of_gru_that_it_names(reset_after, bias):
+  """Of Keras' two forms one has a bias for each product."""
+  stage = spec.Recurrent(
+    'gru', 3, layers=2, bidirectional=True, reset_after=reset_after
+  )
+  model = nnx.eval_shape(
+    lambda: build([], [spec.Rows(), stage, spec.Mean()], shape=(6, 5, 4))
+  )
+  cells = [m for _, m in nnx.iter_modules(model) if isinstance(m, GRU)]
+  assert [cell.reset_after for cell in cells] == 4 * [reset_after]
+  assert {cell.bias.shape for cell in cells} == {bias}
 
 
 @pytest.mark.parametrize(
