@@ -15,7 +15,7 @@ from flax import nnx
 from fer_jax import models
 from fer_jax.models import FusionModel, fusion, registry
 from fer_jax.models import specification as spec
-from fer_jax.nn import GRU
+from fer_jax.nn import GRU, Dropout
 
 K = 3
 SHAPE = (16, 8, 1)
@@ -315,6 +315,24 @@ def test_dropout_between_recurrent_layers_has_a_rate_of_its_own(rate):
   dropped = outputs(key=key, dropout=0.3)
   np.testing.assert_array_equal(outputs(key=key, dropout=0.6), dropped)
   assert (jnp.abs(dropped - outputs()).max() > 1e-3) == (rate > 0)
+
+
+def test_every_dropout_of_a_model_draws_by_a_key_of_its_own(monkeypatch):
+  keys = []
+
+  def recorded(self, x, *, key, rate=None):
+    keys.append(tuple(jax.random.key_data(key).tolist()))
+    return x
+
+  monkeypatch.setattr(Dropout, '__call__', recorded)
+  model = build(
+    [],
+    [spec.Grid(), spec.Recurrent('gru', 2, layers=3, dropout=0.5), spec.Mean()],
+    [spec.Drop(0.5), spec.Drop(0.5)],
+    shape=(1, 2, 1),
+  )
+  model(jnp.ones((1, 1, 2, 1)), key=jax.random.key(0))
+  assert len(set(keys)) == len(keys) == 4
 
 
 def test_vmap_over_members_equals_each_alone():

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fer_jax.nn import GRU, LSTM, Bidirectional, Stacked, attention
+from fer_jax.nn import (
+  GRU,
+  LSTM,
+  Bidirectional,
+  Dropout,
+  Stacked,
+  attention,
+)
 from fer_jax.nn.recurrent import layers as recurrent
 
 B, T, D, H = 3, 5, 4, 6
@@ -219,6 +226,21 @@ def test_dropout_of_a_stack_in_a_stack_acts_too():
   plain = layers(x)[0]
   assert jnp.abs(layers(x, key=key)[0] - plain).max() > 1e-3
   np.testing.assert_array_equal(layers(x, key=key, rate=0.0)[0], plain)
+
+
+def test_every_dropout_of_a_stack_draws_by_a_key_of_its_own(monkeypatch):
+  keys = []
+
+  def recorded(self, x, *, key, rate=None):
+    keys.append(tuple(jax.random.key_data(key).tolist()))
+    return x
+
+  def three():
+    return Stacked([make('gru', H) for _ in range(3)], dropout=0.5)
+
+  monkeypatch.setattr(Dropout, '__call__', recorded)
+  Stacked([three(), three()])(sequence(shape=(1, 1, H)), key=jax.random.key(0))
+  assert len(set(keys)) == len(keys) == 5
 
 
 @pytest.mark.parametrize('kind', KINDS)
