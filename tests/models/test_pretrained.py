@@ -191,7 +191,8 @@ def test_files_without_names_go_by_order(keras_files, expected, tmp_path):
 def test_file_of_another_network(keras_files):
   with pytest.raises(
     ValueError,
-    match=r'does not fit VGG16: .*; it lacks block2_conv1;.* and \d+ more',
+    match=r'does not fit VGG16: it lacks block2_conv1;.* and 7 more; '
+    r'block1_conv1 holds 1 tensors, .*; it adds .* and \d+ more$',
   ):
     load_pretrained(abstract(VGG16), keras_files['Keras 3 weights'])
 
@@ -293,6 +294,12 @@ class TestNarrow:
       (
         {f'extra{n}': np.zeros(1) for n in range(7)},
         'extra0; it adds extra1; it adds extra2; it adds extra3; and 3 more$',
+      ),
+      (
+        {f'features__{n}__bias': None for n in (0, 2, 5, 7, 10)}
+        | {f'module__{n}': np.zeros(1) for n in range(5)},
+        'features.0.bias; .* features.7.bias; and 1 more; it adds module.0; '
+        '.* module.3; and 1 more$',
       ),
       (
         {

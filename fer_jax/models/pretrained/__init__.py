@@ -84,12 +84,14 @@ def load_pretrained(
         f'{backbone.family!r}: the two differ in normalisation, padding or '
         f'pixel scaling, so build it with family={contents.family!r}'
       )
-    found, problems, left_out = contents.match(variables)
-    problems += _wrong_shapes(variables, found)
-    if problems:
+    found, lacking, others, left_out = contents.match(variables)
+    others += _wrong_shapes(variables, found)
+    if lacking or others:
+      # Some of each: of a file with names of its own both say which it has.
+      problems = '; '.join(map(listed, filter(None, (lacking, others))))
       raise UserError(
         f'{path} does not fit {type(backbone).__name__}'
-        f'{_hint(backbone, contents)}: {listed(problems)}'
+        f'{_hint(backbone, contents)}: {problems}'
       )
     # All are read before any is set.
     values = {name: _read(found[name]) for name in variables}

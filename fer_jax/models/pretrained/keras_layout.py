@@ -68,8 +68,9 @@ class KerasContents:
 
   def match(
     self, variables: dict[str, Variable]
-  ) -> tuple[dict[str, FileTensor], list[str], list[str]]:
-    """Tensors by variable, problems, and names of the head's layers."""
+  ) -> tuple[dict[str, FileTensor], list[str], list[str], list[str]]:
+    """Tensors by variable, what it lacks, other problems, and names of the
+    head's layers."""
     left_out = [la.name for la in self._layers if la.kind == 'dense']
     rest = [layer for layer in self._layers if layer.kind != 'dense']
     expected: dict[str, list[tuple[str, Variable]]] = {}
@@ -107,10 +108,10 @@ class KerasContents:
         pairs[path] = next_one
         rest.remove(next_one)
 
-    found = {}
+    found, lacking = {}, []
     for path, parts in expected.items():
       if path not in pairs:
-        problems.append(f'it lacks {parts[0][1].keras_layer or path}')
+        lacking.append(f'it lacks {parts[0][1].keras_layer or path}')
         continue
       layer = pairs[path]
       if len(layer.tensors) != len(parts):
@@ -122,4 +123,4 @@ class KerasContents:
       for (name, _), tensor in zip(parts, layer.tensors, strict=True):
         found[name] = tensor
     problems += [f'it adds {layer.name}' for layer in rest]
-    return found, problems, left_out
+    return found, lacking, problems, left_out

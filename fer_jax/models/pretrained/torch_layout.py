@@ -43,14 +43,15 @@ class TorchContents:
 
   def match(
     self, variables: dict[str, Variable]
-  ) -> tuple[dict[str, FileTensor], list[str], list[str]]:
-    """Tensors by variable, problems, and names of the head's tensors."""
+  ) -> tuple[dict[str, FileTensor], list[str], list[str], list[str]]:
+    """Tensors by variable, what it lacks, other problems, and names of the
+    head's tensors."""
     rest = dict(self._tensors)
-    found, missing, left_out = {}, [], []
+    found, lacking, left_out = {}, [], []
     for name, variable in variables.items():
       tensor = rest.pop(variable.torch_name, None)
       if tensor is None:
-        missing.append(f'it lacks {variable.torch_name}')
+        lacking.append(f'it lacks {variable.torch_name}')
       else:
         found[name] = tensor
     layers = {v.torch_name.rpartition('.')[0] for v in variables.values()}
@@ -61,7 +62,7 @@ class TorchContents:
         left_out.append(name)
       elif part != 'num_batches_tracked' or layer not in layers:
         unexpected.append(f'it adds {name}')
-    return found, missing + unexpected, left_out
+    return found, lacking, unexpected, left_out
 
 
 def _tensor(file, name) -> FileTensor:
