@@ -365,11 +365,18 @@ def test_the_variant_without_recurrence_has_as_many_parameters(name):
   assert sizes['attention'] < sizes['recurrent']
 
 
-@pytest.mark.parametrize('name', ['residual_bilstm', 'cnn_lstm_model3'])
+@pytest.mark.parametrize(
+  ('name', 'shape'),
+  [
+    *((name, (16, 16, 1)) for name in RESIDUAL),
+    ('cnn_lstm_model2', (40, 40, 1)),
+    ('cnn_lstm_model3', (40, 40, 1)),
+    ('densenet121_gru', (64, 96, 3)),
+  ],
+)
 @pytest.mark.parametrize('how', RECURRENCES)
-def test_which_variants_see_the_order_of_steps(name, how):
+def test_which_variants_see_the_order_of_steps(name, shape, how):
   """Steps of the map turned round: only recurrence tells; 1e-5."""
-  shape = (16, 16, 1) if name in RESIDUAL else (40, 40, 1)
   model = small(name, recurrence=how, input_shape=shape)
   draw = np.random.default_rng(1)
   feature_map = draw.uniform(0, 1, (2, *model.map_shape))
