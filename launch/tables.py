@@ -107,6 +107,9 @@ def recurrent() -> list[str]:
         case['cell'].upper(),
         f'{size["batch"]}, {size["steps"]}, {size["inputs"]} → {size["units"]}',
         f'{_milliseconds(contenders["fer_jax"]):.1f}',
+        f'{_milliseconds(contenders["fer_jax divided"]):.1f}'
+        if 'fer_jax divided' in contenders
+        else '',
         *(
           f'{_milliseconds(contenders[peer]):.1f} '
           f'({contenders[peer]["speedup_of_reference"]["median"]:.2f} ×)'
@@ -114,7 +117,7 @@ def recurrent() -> list[str]:
         ),
       ]
     )
-  header = ['layer', 'batch, steps, inputs → units', 'fer_jax']
+  header = ['layer', 'batch, steps, inputs → units', 'fer_jax', 'divided']
   return _table([*header, *peers.values()], rows)
 
 

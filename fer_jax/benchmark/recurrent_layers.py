@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fer_jax.benchmark import contest
-from fer_jax.benchmark.contest import CONTENDERS, OWN, Effort, Peers
+from fer_jax.benchmark.contest import (
+  CONTENDERS,
+  OWN,
+  Contender,
+  Effort,
+  Peers,
+)
 from fer_jax.errors import UserError
 
 KERAS = (f'{CONTENDERS}.recurrent_keras', {'KERAS_BACKEND': 'jax'})
@@ -41,6 +47,8 @@ SIZES = (
   Size(32, 16, 1024, 256),
 )
 CELLS = ('lstm', 'gru')
+DIVIDED = f'{OWN} divided'
+"""Our layer with its batch divided over devices, as `train` divides it."""
 
 
 def measure(
@@ -78,8 +86,11 @@ def measure(
   for cell, size in itertools.product(cells, sizes):
     case = {'cell': cell, 'seed': seed, **dataclasses.asdict(size)}
     place = f'{CONTENDERS}.recurrent_own'
+    own = case | {'divided': False}
+    divided = case | {'divided': True, 'backend': backends[0]}
     contenders = [
-      *contest.variants(OWN, place, case, 'backend', backends),
+      *contest.variants(OWN, place, own, 'backend', backends),
+      Contender(DIVIDED, place, divided),
       *contest.peers_of(PEERS, peers, case),
     ]
     held = contest.hold(contenders, effort, images=size.batch)

@@ -21,6 +21,7 @@ import traceback
 
 from fer_jax import provenance
 from fer_jax.benchmark import machine
+from fer_jax.benchmark.contenders import AbsentError
 
 TAIL_LINES = 12
 """How much of a failed worker's stderr is shown."""
@@ -97,7 +98,7 @@ class Worker:
 
     Returns:
       What the contender says of itself, or {'absent': reason} where its
-      framework is not installed.
+      framework is not installed or it is `AbsentError`.
 
     Raises:
       WorkerError: it failed for another reason.
@@ -170,6 +171,8 @@ def serve(contender: str) -> None:
         answer = {'seconds': run(message['steps'])}
     except ModuleNotFoundError as error:
       answer = {'absent': f'{error.name} is not installed'}
+    except AbsentError as error:
+      answer = {'absent': str(error)}
     except Exception as error:  # The parent says what any of them says.
       traceback.print_exc()
       message = ' '.join(str(error).split())

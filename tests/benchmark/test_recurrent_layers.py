@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from fer_jax import provenance
 from fer_jax.benchmark import recurrent_layers
 from fer_jax.benchmark.contest import Effort
 from fer_jax.benchmark.recurrent_layers import Size
@@ -32,9 +33,27 @@ def test_own_and_flax_layers_are_timed_and_have_the_same_parameters():
     assert len(contender['rounds']) == 2
   assert list(row['contenders']) == ['fer_jax', 'fer_jax scan', 'flax']
   lines = recurrent_layers.table(result)
-  assert len(lines) == 3
-  assert '(2, 3, 4) -> 5' in lines[-1]
-  assert ' ms' in lines[-1]
+  assert len(lines) == 4
+  assert '(2, 3, 4) -> 5' in lines[-2]
+  assert ' ms' in lines[-2]
+  assert lines[-1] == (
+    'fer_jax divided absent: a batch of this size is not divided here'
+  )
+
+
+@pytest.mark.skipif(provenance.cores() < 2, reason='needs two cores')
+def test_a_batch_of_enough_is_divided_over_cores(monkeypatch):
+  # As the process of a user has it, not that of the tests.
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  result = recurrent_layers.measure(
+    [],
+    Effort(rounds=1, warm_up=1, turn_seconds=0.0),
+    sizes=[Size(batch=32, steps=2, inputs=3, units=4)],
+    cells=['gru'],
+  )
+  contenders = result['cases'][0]['contenders']
+  assert contenders['fer_jax']['devices'] == 1
+  assert contenders['fer_jax divided']['devices'] == 2
 
 
 def test_table_names_who_is_absent():

@@ -16,6 +16,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from fer_jax import models
+from fer_jax.benchmark import recurrent_layers
+from fer_jax.benchmark.contenders import recurrent_jax
 from fer_jax.nn import (
   GRU,
   LSTM,
@@ -31,6 +33,7 @@ from fer_jax.nn import (
 )
 from fer_jax.nn.recurrent import layers
 from fer_jax.nn.winograd import winograd_conv
+from fer_jax.training import sharding
 
 AXIS = 'data'
 SHARED, DIVIDED = P(), P(AXIS)
@@ -293,6 +296,21 @@ def check_explicit_axes():
   print('checked axes that are explicit')
 
 
+def check_what_the_benchmark_times():
+  layer = Bidirectional(*(GRU(3, 4, rngs=nnx.Rngs(n)) for n in range(2)))
+  graphdef, params = nnx.split(layer)
+  case = {'batch': 4, 'steps': 5, 'inputs': 3, 'units': 4, 'seed': 0}
+
+  def gradients(mesh):
+    step = recurrent_jax.make_step(
+      lambda params, x: nnx.merge(graphdef, params)(x)[0], mesh
+    )
+    return step(params, *recurrent_layers.draws(case))
+
+  close(gradients(sharding.data_mesh(4)), gradients(None))
+  print('checked what the benchmark times')
+
+
 if __name__ == '__main__':
   assert len(jax.devices()) == 2
   check_recurrent()
@@ -302,3 +320,4 @@ if __name__ == '__main__':
   check_models()
   check_explicit_axes()
   check_cudnn()
+  check_what_the_benchmark_times()

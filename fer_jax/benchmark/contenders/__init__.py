@@ -9,3 +9,7 @@ Every module offers `prepare(case) -> (run, info)`:
   info  dict: 'steps_per_dispatch' (steps come in multiples of it),
         'parameters' (trainable scalars), 'device', 'versions', 'threads'
 """
+
+
+class AbsentError(Exception):
+  """Raised by `prepare`: there is no such contender here, and why."""
