@@ -49,6 +49,9 @@ def prepare(
     results = None
     for _ in range(steps):
       results = step(*operands)
+      if mesh is not None:
+        # Devices of two steps under way can wait for each other for ever.
+        jax.block_until_ready(results)
     jax.block_until_ready(results)
     return time.perf_counter() - begun
 
