@@ -2,7 +2,8 @@
 """Tables of README.md, docs/speed.md and docs/models.md, from the records.
 
   python launch/tables.py speed | speed_other_batches | speed_epyc |
-                          recurrent | population | sweep | data | compilation |
+                          recurrent | recurrent_epyc | population | sweep |
+                          data | compilation |
                           recurrence_temporal | recurrence_fer2013 | claims
 
 prints one, to be pasted; a test compares the pages with what this prints.
@@ -95,21 +96,29 @@ def _rate(contender: dict | None) -> str:
   return f'{rate:,.0f} ({ratio:.2f} ×)'
 
 
-def recurrent() -> list[str]:
-  """Milliseconds of recurrent layers alone."""
-  record = json.loads((RECORDS / 'benchmark_recurrent.json').read_text())
+def recurrent(name: str) -> list[str]:
+  """Milliseconds of recurrent layers alone.
+
+  Args:
+    name: of the record.
+  """
+  record = json.loads((RECORDS / name).read_text())
+  cases = record['recurrent']['cases']
   peers = {'flax': 'Flax `nnx.RNN`', 'keras': 'Keras, JAX', 'torch': 'PyTorch'}
+  own = {'fer_jax': 'fer_jax', 'fer_jax divided': 'divided'}
+  seen = {name for case in cases for name in case['contenders']}
+  own = {name: title for name, title in own.items() if name in seen}
   rows = []
-  for case in record['recurrent']['cases']:
+  for case in cases:
     size, contenders = case['size'], case['contenders']
     rows.append(
       [
         case['cell'].upper(),
         f'{size["batch"]}, {size["steps"]}, {size["inputs"]} → {size["units"]}',
-        f'{_milliseconds(contenders["fer_jax"]):.1f}',
-        f'{_milliseconds(contenders["fer_jax divided"]):.1f}'
-        if 'fer_jax divided' in contenders
-        else '',
+        *(
+          f'{_milliseconds(contenders[name]):.1f}' if name in contenders else ''
+          for name in own
+        ),
         *(
           f'{_milliseconds(contenders[peer]):.1f} '
           f'({contenders[peer]["speedup_of_reference"]["median"]:.2f} ×)'
@@ -117,8 +126,8 @@ def recurrent() -> list[str]:
         ),
       ]
     )
-  header = ['layer', 'batch, steps, inputs → units', 'fer_jax', 'divided']
-  return _table([*header, *peers.values()], rows)
+  header = ['layer', 'batch, steps, inputs → units']
+  return _table([*header, *own.values(), *peers.values()], rows)
 
 
 def population() -> list[str]:
@@ -327,7 +336,8 @@ TABLES = {
   'speed': functools.partial(speed, batches=(64, 4)),
   'speed_other_batches': functools.partial(speed, batches=(256, 32)),
   'speed_epyc': functools.partial(speed, 'models_epyc'),
-  'recurrent': recurrent,
+  'recurrent': functools.partial(recurrent, 'benchmark_recurrent_xeon.json'),
+  'recurrent_epyc': functools.partial(recurrent, 'benchmark_recurrent.json'),
   'population': population,
   'sweep': sweep,
   'data': data,
