@@ -151,8 +151,9 @@ def read(path: str | pathlib.Path, *, name: str | None = None) -> Run:
   path = pathlib.Path(path)
   if not path.is_dir():
     raise UserError(f'{path} is no folder; expected the workdir of a run')
-  inner = _first_within(path)
-  if inner is not None and not (path / 'run.json').exists():
+  has_facts = (path / 'run.json').exists()
+  inner = None if has_facts else _first_within(path)
+  if inner is not None:
     raise UserError(
       f'{path} is the workdir of several runs, a cross-validation or a sweep; '
       f'expected one of them, as {inner}'
@@ -162,7 +163,7 @@ def read(path: str | pathlib.Path, *, name: str | None = None) -> Run:
   config = _read_form(path / 'config.json', _CONFIG)
   notes = []
   facts: dict[str, Any] = {}
-  if (path / 'run.json').exists():
+  if has_facts:
     facts = _read_form(path / 'run.json', _FACTS)
   else:
     notes.append(
