@@ -3,6 +3,7 @@
 Legend: B batch, H x W pixels, C input channels, O output channels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ def conv2d(
       in_features=kernel_hwio.shape[2],
       out_features=kernel_hwio.shape[3],
       output_size=output_size,
+      batch=x_bhwc.shape[0],
       dtype=x_bhwc.dtype,
     )
   if form == 'lax':
@@ -123,12 +125,14 @@ def choose_form(
   in_features: int,
   out_features: int,
   output_size: tuple[int, ...],
+  batch: Any,
   dtype: Any,
 ) -> str:
   """The fastest form of a convolution, one of `FORMS` without 'auto'.
 
-  It does not look at the batch size, so a prediction does not depend on the
-  images beside it.
+  `batch` is of one device, and one that `jax.export` leaves open counts as
+  large. So the same image may differ by rounding between batches of different
+  sizes, though never by what the other images are.
   """
   if platform != 'cpu':
     return 'lax'
@@ -138,11 +142,9 @@ def choose_form(
     return 'patches'
   if strides not in ((1, 1), (2, 2)):
     return 'patches'
-  if dtype != jnp.float32:
-    return 'winograd2'
-  # The fewest products win. Forward and both gradients, batch 64, float32, in
-  # a fori_loop; ms of processor time over two AVX-512 cores, median of 8 to
-  # 15 (jax 0.10.2):
+  # The fewest products win, counted a pair of channels. Forward and both
+  # gradients, batch 64, float32, in a fori_loop; ms of processor time over two
+  # AVX-512 cores, median of 8 to 15 (jax 0.10.2):
   #   output, channels     patches   tiles of 2     3     4
   #   24x24    64 ->  64       182            -    71    52
   #   12x12   128 -> 128       140           72    54    48
@@ -151,9 +153,37 @@ def choose_form(
   #   6x6     128 -> 256 /2     53           53    46   105
   # At stride 2 tiles of 4 save 7 % of the products of tiles of 3 at best, and
   # their transforms cost more.
-  tiles = (2, 3, 4) if strides == (1, 1) else (2, 3)
-  tile = min(tiles, key=lambda tile: products(output_size, strides[0], tile))
-  return f'winograd{tile}'
+  if dtype != jnp.float32:
+    sides = (2,)
+  else:
+    sides = (2, 3, 4) if strides == (1, 1) else (2, 3)
+  costs = {
+    f'winograd{side}': products(output_size, strides[0], side) for side in sides
+  }
+  if isinstance(batch, int):
+    # A few images of many channels do not repay the larger kernel, which is
+    # transformed there and back. Of 4 images, ms on two cores with AVX2 (an
+    # EPYC 7003) and, busy, with AVX-512:
+    #   output, channels   patches     tiles of 2          3          4
+    #   6x6   512 -> 512   17   30       34    74    44  146    84  313
+    #   12x12 512 -> 512   72  135       52   196    62  203   102  198
+    #   12x12 128 -> 128    5    8        4    11     4    7     4    7
+    tiles = _transform_tiles(in_features, out_features)
+    for side in sides:
+      form = f'winograd{side}'
+      elements = products((1, 1), strides[0], side)
+      costs[form] = batch * costs[form] + tiles * elements
+    costs['patches'] = batch * 9 * math.prod(output_size)
+  return min(costs, key=lambda form: costs[form])
+
+
+def _transform_tiles(in_features, out_features):
+  """How many tiles' products take as long as transforms of the kernel.
+
+  Fitted to 70 convolutions of 4 to 64 images. A transformed kernel that does
+  not stay in the cache costs the most.
+  """
+  return min(200, in_features * out_features // 512)
 
 
 def geometry(

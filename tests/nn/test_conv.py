@@ -228,6 +228,16 @@ def test_one_image_does_not_see_the_others():
   np.testing.assert_allclose(batch[7:8], alone, rtol=0, atol=1e-5)
 
 
+# The last stage of VGG16, and a batch that jax.export leaves open.
+FEW = {
+  'in_features': 512,
+  'out_features': 512,
+  'output_size': (6, 6),
+  'batch': 4,
+}
+(OPEN,) = jax.export.symbolic_shape('b')
+
+
 @pytest.mark.parametrize(
   ('platform', 'options', 'forms'),
   [
@@ -241,6 +251,10 @@ def test_one_image_does_not_see_the_others():
     ('cpu', {'kernel_size': (1, 1)}, {'patches'}),
     ('cpu', {'kernel_size': (5, 5)}, {'patches'}),
     ('cpu', {'in_features': 1}, {'patches'}),
+    ('cpu', FEW, {'patches'}),
+    ('cpu', {**FEW, 'dtype': jnp.bfloat16}, {'patches'}),
+    ('cpu', {**FEW, 'batch': 128}, {'winograd3'}),
+    ('cpu', {**FEW, 'batch': OPEN}, {'winograd3'}),
   ],
 )
 def test_choice(platform, options, forms):
@@ -250,9 +264,24 @@ def test_choice(platform, options, forms):
     'in_features': 64,
     'out_features': 64,
     'output_size': (24, 24),
+    'batch': 64,
     'dtype': jnp.float32,
   }
   assert conv.choose_form(platform, **{**shape, **options}) in forms
+
+
+def test_few_images_of_many_channels_are_not_transformed(monkeypatch):
+  monkeypatch.setattr(conv, 'current_platform', lambda: 'cpu')
+
+  def program(batch, form):
+    x = jax.ShapeDtypeStruct((batch, 6, 6, 512), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 512, 512), jnp.float32)
+    return str(
+      jax.make_jaxpr(lambda x, k: conv.conv2d(x, k, form=form))(x, kernel)
+    )
+
+  assert program(4, 'auto') == program(4, 'patches')
+  assert program(128, 'auto') == program(128, 'winograd3')
 
 
 @pytest.mark.parametrize(
