@@ -6,6 +6,7 @@
 #
 #   MODELS, BATCHES   lists, such as MODELS="cnn_model1 vgg16_gru" BATCHES="4 64"
 #   WHAT              of the benchmark (default: train_step,compilation)
+#   ROUNDS            in which every contender takes its turn (default: 5)
 #   PEERS             such as torch,keras_tensorflow (default: all)
 #   PYTHON            interpreter of an environment with the extra `bench`
 #
@@ -23,7 +24,7 @@ for batch in ${BATCHES:-64 4 32 256}; do
     record="$folder/${model}_$batch.json"
     [ ! -e "$record" ] || continue
     "$python" -m fer_jax benchmark --what="${WHAT:-train_step,compilation}" \
-      --model="$model" --batch_size="$batch" --rounds=5 --turn_seconds=0.5 \
+      --model="$model" --batch_size="$batch" --rounds="${ROUNDS:-5}" --turn_seconds=0.5 \
       --peers="${PEERS:-flax,torch,keras_tensorflow,keras_jax}" \
       --json="$record"
   done

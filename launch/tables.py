@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Tables of README.md, docs/speed.md and docs/models.md, from the records.
 
-  python launch/tables.py speed | speed_other_batches | speed_epyc |
-                          recurrent | recurrent_epyc | population | sweep |
-                          data | compilation |
+  python launch/tables.py speed | speed_other_batches | speed_xeon | speed_epyc |
+                          recurrent | recurrent_xeon | recurrent_epyc |
+                          population | sweep | data | compilation |
                           recurrence_temporal | recurrence_fer2013 | claims
 
 prints one, to be pasted; a test compares the pages with what this prints.
@@ -17,6 +17,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
+from fer_jax.benchmark import recurrent_layers
 from fer_jax.claims import table as claims_table
 
 RECORDS = pathlib.Path(__file__).parents[1] / 'docs' / 'records'
@@ -105,7 +106,7 @@ def recurrent(name: str) -> list[str]:
   record = json.loads((RECORDS / name).read_text())
   cases = record['recurrent']['cases']
   peers = {'flax': 'Flax `nnx.RNN`', 'keras': 'Keras, JAX', 'torch': 'PyTorch'}
-  own = {'fer_jax': 'fer_jax', 'fer_jax divided': 'divided'}
+  own = {recurrent_layers.OWN: 'fer_jax', recurrent_layers.DIVIDED: 'divided'}
   seen = {name for case in cases for name in case['contenders']}
   own = {name: title for name, title in own.items() if name in seen}
   rows = []
@@ -335,8 +336,12 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 TABLES = {
   'speed': functools.partial(speed, batches=(64, 4)),
   'speed_other_batches': functools.partial(speed, batches=(256, 32)),
+  'speed_xeon': functools.partial(speed, 'models_xeon'),
   'speed_epyc': functools.partial(speed, 'models_epyc'),
-  'recurrent': functools.partial(recurrent, 'benchmark_recurrent_xeon.json'),
+  'recurrent': functools.partial(recurrent, 'benchmark_recurrent_avx2.json'),
+  'recurrent_xeon': functools.partial(
+    recurrent, 'benchmark_recurrent_xeon.json'
+  ),
   'recurrent_epyc': functools.partial(recurrent, 'benchmark_recurrent.json'),
   'population': population,
   'sweep': sweep,

@@ -153,34 +153,30 @@ def choose_form(
   #   6x6     128 -> 256 /2     53           53    46   105
   # At stride 2 tiles of 4 save 7 % of the products of tiles of 3 at best, and
   # their transforms cost more.
+  sides = (2, 3, 4) if strides == (1, 1) else (2, 3)
   if dtype != jnp.float32:
     sides = (2,)
-  else:
-    sides = (2, 3, 4) if strides == (1, 1) else (2, 3)
-  costs = {
-    f'winograd{side}': products(output_size, strides[0], side) for side in sides
-  }
+  # A few images of many channels do not repay transforms of the kernel. Of 4
+  # images, ms on two cores with AVX2 (an EPYC 7003) and, busy, with AVX-512:
+  #   output, channels   patches     tiles of 2          3          4
+  #   6x6   512 -> 512   17   30       34    74    44  146    84  313
+  #   12x12 512 -> 512   72  135       52   196    62  203   102  198
+  #   12x12 128 -> 128    5    8        4    11     4    7     4    7
+  images, more_tiles = 1, 0
   if isinstance(batch, int):
-    # A few images of many channels do not repay the larger kernel, which is
-    # transformed there and back. Of 4 images, ms on two cores with AVX2 (an
-    # EPYC 7003) and, busy, with AVX-512:
-    #   output, channels   patches     tiles of 2          3          4
-    #   6x6   512 -> 512   17   30       34    74    44  146    84  313
-    #   12x12 512 -> 512   72  135       52   196    62  203   102  198
-    #   12x12 128 -> 128    5    8        4    11     4    7     4    7
-    tiles = _transform_tiles(in_features, out_features)
-    for side in sides:
-      form = f'winograd{side}'
-      elements = products((1, 1), strides[0], side)
-      costs[form] = batch * costs[form] + tiles * elements
-    costs['patches'] = batch * 9 * math.prod(output_size)
+    images, more_tiles = batch, _transform_tiles(in_features, out_features)
+  costs = {'patches': images * 9 * math.prod(output_size)}
+  for side in sides:
+    costs[f'winograd{side}'] = images * products(
+      output_size, strides[0], side
+    ) + more_tiles * products((1, 1), strides[0], side)
   return min(costs, key=lambda form: costs[form])
 
 
 def _transform_tiles(in_features, out_features):
   """How many tiles' products take as long as transforms of the kernel.
 
-  Fitted to 70 convolutions of 4 to 64 images. A transformed kernel that does
+  Fitted to 66 convolutions of 4 to 64 images. A transformed kernel that does
   not stay in the cache costs the most.
   """
   return min(200, in_features * out_features // 512)

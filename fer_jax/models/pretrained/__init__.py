@@ -84,27 +84,29 @@ def load_pretrained(
         f'{backbone.family!r}: the two differ in normalisation, padding or '
         f'pixel scaling, so build it with family={contents.family!r}'
       )
-    found, lacking, others, left_out = contents.match(variables)
-    others += _wrong_shapes(variables, found)
-    if lacking or others:
+    match = contents.match(variables)
+    others = match.problems + _wrong_shapes(variables, match.tensors)
+    if match.lacking or others:
       # Some of each: of a file with names of its own both say which it has.
-      problems = '; '.join(map(listed, filter(None, (lacking, others))))
+      problems = '; '.join(map(listed, filter(None, (match.lacking, others))))
       raise UserError(
         f'{path} does not fit {type(backbone).__name__}'
         f'{_hint(backbone, contents)}: {problems}'
       )
     # All are read before any is set.
-    values = {name: _read(found[name]) for name in variables}
+    values = {name: _read(match.tensors[name]) for name in variables}
   for name, variable in variables.items():
     value = variable.from_file(values[name], backbone.family)
     variable.target.set_value(jnp.asarray(value, variable.target.dtype))
-  loaded = Loaded(str(path), backbone.family, len(values), tuple(left_out))
+  loaded = Loaded(
+    str(path), backbone.family, len(values), tuple(match.left_out)
+  )
   _LOG.info(
     'set %d tensors of %s from %s; left out: %s',
     loaded.tensors,
     type(backbone).__name__,
     path,
-    ', '.join(left_out) or 'nothing',
+    ', '.join(match.left_out) or 'nothing',
   )
   return loaded
 

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fer_jax.models.pretrained.layers import Variable
-from fer_jax.models.pretrained.tensors import FileTensor
+from fer_jax.models.pretrained.tensors import FileTensor, Match
 
 # Kinds of layers by the ranks of their variables. A normalisation layer and a
 # head cannot be taken for one another, whatever they are called.
@@ -66,11 +66,8 @@ class KerasContents:
       tensor.name for layer in self._layers for tensor in layer.tensors
     )
 
-  def match(
-    self, variables: dict[str, Variable]
-  ) -> tuple[dict[str, FileTensor], list[str], list[str], list[str]]:
-    """Tensors by variable, what it lacks, other problems, and names of the
-    head's layers."""
+  def match(self, variables: dict[str, Variable]) -> Match:
+    """Pairs variables of a backbone with tensors by name, or by order."""
     left_out = [la.name for la in self._layers if la.kind == 'dense']
     rest = [layer for layer in self._layers if layer.kind != 'dense']
     expected: dict[str, list[tuple[str, Variable]]] = {}
@@ -123,4 +120,4 @@ class KerasContents:
       for (name, _), tensor in zip(parts, layer.tensors, strict=True):
         found[name] = tensor
     problems += [f'it adds {layer.name}' for layer in rest]
-    return found, lacking, problems, left_out
+    return Match(found, lacking, problems, left_out)

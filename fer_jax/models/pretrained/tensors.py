@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,22 @@ class FileTensor:
   shape: tuple[int, ...]
   dtype: str
   read: Callable[[], np.ndarray]
+
+
+class Match(NamedTuple):
+  """Which of a file's tensors go where, as their names tell.
+
+  Attributes:
+    tensors: by variable.
+    lacking: what of the backbone the file lacks, a sentence each.
+    problems: other reasons not to load it, a sentence each.
+    left_out: names of the head's tensors or layers.
+  """
+
+  tensors: dict[str, FileTensor]
+  lacking: list[str]
+  problems: list[str]
+  left_out: list[str]
 
 
 def listed(items: Sequence[str], most: int = 4) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax.models.pretrained.layers import Variable
-from fer_jax.models.pretrained.tensors import FileTensor
+from fer_jax.models.pretrained.tensors import FileTensor, Match
 
 # torchvision's classifier; timm's classifiers, and its first dense layers of
 # VGG16.
@@ -41,11 +41,8 @@ class TorchContents:
       self._tensors[current] = _tensor(file, name)
     self.names = frozenset(self._tensors)
 
-  def match(
-    self, variables: dict[str, Variable]
-  ) -> tuple[dict[str, FileTensor], list[str], list[str], list[str]]:
-    """Tensors by variable, what it lacks, other problems, and names of the
-    head's tensors."""
+  def match(self, variables: dict[str, Variable]) -> Match:
+    """Pairs variables of a backbone with tensors by their names."""
     rest = dict(self._tensors)
     found, lacking, left_out = {}, [], []
     for name, variable in variables.items():
@@ -55,14 +52,14 @@ class TorchContents:
       else:
         found[name] = tensor
     layers = {v.torch_name.rpartition('.')[0] for v in variables.values()}
-    unexpected = [f'it names {name} twice' for name in self._twice]
+    problems = [f'it names {name} twice' for name in self._twice]
     for name in sorted(rest):
       layer, _, part = name.rpartition('.')
       if name.startswith(_HEADS):
         left_out.append(name)
       elif part != 'num_batches_tracked' or layer not in layers:
-        unexpected.append(f'it adds {name}')
-    return found, lacking, unexpected, left_out
+        problems.append(f'it adds {name}')
+    return Match(found, lacking, problems, left_out)
 
 
 def _tensor(file, name) -> FileTensor:
