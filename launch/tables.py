@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Tables of README.md, docs/speed.md and docs/models.md, from the records.
 
-  python launch/tables.py speed | speed_other_batches | speed_xeon | speed_epyc |
+  python launch/tables.py speed | speed_other_batches |
+                          speed_xeon | speed_epyc |
                           recurrent | recurrent_xeon | recurrent_epyc |
                           population | sweep | data | compilation |
                           recurrence_temporal | recurrence_fer2013 | claims
