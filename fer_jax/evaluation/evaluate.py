@@ -376,9 +376,12 @@ def _open_split(
   else:
     index, ids, slices = partition.validation, partition.validation_ids, {}
   if not len(index):
+    hint = ''
+    if split == 'validation' and partition.test_count:
+      hint = f'; --split=test has {partition.test_count:,}'
     raise UserError(
       f'the {split} split of {dataset.name} under protocol {name} has no '
-      'examples'
+      f'examples{hint}'
     )
   return SplitRows(
     index=np.asarray(index),
