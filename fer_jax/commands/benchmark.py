@@ -75,6 +75,13 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'warm_up', 8, 'steps that each runs first, not counted', lower_bound=1
   )
+  flags.DEFINE_integer(
+    'steps_per_dispatch',
+    8,
+    'steps in one loop of ours and in an epoch of Keras; less than 8 where a '
+    'step takes seconds',
+    lower_bound=1,
+  )
   flags.DEFINE_float(
     'turn_seconds', 2.0, 'what a turn lasts at least', lower_bound=0.0
   )
@@ -159,6 +166,7 @@ def main(argv: list[str]) -> None:
     values.model,
     values.set,
     values.batch_size,
+    steps_per_dispatch=values.steps_per_dispatch,
     of_peers=bool({'train_step', 'population'} & set(values.what)),
   )
   record = {
@@ -280,7 +288,12 @@ def _search() -> dict:
 
 
 def _case(
-  model: str, assignments: list[str], batch_size: int, *, of_peers: bool
+  model: str,
+  assignments: list[str],
+  batch_size: int,
+  *,
+  steps_per_dispatch: int,
+  of_peers: bool,
 ) -> dict:
   """What the contenders are asked to build, as JSON holds it."""
   from fer_jax import models
@@ -305,6 +318,7 @@ def _case(
     'dropout': fields['dropout'],
     'num_classes': NUM_CLASSES,
     'batch_size': batch_size,
+    'steps_per_dispatch': steps_per_dispatch,
     'learning_rate': LEARNING_RATE,
     'seed': SEED,
   }

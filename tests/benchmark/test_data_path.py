@@ -30,6 +30,7 @@ CASE = {
   'dropout': 0.0,
   'num_classes': 7,
   'batch_size': 4,
+  'steps_per_dispatch': 8,
   'learning_rate': 1e-3,
   'seed': 0,
 }

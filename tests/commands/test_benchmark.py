@@ -37,6 +37,7 @@ def test_record_of_a_whole_run(tmp_path):
     *['--model=residual_lstm', '--batch_size=32', '--peers=flax'],
     *['--what=train_step,population', '--members=3'],
     *['--rounds=2', '--warm_up=1', '--turn_seconds=0'],
+    '--steps_per_dispatch=3',
     *[f'--json={target}', f'--compile_cache={tmp_path / "programs"}'],
     environ={'JAX_PLATFORMS': 'cpu'},
   ).result()
@@ -50,7 +51,9 @@ def test_record_of_a_whole_run(tmp_path):
   # As `train` divides them.
   divided = step['contenders']['fer_jax']['devices']
   assert divided == cores.parts_of_batch(32)
-  assert set(step['contenders']) == {'fer_jax', 'flax'}
+  assert {
+    name: row['steps_per_dispatch'] for name, row in step['contenders'].items()
+  } == {'fer_jax': 3, 'flax': 1}
   for row in step['contenders'].values():
     assert row['parameters'] == step['parameters']
     assert row['versions']['jax']
@@ -65,6 +68,7 @@ def test_record_of_a_whole_run(tmp_path):
   share = runs['share_of_in_a_row']
   assert share['min'] <= share['median'] <= share['max']
   row = runs['contenders']['population']
+  assert row['steps_per_dispatch'] == 3
   assert row['images_per_second']['max'] == pytest.approx(
     3 * 32 / row['seconds_per_step']['min']
   )
@@ -171,6 +175,7 @@ def test_another_network_is_not_compared():
     'input_shape': [48, 48, 1],
     'num_classes': 7,
     'batch_size': 2,
+    'steps_per_dispatch': 1,
     'learning_rate': 1e-3,
     'dropout': 0.0,
     'seed': 0,

@@ -16,9 +16,6 @@ import numpy as np
 from fer_jax import provenance
 from fer_jax.benchmark.architecture import Layer
 
-STEPS_PER_EPOCH = 8
-"""`fit` has a cost a call and an epoch; eight steps share it."""
-
 BACKEND_PACKAGES = {
   'tensorflow': ('tensorflow', 'tensorflow-cpu'),
   'jax': ('jax', 'jaxlib'),
@@ -128,7 +125,9 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
   )
   draws = np.random.default_rng(case['seed'])
-  count = STEPS_PER_EPOCH * case['batch_size']
+  # `fit` has a cost a call and an epoch; the steps of an epoch share it.
+  epoch = case['steps_per_dispatch']
+  count = epoch * case['batch_size']
   images = draws.standard_normal((count, *case['input_shape']), np.float32)
   labels = draws.integers(case['num_classes'], size=count)
 
@@ -138,14 +137,14 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
       images,
       labels,
       batch_size=case['batch_size'],
-      epochs=steps // STEPS_PER_EPOCH,
+      epochs=steps // epoch,
       shuffle=False,
       verbose=0,  # pyright: ignore[reportArgumentType]
     )
     return time.perf_counter() - begun
 
   return run, {
-    'steps_per_dispatch': STEPS_PER_EPOCH,
+    'steps_per_dispatch': epoch,
     'parameters': sum(int(np.prod(w.shape)) for w in model.trainable_weights),
     'device': device,
     'backend': backend,

@@ -26,9 +26,9 @@ from fer_jax.training import cores, optim, sharding
 from fer_jax.training import state as state_lib
 from fer_jax.training import step as step_lib
 
-STEPS_PER_DISPATCH = 8
 SET_STEPS = 32
-"""Steps' worth of images in the resident set, so that gathers go far."""
+"""Steps' worth of images in the resident set, so that gathers go far; at least
+a dispatch, and whole ones."""
 
 
 def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
@@ -39,12 +39,13 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   images, order, plan = sharding.replicated((images, order, plan), mesh)
   settings = settings_of(case)
   graphdef = graph_definition(case)
+  dispatch = case['steps_per_dispatch']
   state = sharding.replicated(
     jax.jit(functools.partial(initial_state, case))(), mesh
   )
   sums = sharding.replicated(step_lib.zero_sums(), mesh)
   info = {
-    'steps_per_dispatch': STEPS_PER_DISPATCH,
+    'steps_per_dispatch': dispatch,
     'parameters': state_lib.parameter_count(state.params),
     'device': jax.devices()[0].device_kind,
     'devices': sharding.parts(mesh),
@@ -54,24 +55,19 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
     ),
   }
   if case['what'] == 'input_path':
-    return _input_path(images, order, count, plan, settings, mesh), info
+    path = _input_path(
+      images, order, count, plan, settings, mesh, dispatch=dispatch
+    )
+    return path, info
   block = step_lib.make_block(graphdef, settings, mesh)
 
   def run(steps: int) -> float:
     nonlocal state
     before = int(state.step)
     begun = time.perf_counter()
-    for start in _starts(steps):
-      state, _ = block(
-        state,
-        sums,
-        images,
-        order,
-        count,
-        start,
-        start + STEPS_PER_DISPATCH,
-        plan,
-      )
+    for start in _starts(steps, dispatch):
+      stop = start + dispatch
+      state, _ = block(state, sums, images, order, count, start, stop, plan)
     jax.block_until_ready(state)
     seconds = time.perf_counter() - begun
     if int(state.step) - before != steps:
@@ -100,7 +96,7 @@ def resident_set(case: dict) -> tuple[Any, jax.Array, int, step_lib.Plan]:
   """Random images, an order of theirs, their number, and a plan."""
   draws = np.random.default_rng(case['seed'])
   classes = case['num_classes']
-  count = SET_STEPS * case['batch_size']
+  count = _set_steps(case['steps_per_dispatch']) * case['batch_size']
   shape = (count, *case['input_shape'])
   labels = draws.integers(classes, size=count)
   images = jax.device_put(
@@ -161,7 +157,7 @@ def initial_state(case: dict) -> state_lib.TrainState:
 
 
 def _input_path(
-  images, order, count, plan, settings, mesh
+  images, order, count, plan, settings, mesh, *, dispatch
 ) -> Callable[[int], float]:
   """Everything of a step that comes before the model, without the model."""
   settings = settings.over(mesh)
@@ -180,15 +176,15 @@ def _input_path(
       # Every pixel is asked for, or the compiler would leave the work out.
       return total + jnp.sum(jnp.square(inputs)) + jnp.sum(targets)
 
-    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, body, total)
+    return jax.lax.fori_loop(0, dispatch, body, total)
 
   block = jax.jit(sharding.over_devices(block, mesh))
 
   def run(steps: int) -> float:
     begun = time.perf_counter()
     total = sharding.replicated(jnp.zeros(()), mesh)
-    for step, start in enumerate(_starts(steps)):
-      first = step * STEPS_PER_DISPATCH
+    for number, start in enumerate(_starts(steps, dispatch)):
+      first = number * dispatch
       total = block(total, images, order, plan, start, first)
     jax.block_until_ready(total)
     return time.perf_counter() - begun
@@ -196,9 +192,15 @@ def _input_path(
   return run
 
 
-def _starts(steps: int) -> list[int]:
+def _starts(steps: int, dispatch: int) -> list[int]:
   """First step of each dispatch, going round the set."""
-  return [start % SET_STEPS for start in range(0, steps, STEPS_PER_DISPATCH)]
+  whole = _set_steps(dispatch)
+  return [start % whole for start in range(0, steps, dispatch)]
+
+
+def _set_steps(dispatch: int) -> int:
+  """`SET_STEPS`, or near it in whole dispatches."""
+  return max(1, SET_STEPS // dispatch) * dispatch
 
 
 def _tuples(overrides: dict) -> dict:

@@ -24,6 +24,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   """See `fer_jax.benchmark.contenders`."""
   cores.spread(case['members'])
   case = {**case, 'what': 'train_step'}
+  dispatch = case['steps_per_dispatch']
   images, order, _, plan = own.resident_set(case)
   settings = own.settings_of(case)
   members = [
@@ -43,14 +44,14 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
     settings_of=lambda epoch: settings,
     selection=progress.SelectionSettings(metric='last'),
     epochs=ENDLESS,
-    block_steps=own.STEPS_PER_DISPATCH,
+    block_steps=dispatch,
     mapping=case['mapping'],
   )
   blocks = _endless(together)
 
   def run(steps: int) -> float:
     begun = time.perf_counter()
-    for _ in range(0, steps, own.STEPS_PER_DISPATCH):
+    for _ in range(0, steps, dispatch):
       next(blocks)
     together.wait()
     seconds = time.perf_counter() - begun
@@ -59,7 +60,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
     return seconds
 
   return run, {
-    'steps_per_dispatch': own.STEPS_PER_DISPATCH,
+    'steps_per_dispatch': dispatch,
     'parameters': state_lib.parameter_count(members[0].state.params),
     'mapping': together.mapping,
     'devices': min(jax.local_device_count(), case['members']),

@@ -35,6 +35,7 @@ def case(name):
     'input_shape': [12, 12, 1],
     'num_classes': 7,
     'batch_size': 3,
+    'steps_per_dispatch': 2,
     'learning_rate': 1e-3,
     'seed': 0,
   }
@@ -65,7 +66,8 @@ def test_keras(name):
     info = worker.prepare(built)
     assert info['backend'] == 'jax'
     assert info['parameters'] == architecture.parameter_count(built['layers'])
-    assert worker.run(8) > 0
+    assert info['steps_per_dispatch'] == 2
+    assert worker.run(2) > 0
 
 
 @pytest.mark.parametrize('cell', GATES)
