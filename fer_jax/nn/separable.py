@@ -9,6 +9,8 @@ up (jax 0.10.2). Those are elementwise, so they stay fast under vmap and in
 loops too.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,13 +19,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from fer_jax.nn import arguments
+from fer_jax.nn import arguments, chunks, varying_axes
 from fer_jax.nn.conv import Conv, Padding, checked_padding, geometry
 from fer_jax.nn.dtypes import sum_dtype
 from fer_jax.nn.initializers import glorot_uniform
 from fer_jax.nn.platforms import current_platform
 
 FORMS = ('auto', 'lax', 'shifts')
+
+_MAPS = 4
+"""As large as a chunk's images, that its backward pass reads and makes."""
 
 
 def depthwise_conv2d(
@@ -41,8 +46,8 @@ def depthwise_conv2d(
     kernel_hw1c: kernel (kh, kw, 1, C) of the same dtype.
     strides, padding: as for `conv2d`.
     form: how it is computed, one of `FORMS`; 'auto' is 'shifts' on CPU and
-      'lax' elsewhere. All give the same values and gradients to rounding.
-      Of what is exported for another platform, see `conv2d`.
+      'lax' elsewhere. All give the same values and gradients to rounding;
+      'shifts' has none in forward mode. Of what is exported for another platform, see `conv2d`.
 
   Returns:
     (B, H', W', C), of the images' dtype.
@@ -72,7 +77,7 @@ def depthwise_conv2d(
     raise ValueError(f'form must be one of {FORMS}, got {form!r}')
   window = (kernel_hw1c.shape[0], kernel_hw1c.shape[1])
   stride = arguments.pair('strides', strides)
-  pads, output_size = geometry(x_bhwc.shape[1:3], window, stride, padding)
+  pads, _ = geometry(x_bhwc.shape[1:3], window, stride, padding)
   if form == 'auto':
     form = 'shifts' if current_platform() == 'cpu' else 'lax'
   if form == 'lax':
@@ -81,32 +86,109 @@ def depthwise_conv2d(
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=x_bhwc.shape[3],
     )  # fmt: skip
-  return _shifts(x_bhwc, kernel_hw1c, stride, pads, output_size)
+  return _shifts(x_bhwc, kernel_hw1c, stride, pads)
 
 
-def _shifts(x, kernel, stride, pads, output_size):
-  """The window's shifted images, each times its row of the kernel, added."""
-  # At least float32, as the products of other forms are summed up in.
+def _shifts(x, kernel, strides, pads, chunk=None):
+  """The window's shifted images, each times its row of the kernel, added.
+
+  `chunk` images at a time, None for what the cache holds.
+  """
+  if chunk is None:
+    chunk = chunks.size(
+      chunks.cache_bytes(), _MAPS * 4 * math.prod(x.shape[1:])
+    )
+  return _shifted(*varying_axes.alike(x, kernel), strides, pads, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _shifted(x, kernel, strides, pads, chunk):
+  def images(_, x_nhwc):
+    return None, _correlate(x_nhwc, kernel, strides, pads)
+
+  x_chunks, count = chunks.split(x, chunk)
+  return chunks.join(chunks.scan(images, None, x_chunks)[1], count)
+
+
+def _shifted_fwd(x, kernel, strides, pads, chunk):
+  return _shifted(x, kernel, strides, pads, chunk), (x, kernel)
+
+
+def _shifted_bwd(strides, pads, chunk, residuals, dy):
+  """JAX's own would keep every shifted image for the kernel's gradient."""
+  x, kernel = residuals
+  flipped = kernel[::-1, ::-1]
+  window, size = kernel.shape[:2], x.shape[1:3]
+
+  def images(dkernel, chunk):
+    x_nhwc, dy_nhwc = chunk
+    dkernel += _kernel_gradient(x_nhwc, dy_nhwc, window, strides, pads)
+    spread = _spread(dy_nhwc, size, window, strides, pads)
+    return dkernel, _correlate(spread, flipped, (1, 1), ((0, 0), (0, 0)))
+
+  x_chunks, count = chunks.split(x, chunk)
+  dy_chunks, _ = chunks.split(dy, chunk)
+  zeros = jnp.zeros(kernel.shape, sum_dtype(kernel.dtype))
+  zeros, _ = varying_axes.alike(zeros, dy)
+  dkernel, dx = chunks.scan(images, zeros, (x_chunks, dy_chunks))
+  return chunks.join(dx, count), dkernel.astype(kernel.dtype)
+
+
+_shifted.defvjp(_shifted_fwd, _shifted_bwd)
+
+
+def _correlate(x, kernel, strides, pads):
   wide_dtype = sum_dtype(x.dtype)
-  padded = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(wide_dtype)
   kernel = kernel.astype(wide_dtype)
-  rows, columns = output_size
   total = jnp.zeros((), wide_dtype)
-  for i in range(kernel.shape[0]):
-    for j in range(kernel.shape[1]):
+  for (i, j), shifted in _windows(x, kernel.shape[:2], strides, pads):
+    total += shifted * kernel[i, j][None, None]
+  return total.astype(x.dtype)
+
+
+def _kernel_gradient(x, dy, window, strides, pads):
+  """(kh, kw, 1, C)."""
+  wide = dy.astype(sum_dtype(dy.dtype))
+  rows = [
+    (shifted * wide).sum((0, 1, 2))
+    for _, shifted in _windows(x, window, strides, pads)
+  ]
+  return jnp.stack(rows).reshape(*window, 1, -1)
+
+
+def _windows(x, window, strides, pads):
+  """For each place in the window its pixel of every output, (N, H', W', C)."""
+  # At least float32, as the products of other forms are summed up in.
+  padded = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(sum_dtype(x.dtype))
+  rows, columns = (
+    (length - extent) // step + 1
+    for length, extent, step in zip(
+      padded.shape[1:3], window, strides, strict=True
+    )
+  )
+  for i in range(window[0]):
+    for j in range(window[1]):
+      last = i + (rows - 1) * strides[0], j + (columns - 1) * strides[1]
       shifted = lax.slice(
         padded,
         (0, i, j, 0),
-        (
-          x.shape[0],
-          i + (rows - 1) * stride[0] + 1,
-          j + (columns - 1) * stride[1] + 1,
-          x.shape[3],
-        ),
-        (1, *stride, 1),
+        (x.shape[0], last[0] + 1, last[1] + 1, x.shape[3]),
+        (1, *strides, 1),
       )
-      total += shifted * kernel[i, j][None, None]
-  return total.astype(x.dtype)
+      yield (i, j), shifted
+
+
+def _spread(dy, size, window, strides, pads):
+  """Gradients with zeros between and around them, so that the flipped kernel
+  meets with each pixel of an image what it has made."""
+  config = [(0, 0, 0)]
+  for length, made, extent, step, (before, _) in zip(
+    size, dy.shape[1:3], window, strides, pads, strict=True
+  ):
+    first = extent - 1 - before
+    last = length + extent - 1 - first - ((made - 1) * step + 1)
+    config.append((first, last, step - 1))
+  return lax.pad(dy, jnp.zeros((), dy.dtype), [*config, (0, 0, 0)])
 
 
 class DepthwiseConv(nnx.Module):

@@ -26,7 +26,6 @@ products a row, which take half as long again to compile (jax 0.10.2).
 
 import functools
 import math
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fer_jax.nn import varying_axes
+from fer_jax.nn import chunks, varying_axes
 from fer_jax.nn.dtypes import sum_dtype
 
 # Interpolation points beside infinity, taken from the left. With 2 for 1/2,
@@ -42,17 +41,13 @@ from fer_jax.nn.dtypes import sum_dtype
 # largest element against 3e-6 at 12x12x128.
 _POINTS = (0, 1, -1, 0.5, -2)
 _SUM = _POINTS.index(1)
-# Images are worked on in chunks whose tiles, V and M, are about this large,
-# so that they are still in cache when the products read them; or this many
-# times as large as U, which every chunk reads again. A device that has several
-# cores wants larger ones, to divide among them, than one of a single core with
-# its own cache. Train steps of batch 64, images/s with chunks of 8, 4, 2 and
-# 1 MiB, one core with 2 MiB of cache: `cnn_lstm_model3` 219, 230, 242, 260;
-# `cnn_model1` 634, 640, 692, 670; `residual_bilstm`, most of whose kernels are
-# large, 236 to 240. Batch 4, a device of two cores, 8 and 2 MiB: 253 and 236,
-# 954 and 738 of the first two (jax 0.10.2).
-_CHUNK_BYTES = 8 * 2**20
-_CHUNK_BYTES_OF_CORE = 2**20
+# Chunks are of images whose tiles, V and M, fill the cache, or this many times
+# as large as U, which every chunk reads again. Images/s of train steps of batch
+# 64 with chunks of 8, 4, 2 and 1 MiB, one core with 2 MiB of cache:
+# `cnn_lstm_model3` 219, 230, 242, 260; `cnn_model1` 634, 640, 692, 670;
+# `residual_bilstm`, most of whose kernels are large, 236 to 240. Batch 4, a
+# device of two cores, 8 and 2 MiB: 253 and 236, 954 and 738 of the first two
+# (jax 0.10.2).
 _CHUNK_KERNELS = 3
 
 
@@ -144,23 +139,10 @@ def winograd_conv(
   if chunk is None:
     image = 4 * products(grid.size, stride, tile) * (channels + features)
     kernel = 4 * products((1, 1), stride, tile) * channels * features
-    wanted = max(_chunk_bytes(), _CHUNK_KERNELS * kernel)
-    # A power of two divides most batches without a padded last chunk.
-    chunk = 2 ** max(0, int(math.log2(wanted / image)))
+    wanted = max(chunks.cache_bytes(), _CHUNK_KERNELS * kernel)
+    chunk = chunks.size(wanted, image)
   operands = varying_axes.alike(x_bhwc, kernel_hwio, bias_o)
   return _conv(*operands, pads, stride, tile, chunk)
-
-
-def _chunk_bytes():
-  if hasattr(os, 'sched_getaffinity'):
-    cores = len(os.sched_getaffinity(0))
-  else:
-    cores = os.cpu_count() or 1
-  # Devices beside those of the mesh do nothing meanwhile.
-  mesh = jax.sharding.get_abstract_mesh()
-  devices = 1 if mesh.empty else mesh.size // jax.process_count()
-  alone = devices >= cores
-  return _CHUNK_BYTES_OF_CORE if alone else _CHUNK_BYTES
 
 
 class _Grid(NamedTuple):
@@ -184,8 +166,8 @@ def _grid(shape, pads, stride, tile):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _conv(x, kernel, bias, pads, stride, tile, chunk):
-  chunks, count = _split(x, chunk)
-  grid = _grid(chunks.shape[1:], pads, stride, tile)
+  x_chunks, count = chunks.split(x, chunk)
+  grid = _grid(x_chunks.shape[1:], pads, stride, tile)
   u = list(_kernel_tiles(kernel, grid))
 
   def images(_, x_nhwc):
@@ -198,7 +180,7 @@ def _conv(x, kernel, bias, pads, stride, tile, chunk):
       y += bias.astype(y.dtype)[None, None, None]
     return None, y.astype(x.dtype)
 
-  return _join(_scan(images, None, chunks)[1], count)
+  return chunks.join(chunks.scan(images, None, x_chunks)[1], count)
 
 
 def _conv_fwd(x, kernel, bias, pads, stride, tile, chunk):
@@ -208,17 +190,17 @@ def _conv_fwd(x, kernel, bias, pads, stride, tile, chunk):
 
 def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
   x, kernel, bias = residuals
-  x_chunks, count = _split(x, chunk)
-  dy_chunks, _ = _split(dy, chunk)
+  x_chunks, count = chunks.split(x, chunk)
+  dy_chunks, _ = chunks.split(dy, chunk)
   grid = _grid(x_chunks.shape[1:], pads, stride, tile)
   u_pqco = _kernel_tiles(kernel, grid)
   # Transposed here once: every chunk's product would do it again.
   u_transposed = list(u_pqco.swapaxes(2, 3))
   wide = sum_dtype(u_pqco.dtype)
 
-  def images(sums, chunks):
+  def images(sums, chunk):
     du, dbias = sums
-    x_nhwc, dy_nhwo = chunks
+    x_nhwc, dy_nhwo = chunk
     v = _input_tiles(x_nhwc, grid)
     dm = _output_tiles(dy_nhwo, grid)
     du = jax.tree.map(jnp.add, du, _products('qtc,qto->qco', v, dm))
@@ -231,54 +213,16 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
   du = list(jnp.zeros(u_pqco.shape, wide))
   sums = du, None if bias is None else jnp.zeros(bias.shape, wide)
   sums, _ = varying_axes.alike(sums, dy)
-  (du, dbias), dx = _scan(images, sums, (x_chunks, dy_chunks))
+  (du, dbias), dx = chunks.scan(images, sums, (x_chunks, dy_chunks))
   du_pqco = jnp.stack(du)
   g = grid.algorithm.kernel.T
   dkernel = _along(_along(du_pqco, g, 0), g, 1).astype(kernel.dtype)
   if dbias is not None:
     dbias = dbias.astype(kernel.dtype)
-  return _join(dx, count), dkernel, dbias
+  return chunks.join(dx, count), dkernel, dbias
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
-
-
-def _split(x, chunk):
-  """(B, ...) to (chunks, images, ...) of even size, zeros at the end."""
-  count = x.shape[0]
-  if not isinstance(count, int):
-    # A symbolic batch of `jax.export` cannot be counted.
-    return x[None], count
-  chunks = -(-count // chunk)
-  size = -(-count // chunks)
-  if chunks * size > count:
-    x = _pad(x, {0: (0, chunks * size - count)})
-  return x.reshape(chunks, size, *x.shape[1:]), count
-
-
-def _join(chunks, count):
-  return chunks.reshape(-1, *chunks.shape[2:])[:count]
-
-
-def _scan(function, carry, chunks):
-  """`lax.scan` over chunks, without a loop for one.
-
-  Chunks of one image lie in the loop without the axis of images: XLA may order
-  an axis of one otherwise than its neighbour, and copies whole maps to do so.
-  """
-  first = jax.tree.leaves(chunks)[0]
-  if first.shape[0] == 1:
-    carry, y = function(carry, jax.tree.map(lambda c: c[0], chunks))
-    return carry, y[None]
-  if first.shape[1] > 1:
-    return lax.scan(function, carry, chunks)
-
-  def image(carry, chunk):
-    carry, y = function(carry, jax.tree.map(lambda c: c[None], chunk))
-    return carry, y[0]
-
-  carry, y = lax.scan(image, carry, jax.tree.map(lambda c: c[:, 0], chunks))
-  return carry, y[:, None]
 
 
 def _pad(x, widths):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fer_jax.nn import chunks
 from fer_jax.nn.separable import (
   DepthwiseConv,
   SeparableConv,
@@ -81,13 +82,25 @@ def test_separable_convolution_and_gradients(size, strides, padding):
   close(both(forward), both(reference), 2e-6)
 
 
+@pytest.mark.parametrize('batch', [2, 5])
 @pytest.mark.parametrize(
   ('window', 'strides', 'padding'),
-  [((3, 3), 1, 'SAME'), ((2, 5), (1, 2), ((0, 3), (2, 1))), ((1, 1), 2, 0)],
+  [
+    ((3, 3), 1, 'SAME'),
+    ((3, 3), 1, 'VALID'),
+    ((3, 3), 2, 'SAME'),
+    ((2, 5), (1, 2), ((0, 3), (2, 1))),
+    ((2, 3), (3, 4), ((0, 0), (4, 0))),  # more than the window; pixels left out
+    ((1, 1), 2, 0),
+  ],
 )
-def test_forms_agree(window, strides, padding):
-  """`lax` against `shifts`, values and gradients; 2e-6."""
-  x, kernel = normal(0, 2, 7, 8, 3), normal(1, *window, 1, 3)
+def test_forms_agree(window, strides, padding, batch, monkeypatch):
+  """`lax` against `shifts`, values and gradients; 2e-6.
+
+  Five images are two chunks, and a last one that is padded.
+  """
+  x, kernel = normal(0, batch, 7, 8, 3), normal(1, *window, 1, 3)
+  monkeypatch.setattr(chunks, 'size', lambda *_: 2)
 
   def run(form):
     def function(x, kernel):
@@ -104,8 +117,10 @@ def test_forms_agree(window, strides, padding):
   close(found, expected, 2e-6)
 
 
-def test_members_and_steps():
+@pytest.mark.parametrize('chunk', [1, 8])
+def test_members_and_steps(chunk, monkeypatch):
   """Under vmap over kernels, and in a scan over images; 1e-6 of each alone."""
+  monkeypatch.setattr(chunks, 'size', lambda *_: chunk)
   x, kernels = normal(0, 3, 2, 5, 5, 4), normal(1, 3, 3, 3, 1, 4)
   convolve = jax.jit(depthwise_conv2d)
   expected = [convolve(x[n], kernels[n]) for n in range(3)]
@@ -117,6 +132,15 @@ def test_members_and_steps():
 
   _, steps = jax.jit(lambda xs: jax.lax.scan(step, 0, xs))((x, kernels))
   close(steps, jnp.stack(expected), 1e-6)
+
+
+def test_no_image_gives_none():
+  x, kernel = jnp.zeros((0, 7, 6, 4)), jnp.ones((3, 3, 1, 4))
+  y, transpose = jax.vjp(depthwise_conv2d, x, kernel)
+  assert y.shape == (0, 7, 6, 4)
+  dx, dkernel = transpose(y)
+  assert dx.shape == x.shape
+  assert not dkernel.any()
 
 
 def test_bfloat16_adds_up_in_float32():

@@ -52,20 +52,6 @@ def test_rounding_of_the_largest_tile_at_real_width():
   assert np.abs(got - want).max() / np.abs(want).max() < 1e-5
 
 
-def test_chunks_are_of_the_devices_at_work(monkeypatch):
-  """Those of a program over a mesh, whatever others the process has."""
-  monkeypatch.setattr(winograd.os, 'sched_getaffinity', lambda _: {0, 1})
-  monkeypatch.setattr(jax, 'local_device_count', lambda: 2)
-  assert winograd._chunk_bytes() == winograd._CHUNK_BYTES
-  for devices, expected in (
-    (1, winograd._CHUNK_BYTES),
-    (2, winograd._CHUNK_BYTES_OF_CORE),
-  ):
-    mesh = jax.sharding.AbstractMesh((1, devices), ('member', 'data'))
-    with jax.sharding.use_abstract_mesh(mesh):
-      assert winograd._chunk_bytes() == expected
-
-
 def test_no_image_gives_none():
   kernel = jnp.zeros((3, 3, 4, 5))
   y = winograd.winograd_conv(
