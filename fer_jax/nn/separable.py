@@ -6,7 +6,8 @@ XLA computes a convolution of C groups on CPU by a scalar loop: forward and
 gradients of (16, 6, 6, 728) with a 3x3 kernel took 98 ms on one AVX-512 core,
 against 1.9 ms for nine shifted images, each times its row of the kernel, added
 up (jax 0.10.2). Those are elementwise, so they stay fast under vmap and in
-loops too.
+loops too. A few images at a time, they are read from the cache: (32, 12, 12,
+728) on a core with AVX2 in 32 ms, against 64 at once.
 """
 
 import functools
@@ -47,7 +48,8 @@ def depthwise_conv2d(
     strides, padding: as for `conv2d`.
     form: how it is computed, one of `FORMS`; 'auto' is 'shifts' on CPU and
       'lax' elsewhere. All give the same values and gradients to rounding;
-      'shifts' has none in forward mode. Of what is exported for another platform, see `conv2d`.
+      'shifts' has no forward-mode derivative. Of what is exported for another
+      platform, see `conv2d`.
 
   Returns:
     (B, H', W', C), of the images' dtype.
