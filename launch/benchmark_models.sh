@@ -6,8 +6,8 @@
 #
 #   MODELS, BATCHES   lists, such as MODELS="cnn_model1 vgg16_gru" BATCHES="4 64"
 #   WHAT              of the benchmark (default: train_step,compilation)
-#   STEPS             a dispatch, and at least to warm up (default: 8; 1 where a step
-#                     takes many seconds)
+#   STEPS             of an epoch of Keras, and at least to warm up (default: 8; 1 or 2
+#                     where a step takes seconds)
 #   ROUNDS            in which every contender takes its turn (default: 5)
 #   PEERS             such as torch,keras_tensorflow (default: all)
 #   PYTHON            interpreter of an environment with the extra `bench`
@@ -27,7 +27,7 @@ for batch in ${BATCHES:-64 4 32 256}; do
     [ ! -e "$record" ] || continue
     "$python" -m fer_jax benchmark --what="${WHAT:-train_step,compilation}" \
       --model="$model" --batch_size="$batch" --rounds="${ROUNDS:-5}" --turn_seconds=0.5 \
-      --warm_up="${STEPS:-8}" --steps_per_dispatch="${STEPS:-8}" \
+      --warm_up="${STEPS:-8}" --steps_per_epoch="${STEPS:-8}" \
       --peers="${PEERS:-flax,torch,keras_tensorflow,keras_jax}" \
       --json="$record"
   done

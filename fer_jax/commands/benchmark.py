@@ -78,7 +78,13 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'steps_per_dispatch',
     8,
-    'steps in one loop of ours and in an epoch of Keras; less than 8 where a '
+    'steps in one loop of ours; train.block_steps is what training has',
+    lower_bound=1,
+  )
+  flags.DEFINE_integer(
+    'steps_per_epoch',
+    8,
+    'steps in an epoch of Keras, which has a cost of its own; few where a '
     'step takes seconds',
     lower_bound=1,
   )
@@ -167,6 +173,7 @@ def main(argv: list[str]) -> None:
     values.set,
     values.batch_size,
     steps_per_dispatch=values.steps_per_dispatch,
+    steps_per_epoch=values.steps_per_epoch,
     of_peers=bool({'train_step', 'population'} & set(values.what)),
   )
   record = {
@@ -293,6 +300,7 @@ def _case(
   batch_size: int,
   *,
   steps_per_dispatch: int,
+  steps_per_epoch: int,
   of_peers: bool,
 ) -> dict:
   """What the contenders are asked to build, as JSON holds it."""
@@ -319,6 +327,7 @@ def _case(
     'num_classes': NUM_CLASSES,
     'batch_size': batch_size,
     'steps_per_dispatch': steps_per_dispatch,
+    'steps_per_epoch': steps_per_epoch,
     'learning_rate': LEARNING_RATE,
     'seed': SEED,
   }

@@ -4,7 +4,8 @@ Every module offers `prepare(case) -> (run, info)`:
 
   case  dict: 'what' (the measurement), 'model', 'overrides', 'layers' (see
         `architecture`), 'input_shape', 'num_classes', 'batch_size',
-        'steps_per_dispatch' (of a loop of ours, of an epoch of Keras), 'seed'
+        'steps_per_dispatch' (of a loop of ours), 'steps_per_epoch' (of Keras),
+        'seed'
   run   function of a number of steps; returns the seconds they took, back to
         back, with all results there
   info  dict: 'steps_per_dispatch' (steps come in multiples of it),

@@ -126,7 +126,7 @@ def prepare(case: dict) -> tuple[Callable[[int], float], dict]:
   )
   draws = np.random.default_rng(case['seed'])
   # `fit` has a cost a call and an epoch; the steps of an epoch share it.
-  epoch = case['steps_per_dispatch']
+  epoch = case['steps_per_epoch']
   count = epoch * case['batch_size']
   images = draws.standard_normal((count, *case['input_shape']), np.float32)
   labels = draws.integers(case['num_classes'], size=count)

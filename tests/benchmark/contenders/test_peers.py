@@ -35,7 +35,7 @@ def case(name):
     'input_shape': [12, 12, 1],
     'num_classes': 7,
     'batch_size': 3,
-    'steps_per_dispatch': 2,
+    'steps_per_epoch': 2,
     'learning_rate': 1e-3,
     'seed': 0,
   }
