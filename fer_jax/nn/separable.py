@@ -49,7 +49,7 @@ def depthwise_conv2d(
     form: how it is computed, one of `FORMS`; 'auto' is 'shifts' on CPU and
       'lax' elsewhere. All give the same values and gradients to rounding;
       'shifts' has no forward-mode derivative. Of what is exported for another
-      platform, see `conv2d`.
+      platform, and of batches that `jax.jit` alone divides, see `conv2d`.
 
   Returns:
     (B, H', W', C), of the images' dtype.
