@@ -30,15 +30,10 @@ def test_tables_are_those_of_the_records(name):
 
 def test_speeds_of_the_models_are_those_of_the_records():
   page = (ROOT / 'docs' / 'models.md').read_text()
-  rows = re.findall(
-    r'^\| `(\w+)` \| P.*\| ([\d,]+)(?: \(batch (\d+)\))? \|$',
-    page,
-    re.MULTILINE,
-  )
+  rows = re.findall(r'^\| `(\w+)` \| P.*\| ([\d,]+) \|$', page, re.MULTILINE)
   assert len(rows) == 11
-  for model, rate, batch in rows:
-    name = f'{model}_{batch or 64}.json'
-    path = ROOT / 'docs' / 'records' / 'models_epyc' / name
+  for model, rate in rows:
+    path = ROOT / 'docs' / 'records' / 'models' / f'{model}_64.json'
     own = json.loads(path.read_text())['train_step']['contenders']['fer_jax']
     assert f'{own["images_per_second"]["median"]:,.0f}' == rate, model
 
