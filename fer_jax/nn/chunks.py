@@ -37,7 +37,7 @@ def size(wanted: int, image_bytes: int) -> int:
 
   A power of two, which divides most batches without a padded last chunk.
   """
-  return 2 ** max(0, int(math.log2(wanted / image_bytes)))
+  return 2 ** max(0, int(math.log2(wanted / max(1, image_bytes))))
 
 
 def split(x: jax.Array, chunk: int) -> tuple[jax.Array, Any]:

@@ -91,15 +91,11 @@ def depthwise_conv2d(
   return _shifts(x_bhwc, kernel_hw1c, stride, pads)
 
 
-def _shifts(x, kernel, strides, pads, chunk=None):
-  """The window's shifted images, each times its row of the kernel, added.
-
-  `chunk` images at a time, None for what the cache holds.
-  """
-  if chunk is None:
-    chunk = chunks.size(
-      chunks.cache_bytes(), _MAPS * 4 * math.prod(x.shape[1:])
-    )
+def _shifts(x, kernel, strides, pads):
+  """The window's shifted images, each times its row of the kernel, added; of
+  as many images at a time as the cache holds."""
+  maps = _MAPS * 4 * math.prod(x.shape[1:])
+  chunk = chunks.size(chunks.cache_bytes(), maps)
   return _shifted(*varying_axes.alike(x, kernel), strides, pads, chunk)
 
 

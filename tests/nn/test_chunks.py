@@ -24,7 +24,7 @@ def test_cache_is_of_the_devices_at_work(monkeypatch):
 
 @pytest.mark.parametrize(
   ('wanted', 'image_bytes', 'images'),
-  [(100, 25, 4), (100, 13, 4), (100, 12, 8), (100, 101, 1)],
+  [(100, 25, 4), (100, 13, 4), (100, 12, 8), (100, 101, 1), (64, 0, 64)],
 )
 def test_sizes(wanted, image_bytes, images):
   assert chunks.size(wanted, image_bytes) == images
