@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 _BYTES = 8 * 2**20
@@ -58,7 +59,7 @@ def split(x: jax.Array, chunk: int) -> tuple[jax.Array, Any]:
   images = -(-count // chunks)
   more = chunks * images - count
   if more:
-    x = lax.pad(x, x.dtype.type(0), [(0, more, 0), *[(0, 0, 0)] * (x.ndim - 1)])
+    x = jnp.pad(x, ((0, more), *[(0, 0)] * (x.ndim - 1)))
   return x.reshape(chunks, images, *x.shape[1:]), count
 
 

@@ -118,8 +118,8 @@ def _shifted_bwd(strides, pads, chunk, residuals, dy):
   flipped = kernel[::-1, ::-1]
   window, size = kernel.shape[:2], x.shape[1:3]
 
-  def images(dkernel, chunk):
-    x_nhwc, dy_nhwc = chunk
+  def images(dkernel, maps):
+    x_nhwc, dy_nhwc = maps
     dkernel += _kernel_gradient(x_nhwc, dy_nhwc, window, strides, pads)
     spread = _spread(dy_nhwc, size, window, strides, pads)
     return dkernel, _correlate(spread, flipped, (1, 1), ((0, 0), (0, 0)))

@@ -198,9 +198,9 @@ def _conv_bwd(pads, stride, tile, chunk, residuals, dy):
   u_transposed = list(u_pqco.swapaxes(2, 3))
   wide = sum_dtype(u_pqco.dtype)
 
-  def images(sums, chunk):
+  def images(sums, maps):
     du, dbias = sums
-    x_nhwc, dy_nhwo = chunk
+    x_nhwc, dy_nhwo = maps
     v = _input_tiles(x_nhwc, grid)
     dm = _output_tiles(dy_nhwo, grid)
     du = jax.tree.map(jnp.add, du, _products('qtc,qto->qco', v, dm))
